@@ -1,0 +1,27 @@
+"""Reference of the key order every selection follows, and of select and topk.
+
+NaN first, then +inf down to -inf with -0 equal to +0, then the smaller index.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def descending_order(keys: torch.Tensor) -> torch.Tensor:
+    """All indices of `keys` [n], largest key first, ties by the smaller index."""
+    # argsort(stable, descending) keeps the input order of equal keys; torch orders NaN as the largest and -0 as +0.
+    return torch.sort(keys.double(), stable=True, descending=True).indices
+
+
+def select(keys: torch.Tensor, k: int) -> torch.Tensor:
+    """The indices of the k largest keys, ascending."""
+    return descending_order(keys)[:k].sort().values
+
+
+def topk(keys: torch.Tensor, k: int, sorted: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and indices of the k largest keys: largest first, or by ascending index when not sorted."""
+    indices = descending_order(keys)[:k]
+    if not sorted:
+        indices = indices.sort().values
+    return keys[indices], indices
