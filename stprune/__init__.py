@@ -1,6 +1,6 @@
 """Dynamic sample pruning for spatio-temporal training."""
 
-from stprune import _load, ops
+from stprune import _load
 from stprune._load import library_status
 from stprune.ops import select, topk
 
