@@ -1,0 +1,291 @@
+"""Windows as a map-style data set, cut from the series when they are asked for."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stprune.windows._check import as_length, as_range, as_series, mapped_file
+
+DAY = np.timedelta64(1, "D")
+
+
+def split_windows(
+    num_times: int, history: int, horizon: int, ratios: Sequence[float] = (6, 2, 2)
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Chronological train, validation and test row ranges that share no row, so no window crosses a split.
+
+    Rows are cut, not windows (the BasicTS convention): each of the first two parts gets its share of the rows
+    rounded down, the last part gets the rest. The 17,856 rows of PEMS08 give 10,690 / 3,548 / 3,549 windows of
+    12 + 12 steps. Cutting the list of windows instead (10,700 / 3,567 / 3,566) lets windows reach into the next part.
+
+    Args:
+        num_times: Rows of the series.
+        history: Input steps of a window.
+        horizon: Target steps of a window.
+        ratios: Three positive numbers, in any unit; (6, 2, 2) and (0.6, 0.2, 0.2) are the same.
+
+    Returns:
+        ``((start, stop), (start, stop), (start, stop))``, to be passed to `WindowDataset`.
+
+    Raises:
+        ValueError: A length is not positive, there are not three positive finite ratios, or a part is too short for
+            one window.
+        TypeError: A length is not an int.
+
+    Example:
+        >>> split_windows(17856, 12, 12)
+        ((0, 10713), (10713, 14284), (14284, 17856))
+
+    Source:
+        BasicTS: its PEMS08 data set holds 10690/3548/3549 windows of 12 + 12 steps.
+    """
+    num_times = as_length("split_windows", "num_times", num_times)
+    window = as_length("split_windows", "history", history) + as_length("split_windows", "horizon", horizon)
+    if len(ratios) != 3 or not all(np.isfinite(r) and r > 0 for r in ratios):
+        raise ValueError(f"split_windows: ratios must be three positive numbers, got {tuple(ratios)}")
+    # Exact shares: 0.6 is meant as 6/10, not as the binary number next to it, which may lose a row.
+    shares = [Fraction(r).limit_denominator(10**6) for r in ratios]
+    first, second = (int(num_times * share / sum(shares)) for share in shares[:2])
+    parts = ((0, first), (first, first + second), (first + second, num_times))
+    for name, (start, stop) in zip(("train", "validation", "test"), parts, strict=True):
+        if stop - start < window:
+            raise ValueError(
+                f"split_windows: num_times must leave the {name} part at least history + horizon = {window} rows, "
+                f"got {stop - start} of {num_times}"
+            )
+    return parts
+
+
+class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Every window of a series, cut out when it is asked for; no window is stored.
+
+    Window i begins at row ``starts[i] = start + i * stride``; x is the ``history`` rows from there and y the
+    ``horizon`` rows after them. Windows never reach beyond ``stop``, so the ranges of `split_windows` keep the parts
+    apart. x and y are views of the series when it is a tensor or a writable array and no time features are asked
+    for (copy before changing them in place); read-only arrays and memory maps give copies.
+
+    Args:
+        series: [time, node, channel] or [time, node] (one channel), tensor, array or ``np.memmap``, the unit of your
+            model. Kept by reference, never modified.
+        history: Input steps, at least 1.
+        horizon: Target steps, at least 1.
+        stride: Rows between the starts of neighbouring windows, at least 1.
+        start: First row that may be used.
+        stop: Row behind the last that may be used; None is the end of the series.
+        target_channels: Channel or distinct channels of y; None is all. x always has all.
+        steps_per_day: Appends two channels to x, computed from the row number: time of day
+            ``(row + first_step) % steps_per_day / steps_per_day`` and day of week ``day % 7 / 7``, both in [0, 1).
+            An embedding index is ``round(feature * steps_per_day)``; truncation loses steps to float rounding.
+        first_step: Steps between a Monday 00:00 and row 0, at least 0.
+        timestamps: [time] datetime64 in place of ``steps_per_day``: the same two channels from the clock (Monday is 0),
+            right also where rows are missing.
+
+    Raises:
+        TypeError: ``series`` is no array of real numbers, a length or channel is no int, time features are asked of a
+            series that is neither float32 nor float64, ``timestamps`` is not datetime64.
+        ValueError: A length is below 1, rows [start, stop) lie outside the series or hold no window, a channel is out
+            of range or repeated, ``timestamps`` has another length, NaT or comes with ``steps_per_day``.
+
+    Example:
+        >>> import torch
+        >>> from stprune.windows import WindowDataset
+        >>> windows = WindowDataset(torch.arange(40.0).reshape(20, 2), history=3, horizon=2)
+        >>> x, y = windows[1]
+        >>> len(windows), x.shape, y[:, :, 0].tolist()
+        (16, torch.Size([3, 2, 1]), [[8.0, 9.0], [10.0, 11.0]])
+
+    Source:
+        Shapes and time features as BasicTS and LargeST use them; window ids count starts, overlap is history + horizon
+        - stride rows.
+    """
+
+    def __init__(
+        self,
+        series: Tensor | np.ndarray[Any, Any],
+        *,
+        history: int = 12,
+        horizon: int = 12,
+        stride: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        target_channels: int | Sequence[int] | None = None,
+        steps_per_day: int | None = None,
+        first_step: int = 0,
+        timestamps: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        self.series = as_series("WindowDataset", series)
+        self.history = as_length("WindowDataset", "history", history)
+        self.horizon = as_length("WindowDataset", "horizon", horizon)
+        self.stride = as_length("WindowDataset", "stride", stride)
+        window = self.history + self.horizon
+        self.start, self.stop = as_range("WindowDataset", self.series.shape[0], start, stop, window)
+        self._length = (self.stop - self.start - window) // self.stride + 1
+        self._channels = _as_channels(target_channels, self.series.shape[2])
+        self.steps_per_day = steps_per_day
+        if steps_per_day is not None:
+            self.steps_per_day = as_length("WindowDataset", "steps_per_day", steps_per_day)
+        self.first_step = as_length("WindowDataset", "first_step", first_step, least=0)
+        self.timestamps = timestamps
+        self._check_clock()
+
+    def __len__(self) -> int:
+        """Number of windows in rows [start, stop)."""
+        return self._length
+
+    def __repr__(self) -> str:
+        """Sizes of the series and of its windows."""
+        return (
+            f"WindowDataset({self._length} windows of {self.history} + {self.horizon} steps, stride {self.stride}, "
+            f"rows [{self.start}, {self.stop}) of {tuple(self.series.shape)})"
+        )
+
+    @property
+    def starts(self) -> Tensor:
+        """[num_windows] int64: the row at which each window's history begins; made anew on each access."""
+        return self.start + self.stride * torch.arange(self._length, dtype=torch.int64)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """x [history, node, channel] and y [horizon, node, target channel] of one window."""
+        row = self._row(index)
+        cut = row + self.history
+        x, y = self._rows(row, cut), self._rows(cut, cut + self.horizon)[..., self._channels]
+        clock = self._clock(np.arange(row, cut))
+        return (x if clock is None else self._append(x, clock)), y
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """The windows of a batch in the order of ``indices``, for the DataLoader's collate function to stack."""
+        return [self[index] for index in indices]
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, history, node, channel] and y [B, horizon, node, target channel], gathered at once, contiguous copies.
+
+        Args:
+            indices: Window ids, int64 tensor or sequence of int, in any order, repeats allowed. Not modified.
+
+        Returns:
+            The same values as stacking ``self[i]`` for every i, in the order of ``indices``.
+
+        Raises:
+            IndexError: An id lies outside [-num_windows, num_windows).
+            TypeError: An id is not an int.
+
+        Example:
+            >>> import torch
+            >>> from stprune.windows import WindowDataset
+            >>> x, y = WindowDataset(torch.zeros(30, 4, 1), history=6, horizon=3).batch([0, 21, 5])
+            >>> x.shape, y.shape
+            (torch.Size([3, 6, 4, 1]), torch.Size([3, 3, 4, 1]))
+        """
+        first = self._first_rows(indices)[:, None]
+        past = first + np.arange(self.history)
+        future = first + self.history + np.arange(self.horizon)
+        x, y = self._gather(past), self._gather(future)[..., self._channels].contiguous()
+        clock = self._clock(past)
+        return (x if clock is None else self._append(x, clock)), y
+
+    def _row(self, index: int) -> int:
+        position = operator.index(index)
+        if not -self._length <= position < self._length:
+            raise IndexError(f"WindowDataset: index must lie in [{-self._length}, {self._length}), got {position}")
+        return self.start + self.stride * (position % self._length)
+
+    def _first_rows(self, indices: Sequence[int] | Tensor) -> np.ndarray[Any, Any]:
+        ids = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise TypeError(f"WindowDataset: indices must be a flat sequence of ints, got {ids.ndim}-D {ids.dtype}")
+        ids = ids.astype(np.int64)
+        outside = (ids < -self._length) | (ids >= self._length)
+        if outside.any():
+            self._row(int(ids[outside][0]))
+        return self.start + self.stride * (ids % self._length)
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        block = self.series[first:last]
+        if isinstance(block, Tensor):
+            return block
+        # torch warns about read-only memory, and writing into a mapped file by accident must not be possible.
+        return torch.from_numpy(np.asarray(block) if _is_private(block) else np.array(block))
+
+    def _gather(self, rows: np.ndarray[Any, Any]) -> Tensor:
+        if isinstance(self.series, Tensor):
+            flat = torch.from_numpy(rows.reshape(-1)).to(self.series.device)
+            return self.series.index_select(0, flat).reshape(*rows.shape, *self.series.shape[1:])
+        return torch.from_numpy(np.asarray(self.series[rows]))
+
+    def _clock(self, rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+        if self.steps_per_day is not None:
+            day, step = np.divmod(rows + self.first_step, self.steps_per_day)
+            return step / self.steps_per_day, day % 7 / 7
+        if self.timestamps is not None:
+            times = self.timestamps[rows]
+            days = times.astype("datetime64[D]")
+            # Day 0 of datetime64, 1970-01-01, was a Thursday: 3 days after a Monday.
+            return (times - days) / DAY, (days.astype(np.int64) + 3) % 7 / 7
+        return None
+
+    def _append(self, x: Tensor, clock: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> Tensor:
+        features = [torch.from_numpy(feature).to(x)[..., None, None].expand(*x.shape[:-1], 1) for feature in clock]
+        return torch.cat([x, *features], dim=-1)
+
+    def _check_clock(self) -> None:
+        if self.steps_per_day is None and self.timestamps is None:
+            return
+        if str(self.series.dtype).removeprefix("torch.") not in ("float32", "float64"):
+            # In 16 bits the last minutes of a day round to 1.0, one step beyond a time-of-day embedding.
+            kind = self.series.dtype
+            raise TypeError(f"WindowDataset: series must be float32 or float64 for time features, got {kind}")
+        if self.timestamps is None:
+            return
+        if self.steps_per_day is not None:
+            raise ValueError("WindowDataset: timestamps must not come with steps_per_day, got both")
+        if not isinstance(self.timestamps, np.ndarray) or self.timestamps.dtype.kind != "M":
+            kind = getattr(self.timestamps, "dtype", type(self.timestamps).__name__)
+            raise TypeError(f"WindowDataset: timestamps must be a datetime64 array, got {kind}")
+        if self.timestamps.shape != self.series.shape[:1] or bool(np.isnat(self.timestamps).any()):
+            raise ValueError(
+                f"WindowDataset: timestamps must be one time for each of the {self.series.shape[0]} rows, got shape "
+                f"{self.timestamps.shape}, {int(np.isnat(self.timestamps).sum())} of them NaT"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for copies and workers; a memory map travels as its file's name, not as its contents."""
+        state = dict(self.__dict__)
+        source = mapped_file(self.series)
+        if source is not None:
+            state["series"] = source
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy; a memory map is opened again read-only."""
+        self.__dict__.update(state)
+        if isinstance(self.series, dict):
+            self.series = as_series("WindowDataset", np.memmap(**self.series, mode="r"))
+
+
+def _as_channels(target_channels: Any, num_channels: int) -> Any:
+    """An index of the last dimension: a slice (a view) where the channels are neighbours, otherwise a list (a copy)."""
+    if target_channels is None:
+        return slice(None)
+    wanted = [target_channels] if hasattr(target_channels, "__index__") else list(target_channels)
+    if not wanted or not all(hasattr(c, "__index__") and not isinstance(c, bool) for c in wanted):
+        raise TypeError(f"WindowDataset: target_channels must be an int or ints, got {target_channels!r}")
+    channels = [operator.index(c) for c in wanted]
+    if not all(0 <= c < num_channels for c in channels) or len(set(channels)) < len(channels):
+        raise ValueError(
+            f"WindowDataset: target_channels must be distinct and lie in [0, {num_channels}), got {channels}"
+        )
+    if channels == list(range(channels[0], channels[0] + len(channels))):
+        return slice(channels[0], channels[0] + len(channels))
+    return channels
+
+
+def _is_private(array: np.ndarray[Any, Any]) -> bool:
+    return bool(array.flags.writeable) and not isinstance(array, np.memmap)
