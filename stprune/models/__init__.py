@@ -1,0 +1,9 @@
+"""Small reference forecasters that take drawn nodes: `STID` and `STAEformer`.
+
+They are what the demo and the benchmarks train, and they show the one argument a model needs for node pruning: `node`.
+"""
+
+from stprune.models.staeformer import STAEformer
+from stprune.models.stid import STID
+
+__all__ = ["STID", "STAEformer"]
