@@ -1,0 +1,197 @@
+"""The data set that carries its sample ids: collation, subsets, copies, workers, and the defects of its predecessors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import multiprocessing
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from stprune.data import IndexedDataset, Series
+from stprune.windows import WindowDataset
+
+
+class Squares(Dataset[tuple[torch.Tensor, int]]):
+    """A map-style data set without batched access."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return torch.tensor([float(index), float(index) ** 2]), index % 3
+
+
+class Batched(Squares):
+    """The same with batched access, which it counts."""
+
+    calls = 0
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+        self.calls += 1
+        return [super(Batched, self).__getitem__(i) for i in indices]
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize("kind", [Squares, Batched])
+def test_every_sample_comes_with_its_id(kind: type[Squares]) -> None:
+    data = kind(10)
+    indexed = IndexedDataset(data)
+    assert len(indexed) == 10
+    assert indexed.dataset is data
+    for i in range(10):
+        index, (x, label) = indexed[i]
+        assert type(index) is int
+        assert index == i
+        assert torch.equal(x, data[i][0])
+        assert label == i % 3
+
+
+@pytest.mark.parametrize("kind", [Squares, Batched])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_collated_ids_are_int64(kind: type[Squares], workers: int) -> None:
+    loader = DataLoader(IndexedDataset(kind(10)), batch_size=4, num_workers=workers, sampler=[9, 0, 3, 3, 7])
+    seen = []
+    for index, (x, label) in loader:
+        assert index.dtype == torch.int64
+        assert torch.equal(x[:, 0], index.float())
+        assert torch.equal(label, index % 3)
+        seen += index.tolist()
+    assert seen == [9, 0, 3, 3, 7]
+
+
+def test_batched_access_is_passed_on() -> None:
+    data = Batched(10)
+    items = IndexedDataset(data).__getitems__([3, np.int64(1), torch.tensor(-1)])  # type: ignore[list-item]
+    assert [index for index, _ in items] == [3, 1, 9]
+    assert [float(x[0]) for _, (x, _) in items] == [3.0, 1.0, 9.0]
+    assert data.calls == 1
+    list(DataLoader(IndexedDataset(data), batch_size=5))
+    assert data.calls == 3
+
+
+def test_short_batches_are_refused() -> None:
+    class Lossy(Squares):
+        def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+            return [self[i] for i in indices][:-1]
+
+    with pytest.raises(ValueError, match="__getitems__ of Lossy must return 3 samples, got 2"):
+        IndexedDataset(Lossy(5)).__getitems__([0, 1, 2])
+
+
+def test_index_rules() -> None:
+    indexed = IndexedDataset(Squares(10))
+    assert indexed[-1][0] == 9
+    assert indexed[np.int32(4)][0] == 4
+    assert type(indexed[torch.tensor(4)][0]) is int
+    for bad in (10, -11):
+        with pytest.raises(IndexError, match=r"index must lie in \[-10, 10\)"):
+            indexed[bad]
+        with pytest.raises(IndexError, match=f"got {bad}"):
+            indexed.__getitems__([0, bad])
+    with pytest.raises(TypeError):
+        indexed[1.0]  # type: ignore[index]
+    assert [index for index, _ in indexed] == list(range(10))  # type: ignore[attr-defined]
+
+
+def test_large_ids_stay_exact() -> None:
+    class Huge(Squares):
+        def __getitem__(self, index: int) -> Any:
+            return index
+
+    # Beyond 2^24 a float32 and beyond 2^53 a float64 would round the id; beyond 2^31 an int32 would wrap.
+    ids = [2**24 + 1, 2**31 + 1, 2**53 + 1]
+    loader = DataLoader(IndexedDataset(Huge(2**60)), batch_size=3, sampler=ids)
+    index, sample = next(iter(loader))
+    assert index.tolist() == sample.tolist() == ids
+
+
+@pytest.mark.parametrize("kind", [Squares, Batched])
+def test_defect_16_subsets_either_way(kind: type[Squares]) -> None:
+    ids = [8, 2, 5]
+    outer = list(DataLoader(Subset(IndexedDataset(kind(10)), ids), batch_size=3))
+    assert len(outer) == 1
+    index, (x, _) = outer[0]
+    assert index.tolist() == ids
+    assert x[:, 0].tolist() == ids
+    inner = IndexedDataset(Subset(kind(10), ids))
+    assert len(inner) == 3
+    index, (x, _) = next(iter(DataLoader(inner, batch_size=3)))
+    assert index.tolist() == [0, 1, 2]
+    assert x[:, 0].tolist() == ids
+    # One sample alone is a pair of the id and the sample, never a longer tuple.
+    assert [len(item) for item in (outer[0], Subset(IndexedDataset(kind(10)), ids)[0], inner[0])] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [Squares, Batched])
+def test_defect_11_copies_pickles_and_spawn(kind: type[Squares]) -> None:
+    indexed = IndexedDataset(kind(6))
+    for twin in (copy.copy(indexed), copy.deepcopy(indexed), pickle.loads(pickle.dumps(indexed))):
+        assert len(twin) == 6
+        assert twin[4][0] == 4
+    assert copy.copy(indexed).dataset is indexed.dataset
+    assert copy.deepcopy(indexed).dataset is not indexed.dataset
+    # An object that exists before its attributes do, as unpickling makes it, must fail plainly instead of recursing.
+    with pytest.raises(AttributeError):
+        _ = IndexedDataset.__new__(IndexedDataset).dataset
+    with pytest.raises(AttributeError):
+        _ = indexed.size  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_worker_processes(method: str) -> None:
+    loader = DataLoader(
+        IndexedDataset(Squares(7)),
+        batch_sampler=BatchSampler([6, 1, 4, 0], 3, drop_last=False),
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context(method),
+    )
+    batches = [(index.tolist(), x[:, 0].tolist()) for index, (x, _) in loader]
+    assert batches == [([6, 1, 4], [6.0, 1.0, 4.0]), ([0], [0.0])]
+
+
+def test_wraps_windows() -> None:
+    windows = WindowDataset(torch.arange(60.0).reshape(30, 2), history=4, horizon=3)
+    index, (x, y) = next(iter(DataLoader(IndexedDataset(windows), batch_size=3, sampler=[20, 0, 7])))
+    assert torch.equal(x, windows.batch(index)[0])
+    assert torch.equal(y, windows.batch(index)[1])
+    assert IndexedDataset(windows)[-1][0] == 23
+
+
+def test_sequences_and_tensor_data_sets() -> None:
+    assert IndexedDataset([5, 6])[1] == (1, 6)
+    index, (x,) = next(iter(DataLoader(IndexedDataset(TensorDataset(torch.arange(4))), batch_size=4)))
+    assert torch.equal(index, x)
+
+
+def test_iterable_data_sets_are_refused() -> None:
+    with pytest.raises(TypeError, match="dataset must be map-style, got the iterable-style Stream"):
+        IndexedDataset(Stream())
+    with pytest.raises(TypeError, match="map-style with __getitem__, got generator"):
+        IndexedDataset(i for i in range(3))
+    with pytest.raises(TypeError, match="map-style with __len__, got Endless"):
+        IndexedDataset(type("Endless", (), {"__getitem__": lambda self, i: i})())
+
+
+def test_series_is_frozen_and_small_to_print() -> None:
+    series = Series(values=np.zeros((4, 2, 1), np.float32), name="zeros")
+    assert repr(series) == "Series('zeros', 4 times x 2 nodes x 1 channels)"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        series.name = "ones"  # type: ignore[misc]
+    assert series == series  # identity: comparing arrays inside == would raise
+    assert series != Series(values=series.values, name="zeros")
