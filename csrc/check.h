@@ -1,5 +1,5 @@
-// Checks that launchers repeat because reading out of bounds would follow; everything a user can get wrong is checked in
-// stprune/ops with a better message.
+// Checks that launchers repeat because reading out of bounds would follow; everything a user can get wrong is checked
+// in stprune/ops with a better message.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,0 +1,54 @@
+// check_range: the first value outside [0, high] and how many are positive, in one pass; what draws check their input
+// with.
+#include <limits>
+
+#include "cpu/order.h"
+
+namespace stprune {
+namespace {
+
+int64_t range_of(const float* x, int64_t n, double high, int64_t* positive) {
+  return kernels().range_f32(x, n, static_cast<float>(high), positive);
+}
+int64_t range_of(const double* x, int64_t n, double high, int64_t* positive) {
+  return kernels().range_f64(x, n, high, positive);
+}
+
+template <typename T>
+void range_kernel(const T* values /* [n] */, int64_t n, double high, int64_t* out /* [2] */) {
+  std::atomic<int64_t> first_bad{std::numeric_limits<int64_t>::max()}, total{0};
+  for_chunks(num_chunks(n), [&](int64_t chunk) {
+    int64_t positive;
+    const int64_t bad = range_of(values + chunk * CHUNK, chunk_size(n, chunk), high, &positive);
+    total.fetch_add(positive, std::memory_order_relaxed);
+    if (bad < 0) return;
+    int64_t seen = first_bad.load();
+    while (chunk * CHUNK + bad < seen && !first_bad.compare_exchange_weak(seen, chunk * CHUNK + bad)) {
+    }
+  });
+  out[0] = first_bad.load() == std::numeric_limits<int64_t>::max() ? -1 : first_bad.load();
+  out[1] = total.load();
+}
+
+Tensor check_range(const Tensor& values, double high) {
+  check_vector(values, "check_range", "values");
+  Tensor out = torch::stable::new_empty(values, {2}, ScalarType::Long);
+  int64_t* to = out.mutable_data_ptr<int64_t>();
+  switch (values.scalar_type()) {
+    case ScalarType::Float:
+      range_kernel(values.const_data_ptr<float>(), values.numel(), high, to);
+      break;
+    case ScalarType::Double:
+      range_kernel(values.const_data_ptr<double>(), values.numel(), high, to);
+      break;
+    default:
+      STD_TORCH_CHECK(false, "check_range: unsupported dtype");
+  }
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("check_range", TORCH_BOX(&check_range)); }
+
+}  // namespace stprune

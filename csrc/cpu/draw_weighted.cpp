@@ -1,0 +1,90 @@
+// draw_weighted: weighted sampling without replacement. The keys are functions of (seed, epoch, index) and the weight;
+// they are recomputed block by block and never stored.
+#include <tuple>
+
+#include "cpu/order.h"
+
+namespace stprune {
+namespace {
+
+// Minus the sampling keys, so that the smallest become the largest: negation is exact.
+struct WeightedKeys {
+  using Key = float;
+  // 2,048 words and keys fill 16 KiB: half of a common L1.
+  static constexpr int64_t BLOCK = 2048;
+  struct Buffer {
+    uint32_t words[BLOCK];
+    float keys[BLOCK];
+  };
+  const float* weights;  // [n]
+  int64_t n;
+  PhiloxKey key;
+  uint32_t epoch;
+  bool race;
+
+  void fill(const float* w, const uint32_t* words, int64_t size, float* keys) const {
+    race ? kernels().race(w, words, size, keys) : kernels().priority(w, words, size, keys);
+  }
+
+  float at(int64_t i) const {
+    const uint32_t word = philox_word_at(key, epoch, STREAM_WEIGHTED, i);
+    float result;
+    fill(weights + i, &word, 1, &result);
+    return result;
+  }
+
+  const float* block(int64_t first, int64_t size, Buffer& buffer) const {
+    const uint64_t c = philox_counter(first);
+    kernels().words(key.low, key.high, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), epoch, STREAM_WEIGHTED,
+                    (size + 63) / 64, buffer.words);
+    fill(weights + first, buffer.words, size, buffer.keys);
+    return buffer.keys;
+  }
+};
+
+// Horvitz-Thompson weights of priority sampling: max(1, tau / w), tau = 1 / threshold.
+void priority_weights(const float* weights, const int64_t* indices, int64_t k, float threshold, float* out /* [k] */) {
+  // A threshold that underflowed to zero would make the weights infinite.
+  const double tau = 1.0 / std::max(static_cast<double>(threshold), 0x1p-149);
+  for_chunks(num_chunks(k), [=](int64_t chunk) {
+    const int64_t end = chunk * CHUNK + chunk_size(k, chunk);
+    for (int64_t j = chunk * CHUNK; j < end; ++j) {
+      const double weight = tau / static_cast<double>(weights[indices[j]]);
+      out[j] = static_cast<float>(weight > 1.0 ? weight : 1.0);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race) {
+  check_vector(weights, "draw_weighted", "weights");
+  check_dtype(weights, ScalarType::Float, "draw_weighted", "weights");
+  const int64_t n = weights.numel();
+  STD_TORCH_CHECK(k >= 0 && k <= n, "draw_weighted: k must lie in [0, ", n, "], got ", k);
+  Tensor indices = torch::stable::new_empty(weights, {k}, ScalarType::Long);
+  Tensor out = torch::stable::new_empty(weights, {race ? 0 : k});
+  if (k == 0) return {indices, out};
+  const WeightedKeys keys{weights.const_data_ptr<float>(), n, philox_key(seed), static_cast<uint32_t>(epoch), race};
+  int64_t* to = indices.mutable_data_ptr<int64_t>();
+  // The threshold is the key after the last that is kept. There is none when k takes every item, or every one with a
+  // weight: then all are certain and weigh 1.
+  float threshold = std::numeric_limits<float>::infinity();
+  if (k < n) {
+    threshold = -select_largest(keys, k + 1, k, weights, to);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = i;
+  }
+  if (race) return {indices, out};
+  float* result = out.mutable_data_ptr<float>();
+  if (threshold < std::numeric_limits<float>::infinity()) {
+    priority_weights(keys.weights, to, k, threshold, result);
+  } else {
+    std::fill(result, result + k, 1.0f);
+  }
+  return {indices, out};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("draw_weighted", TORCH_BOX(&draw_weighted)); }
+
+}  // namespace stprune

@@ -1,0 +1,59 @@
+// The inner loops that profit from wide registers, compiled once per instruction set and chosen at run time. Every set
+// gives the same bits: integers, comparisons and single IEEE operations only, contraction off.
+//
+// `bits` are masks of 64 elements a word, element i at bit i & 63 of word i >> 6; the bits behind the last element are
+// 0.
+#pragma once
+
+#include <stdint.h>
+
+#include "permutation.h"
+
+namespace stprune {
+
+// Elements a kernel call handles at most, and a multiple of 64: small enough for positions in 16 bits and buffers in L1
+// or L2, large enough that a call costs nothing. Chunks are fixed, so no result depends on the number of threads.
+constexpr int64_t CHUNK = 1 << 14;
+
+struct Kernels {
+  const char* name;
+  // Words of `blocks` runs of 64 indices: counter (c0 + 16 * block + lane, c1, c2, c3).  out [64 * blocks]
+  void (*words)(uint32_t key_low, uint32_t key_high, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t blocks,
+                uint32_t* out);
+  // above: x >= high or NaN. inside: low < x < high. Returns the number above; *inside_count the number inside.
+  int64_t (*split_f32)(const float* x, int64_t n, float low, float high, uint64_t* above, uint64_t* inside,
+                       int64_t* inside_count);
+  int64_t (*split_f64)(const double* x, int64_t n, double low, double high, uint64_t* above, uint64_t* inside,
+                       int64_t* inside_count);
+  // greater: x before t in the key order, equal: neither before nor after (so NaN equals NaN, -0 equals +0).
+  int64_t (*compare_f32)(const float* x, int64_t n, float t, uint64_t* greater, uint64_t* equal, int64_t* equal_count);
+  int64_t (*compare_f64)(const double* x, int64_t n, double t, uint64_t* greater, uint64_t* equal,
+                         int64_t* equal_count);
+  // Minus the keys of weighted sampling (so that the largest are drawn): minus infinity where w = 0.
+  void (*priority)(const float* w, const uint32_t* words, int64_t n, float* keys);
+  void (*race)(const float* w, const uint32_t* words, int64_t n, float* keys);
+  // bit: word < p * 2^32. Returns the number of set bits.
+  int64_t (*bernoulli_f32)(const float* p, const uint32_t* words, int64_t n, uint64_t* bits);
+  int64_t (*bernoulli_f64)(const double* p, const uint32_t* words, int64_t n, uint64_t* bits);
+  // round(p * 2^32), half to even.  q [n]
+  void (*fixed_point_f32)(const float* p, int64_t n, int64_t* q);
+  void (*fixed_point_f64)(const double* p, int64_t n, int64_t* q);
+  // First index with not 0 <= x <= high, or -1; *positive: how many x > 0.
+  int64_t (*range_f32)(const float* x, int64_t n, float high, int64_t* positive);
+  int64_t (*range_f64)(const double* x, int64_t n, double high, int64_t* positive);
+  // base + position of every set bit, ascending, into out [count]; never writes behind it.
+  void (*emit)(const uint64_t* bits, int64_t num_words, int64_t base, int64_t* out, int64_t count);
+  // perm(start) .. perm(start + count - 1) for n >= PERMUTATION_SMALL.  out [count]
+  void (*permute)(const Permutation* p, int64_t start, int64_t count, int64_t* out);
+};
+
+extern const Kernels kernels_baseline;
+#if defined(STPRUNE_X86)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// The set in use: the widest this machine has, unless stprune_set_isa chose another.
+const Kernels& kernels();
+
+}  // namespace stprune

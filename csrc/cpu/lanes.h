@@ -1,0 +1,188 @@
+// Vectors of the instruction set this translation unit is compiled for. STPRUNE_ISA is 2 (AVX-512), 1 (AVX2) or 0 (what
+// the compiler targets by default: SSE2 on x86, plain loops elsewhere). Arithmetic uses the compiler's vector types;
+// intrinsics stand only where those generate poor code. No header that defines inline functions with external linkage
+// may be included here: the linker could keep the copy compiled for the wider set.
+#pragma once
+
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace stprune {
+namespace {
+
+#if STPRUNE_ISA == 2
+constexpr int VECTOR_BYTES = 64;
+#elif STPRUNE_ISA == 1
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+
+typedef uint32_t U32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t I32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef float F32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef double F64 __attribute__((vector_size(VECTOR_BYTES)));
+
+constexpr int LANES_32 = VECTOR_BYTES / 4;
+constexpr int LANES_64 = VECTOR_BYTES / 8;
+
+#define STPRUNE_INLINE inline __attribute__((always_inline))
+
+template <typename V>
+STPRUNE_INLINE V load(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof(V));
+  return v;
+}
+
+template <typename V>
+STPRUNE_INLINE void store(void* to, V v) {
+  __builtin_memcpy(to, &v, sizeof(V));
+}
+
+// Comparison masks, lane i at bit i; false where an operand is NaN.
+#if STPRUNE_ISA == 2
+STPRUNE_INLINE uint64_t less(F32 a, F32 b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+STPRUNE_INLINE uint64_t less_equal(F32 a, F32 b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
+STPRUNE_INLINE uint64_t equal(F32 a, F32 b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+STPRUNE_INLINE uint64_t less(F64 a, F64 b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
+STPRUNE_INLINE uint64_t less_equal(F64 a, F64 b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ); }
+STPRUNE_INLINE uint64_t equal(F64 a, F64 b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
+#elif STPRUNE_ISA == 1
+STPRUNE_INLINE uint64_t bits_of(__m256 v) { return static_cast<uint32_t>(_mm256_movemask_ps(v)); }
+STPRUNE_INLINE uint64_t bits_of(__m256d v) { return static_cast<uint32_t>(_mm256_movemask_pd(v)); }
+STPRUNE_INLINE uint64_t less(F32 a, F32 b) { return bits_of(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)); }
+STPRUNE_INLINE uint64_t less_equal(F32 a, F32 b) { return bits_of(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ)); }
+STPRUNE_INLINE uint64_t equal(F32 a, F32 b) { return bits_of(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_EQ_OQ)); }
+STPRUNE_INLINE uint64_t less(F64 a, F64 b) { return bits_of(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LT_OQ)); }
+STPRUNE_INLINE uint64_t less_equal(F64 a, F64 b) { return bits_of(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LE_OQ)); }
+STPRUNE_INLINE uint64_t equal(F64 a, F64 b) { return bits_of(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_EQ_OQ)); }
+#elif defined(__SSE2__)
+STPRUNE_INLINE uint64_t bits_of(__m128 v) { return static_cast<uint32_t>(_mm_movemask_ps(v)); }
+STPRUNE_INLINE uint64_t bits_of(__m128d v) { return static_cast<uint32_t>(_mm_movemask_pd(v)); }
+STPRUNE_INLINE uint64_t less(F32 a, F32 b) { return bits_of(_mm_cmplt_ps((__m128)a, (__m128)b)); }
+STPRUNE_INLINE uint64_t less_equal(F32 a, F32 b) { return bits_of(_mm_cmple_ps((__m128)a, (__m128)b)); }
+STPRUNE_INLINE uint64_t equal(F32 a, F32 b) { return bits_of(_mm_cmpeq_ps((__m128)a, (__m128)b)); }
+STPRUNE_INLINE uint64_t less(F64 a, F64 b) { return bits_of(_mm_cmplt_pd((__m128d)a, (__m128d)b)); }
+STPRUNE_INLINE uint64_t less_equal(F64 a, F64 b) { return bits_of(_mm_cmple_pd((__m128d)a, (__m128d)b)); }
+STPRUNE_INLINE uint64_t equal(F64 a, F64 b) { return bits_of(_mm_cmpeq_pd((__m128d)a, (__m128d)b)); }
+#else
+template <typename V>
+STPRUNE_INLINE uint64_t bits_of(V v) {
+  uint64_t bits = 0;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) bits |= static_cast<uint64_t>(v[i] & 1) << i;
+  return bits;
+}
+STPRUNE_INLINE uint64_t less(F32 a, F32 b) { return bits_of(a < b); }
+STPRUNE_INLINE uint64_t less_equal(F32 a, F32 b) { return bits_of(a <= b); }
+STPRUNE_INLINE uint64_t equal(F32 a, F32 b) { return bits_of(a == b); }
+STPRUNE_INLINE uint64_t less(F64 a, F64 b) { return bits_of(a < b); }
+STPRUNE_INLINE uint64_t less_equal(F64 a, F64 b) { return bits_of(a <= b); }
+STPRUNE_INLINE uint64_t equal(F64 a, F64 b) { return bits_of(a == b); }
+#endif
+
+// High and low half of 32 x 32 bit products with one factor.
+STPRUNE_INLINE void multiply(U32 a, uint32_t factor, U32* high, U32* low) {
+#if STPRUNE_ISA == 2
+  const __m512i m = _mm512_set1_epi32(static_cast<int>(factor)), v = (__m512i)a;
+  const __m512i even = _mm512_mul_epu32(v, m);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), m);
+  *high = (U32)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
+  *low = (U32)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
+#elif STPRUNE_ISA == 1
+  const __m256i m = _mm256_set1_epi32(static_cast<int>(factor)), v = (__m256i)a;
+  const __m256i even = _mm256_mul_epu32(v, m);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), m);
+  *high = (U32)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  *low = (U32)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+#elif defined(__SSE2__)
+  const __m128i m = _mm_set1_epi32(static_cast<int>(factor)), v = (__m128i)a;
+  const __m128i even = _mm_mul_epu32(v, m);
+  const __m128i odd = _mm_mul_epu32(_mm_srli_epi64(v, 32), m);
+  const __m128i low_half = _mm_set1_epi64x(0xFFFFFFFFll);
+  *high = (U32)_mm_or_si128(_mm_srli_epi64(even, 32), _mm_andnot_si128(low_half, odd));
+  *low = (U32)_mm_or_si128(_mm_and_si128(even, low_half), _mm_slli_epi64(odd, 32));
+#else
+  for (int i = 0; i < LANES_32; ++i) {
+    const uint64_t product = static_cast<uint64_t>(a[i]) * factor;
+    (*high)[i] = static_cast<uint32_t>(product >> 32);
+    (*low)[i] = static_cast<uint32_t>(product);
+  }
+#endif
+}
+
+STPRUNE_INLINE U32 multiply_low(U32 a, uint32_t factor) {
+#if STPRUNE_ISA == 0 && defined(__SSE2__)
+  U32 high, low;
+  multiply(a, factor, &high, &low);
+  return low;
+#else
+  return a * factor;
+#endif
+}
+
+STPRUNE_INLINE U32 multiply_high(U32 a, uint32_t factor) {
+  U32 high, low;
+  multiply(a, factor, &high, &low);
+  return high;
+}
+
+// float32 of 32-bit words, rounded once.
+STPRUNE_INLINE F32 to_float(U32 word) {
+#if STPRUNE_ISA == 2
+  return (F32)_mm512_cvtepu32_ps((__m512i)word);
+#else
+  // Both halves convert exactly, the first stays exact when scaled, so the sum rounds once.
+  const F32 high = __builtin_convertvector((I32)(word >> 16), F32);
+  const F32 low = __builtin_convertvector((I32)(word & 0xFFFFu), F32);
+  return high * 65536.0f + low;
+#endif
+}
+
+// LANES_64 words, floats or doubles as float64.
+STPRUNE_INLINE F64 load_f64(const uint32_t* from) {
+#if STPRUNE_ISA == 2
+  return (F64)_mm512_cvtepu32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif STPRUNE_ISA == 1
+  // word | 2^52 as the bits of a double is 2^52 + word.
+  const __m256i wide = _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  const __m256d magic = _mm256_set1_pd(4503599627370496.0);
+  return (F64)_mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(wide), magic), magic);
+#else
+  F64 v;
+  for (int i = 0; i < LANES_64; ++i) v[i] = static_cast<double>(from[i]);
+  return v;
+#endif
+}
+
+STPRUNE_INLINE F64 load_f64(const float* from) {
+#if STPRUNE_ISA == 2
+  return (F64)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif STPRUNE_ISA == 1
+  return (F64)_mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+  F64 v;
+  for (int i = 0; i < LANES_64; ++i) v[i] = static_cast<double>(from[i]);
+  return v;
+#endif
+}
+
+STPRUNE_INLINE F64 load_f64(const double* from) { return load<F64>(from); }
+
+template <typename T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  using Vector = F32;
+  static constexpr int COUNT = LANES_32;
+};
+template <>
+struct Lanes<double> {
+  using Vector = F64;
+  static constexpr int COUNT = LANES_64;
+};
+
+}  // namespace
+}  // namespace stprune

@@ -1,0 +1,78 @@
+"""draw: a sample with given inclusion probabilities."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.ops import _check
+from stprune.ops._range import in_range
+from stprune.ops._registry import define
+from stprune.reference import draw as reference
+
+# The sum of 2^30 fixed-point probabilities of 32 bits still fits into int64.
+_MOST = 1 << 30
+
+
+def _fake(probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
+    size = torch.library.get_ctx().new_dynamic_size() if count is None else count
+    return probability.new_empty((size,), dtype=torch.int64)
+
+
+define("draw(Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", reference.draw, _fake)
+
+
+def draw(probability: torch.Tensor, *, seed: int, epoch: int, count: int | None = None) -> torch.Tensor:
+    """Indices drawn with given inclusion probabilities.
+
+    Without `count` every index is drawn on its own (Bernoulli), and the number drawn varies. With `count` the draw is
+    systematic: exactly that many indices, each still with exactly its probability (to 2^-32). The running sum of the
+    probabilities meets the items block by block (4,096 consecutive indices), inside a block in a random order, and keeps
+    whoever carries it over the next whole number, counted from a random start. So every stretch of time keeps its share
+    of the sample, no daily or weekly period can resonate with the steps, and the work splits over threads.
+
+    The result is a function of (probability, seed, epoch, count) on every device and for any number of threads; no
+    global generator is read or written.
+
+    Args:
+        probability: [n] float32 or float64 in [0, 1]; 0 is never and 1 always drawn; not modified.
+        seed: in [0, 2^63).
+        epoch: in [0, 2^32); another epoch is an independent draw.
+        count: how many, the sum of `probability` to within 0.5, in [0, n]; what rounding leaves is spread over the items
+            that are neither 0 nor 1. n is at most 2^30 then.
+
+    Returns:
+        [number drawn] int64, ascending, on the device of `probability`.
+
+    Raises:
+        TypeError: `probability` is neither float32 nor float64, or an integer argument is none.
+        ValueError: `probability` is not one-dimensional or holds NaN or a value outside [0, 1]; `count` lies outside
+            [0, n] or further than 0.5 from the sum; `seed` or `epoch` is out of range.
+
+    Example:
+        >>> import torch, stprune
+        >>> p = torch.tensor([1.0, 0.5, 0.0, 0.5])
+        >>> kept = stprune.draw(p, seed=0, epoch=3, count=2)
+        >>> len(kept), 0 in kept, 2 in kept
+        (2, True, False)
+
+    Source:
+        Madow: On the theory of systematic sampling, II (1949), with a random order inside blocks (our
+        definition). The fixed point is round(p * 2^32), half to even.
+    """
+    probability = _check.tensor("draw", "probability", probability).detach()
+    if probability.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"draw: probability must be float32 or float64, got {probability.dtype}")
+    _check.vector("draw", "probability", probability)
+    seed, epoch = _check.seed_and_epoch("draw", seed, epoch)
+    n = probability.numel()
+    if count is not None:
+        count = _check.integer("draw", "count", count, 0, n)
+        if n > _MOST:
+            raise ValueError(f"draw: probability must have at most 2^30 elements when count is given, got {n}")
+    probability = probability.contiguous()
+    in_range("draw", "probability", "lie in [0, 1]", probability, 1.0)
+    if count is not None:
+        total = float(probability.sum(dtype=torch.float64))
+        if not abs(total - count) <= 0.5:
+            raise ValueError(f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {total:g}")
+    return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]

@@ -1,0 +1,81 @@
+"""draw_weighted: weighted sampling without replacement, any number of items."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.ops import _check
+from stprune.ops._range import in_range
+from stprune.ops._registry import define
+from stprune.reference import draw_weighted as reference
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def _fake(weights: torch.Tensor, k: int, seed: int, epoch: int, race: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return weights.new_empty((k,), dtype=torch.int64), weights.new_empty((0 if race else k,))
+
+
+define(
+    "draw_weighted(Tensor weights, SymInt k, int seed, int epoch, bool race) -> (Tensor, Tensor)",
+    reference.draw_weighted,
+    _fake,
+)
+
+
+def draw_weighted(
+    weights: torch.Tensor, k: int, *, seed: int, epoch: int, law: str = "priority"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """k items drawn without replacement, large weights first, and what each then counts for.
+
+    Each item gets a key, a random number divided by its weight, and the k smallest keys are kept, ties by the smaller
+    index. `law="priority"` uses u / w with u uniform: the key after the last kept, t, is a threshold that makes
+    max(1, 1 / (t w)) an unbiased weight: for any values v, the sum over the kept of weight * v has the sum over all as its
+    expectation. `law="race"` uses -log(u) / w, the order in which independent exponential clocks of rate w ring
+    (successive sampling, torch.multinomial's law); its inclusion probabilities have no closed form, so it has no weights.
+
+    A function of (weights, k, seed, epoch, law), the same bits on every device and for any number of threads.
+
+    Args:
+        weights: [n] float32, finite and not negative; items of weight 0 are never drawn; not modified. Only float32: other
+            dtypes would need a rounding that could turn a weight into 0. Ratios matter, not the scale; outside
+            [1e-36, 1e28] the float32 keys lose resolution.
+        k: how many, in [0, number of positive weights].
+        seed: in [0, 2^63).
+        epoch: in [0, 2^32); another epoch is an independent draw.
+        law: "priority" or "race".
+
+    Returns:
+        indices [k] int64, ascending; and weights [k] float32, at least 1 (all 1 when k is the number of positive weights),
+        or None for the race.
+
+    Raises:
+        TypeError: `weights` is no float32 tensor, or an integer argument is none.
+        ValueError: `weights` is not one-dimensional or holds NaN, infinity or a negative value; `k` exceeds the number of
+            positive weights; an unknown `law`; `seed` or `epoch` is out of range.
+
+    Example:
+        >>> import torch, stprune
+        >>> indices, weights = stprune.draw_weighted(torch.tensor([0.0, 1.0, 1.0, 8.0]), 3, seed=0, epoch=0)
+        >>> indices, weights
+        (tensor([1, 2, 3]), tensor([1., 1., 1.]))
+
+    Source:
+        Duffield, Lund, Thorup: Priority sampling for estimation of arbitrary subset sums (J. ACM 54, 2007). Race:
+        Efraimidis, Spirakis: Weighted random sampling with a reservoir (2006).
+    """
+    weights = _check.tensor("draw_weighted", "weights", weights).detach()
+    if weights.dtype != torch.float32:
+        raise TypeError(f"draw_weighted: weights must be float32, got {weights.dtype}")
+    _check.vector("draw_weighted", "weights", weights)
+    k = _check.integer("draw_weighted", "k", k, 0)
+    seed, epoch = _check.seed_and_epoch("draw_weighted", seed, epoch)
+    race = _check.choice("draw_weighted", "law", law, ("priority", "race")) == "race"
+    weights = weights.contiguous()
+    positive = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
+    if k > positive:
+        raise ValueError(
+            f"draw_weighted: more samples asked than have weight: k must lie in [0, {positive}] (the positive weights), got {k}"
+        )
+    indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race)
+    return indices, None if race else sample_weights

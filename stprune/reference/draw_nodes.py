@@ -1,0 +1,29 @@
+"""Reference of the nodes drawn for a window: a function of (seed, epoch, window), nothing stored."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.reference.random import MASK_32, NODES, philox4x32, split_seed
+
+# Words evaluated at a time: bounds the int64 temporaries to some 10 MB.
+_CHUNK = 1 << 18
+
+
+def node_words(window: torch.Tensor, num_nodes: int, seed: int, epoch: int) -> torch.Tensor:
+    """The word of every node in every window: [B] int64 -> [B, num_nodes] int64 in [0, 2^32)."""
+    c = torch.arange(16 * -(-num_nodes // 64), dtype=torch.int64, device=window.device)
+    window = window.unsqueeze(1)
+    fourth = NODES | (window >> 32) << 8
+    four = philox4x32((c, window & MASK_32, epoch, fourth), split_seed(seed), window.device)
+    return torch.stack(four, 1).view(len(window), 4, -1, 16).transpose(1, 2).flatten(1)[:, :num_nodes]
+
+
+def draw_nodes(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
+    """The `count` nodes of each window with the smallest words, ties to the smaller node, ascending."""
+    rows = max(1, _CHUNK // num_nodes)
+    parts = [
+        torch.sort(node_words(part, num_nodes, seed, epoch), dim=1, stable=True).indices[:, :count].sort(dim=1).values
+        for part in index.split(rows)
+    ]
+    return torch.cat(parts) if index.numel() else index.new_empty((0, count))
