@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stprune.data.classic import check_length
 from stprune.data.series import (
     Array,
     Series,
@@ -35,6 +36,7 @@ MAX_JSON = 1 << 24
 def read_netcdf(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
     """A netCDF-3 or netCDF-4 file; the variable ``key``, or all variables over time."""
     netcdf, xarray = require("netCDF4", path), require("xarray", path)
+    check_length(path)
     try:
         # xarray reads coordinates while it opens a file, so sizes are checked before.
         with netcdf.Dataset(path, "r") as file:
@@ -94,7 +96,7 @@ def _inspect_array(place: Path, content: dict[str, Any], max_bytes: int) -> None
         raise failure(place, "shape", "be a list of non-negative ints", f"{shape!r}")
     try:
         itemsize = int(np.dtype(descr).itemsize)
-    except TypeError:
+    except (TypeError, ValueError):  # Zarr 3 names some types, text among them, in words NumPy does not know
         itemsize = 8
     check_bytes(place, "shape", tuple(shape), itemsize, max_bytes)
     with os.scandir(place.parent) as entries:

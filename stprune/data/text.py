@@ -51,7 +51,7 @@ def read_csv(path: Path, name: str, header: bool, max_bytes: int) -> Series:
     stamps: list[str] = []
     reader = itertools.islice(_lines(path), first_row, None)
     for row in range(0, num_times, LINES):
-        chunk = list(itertools.islice(reader, LINES))
+        chunk = list(itertools.islice(reader, min(LINES, num_times - row)))
         numbers, column = _parse(path, chunk, delimiter, len(names), bool(has_times), row + first_row + 1)
         fill_float32(path, "values", values[row : row + len(chunk)], numbers[:, :, None], row)
         stamps += column
@@ -101,12 +101,11 @@ def _split(path: Path, line: str, delimiter: str) -> list[str]:
 
 def _sniff(path: Path, head: list[str]) -> str:
     """The delimiter that cuts the first lines into equally many cells, the most of them; comma for a single column."""
-    widths = {}
-    for delimiter in DELIMITERS:
-        cells = {len(_split(path, line, delimiter)) for line in head}
-        widths[delimiter] = max(cells) if len(cells) == 1 else 0
-    best = max(DELIMITERS, key=lambda delimiter: widths[delimiter])
-    if widths[best] == 0:
+    counts = {d: [len(_split(path, line, d)) for line in head] for d in DELIMITERS}
+    equal = {d: max(cells) if len(set(cells)) == 1 else 0 for d, cells in counts.items()}
+    best = max(DELIMITERS, key=lambda d: equal[d])
+    # One column is only believed when no delimiter cuts either line.
+    if equal[best] <= 1 and any(max(cells) > 1 for cells in counts.values()):
         raise failure(path, "header", "have as many cells as the row below", f"{head[0][:80]!r}, {head[-1][:80]!r}")
     return best
 
