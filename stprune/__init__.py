@@ -1,10 +1,66 @@
-"""Dynamic sample pruning for spatio-temporal training."""
+"""Dynamic sample pruning for spatio-temporal training.
+
+Two changed lines in a PyTorch loop:
+
+    sampler = stprune.PruningSampler(len(train_set), num_epochs=100, keep_ratio=0.5)
+    criterion = stprune.PrunedLoss(sampler, loss="mae", null_value=0.0)
+"""
 
 from stprune import _load
-from stprune._load import library_status
-from stprune.ops import select, topk
+from stprune._load import LibraryStatus, library_status
+from stprune.data import IndexedDataset, Series, read_series
+from stprune.loss import PrunedLoss
+from stprune.methods import METHODS, Method
+from stprune.ops import (
+    ResidualStats,
+    draw,
+    draw_nodes,
+    draw_weighted,
+    gather_nodes,
+    permute,
+    residual_stats,
+    score,
+    select,
+    shuffle,
+    topk,
+)
+from stprune.plan import EpochPlan, plan_epoch
+from stprune.sampler import PruningSampler
+from stprune.schedule import Schedule
+from stprune.table import ScoreTable
+from stprune.windows import WindowDataset, split_windows, stationarity, stratify
 
 _load.load(__path__)
 
 __version__ = "0.1.0"
-__all__ = ["library_status", "select", "topk"]
+__all__ = [
+    "METHODS",
+    "EpochPlan",
+    "IndexedDataset",
+    "LibraryStatus",
+    "Method",
+    "PrunedLoss",
+    "PruningSampler",
+    "ResidualStats",
+    "Schedule",
+    "ScoreTable",
+    "Series",
+    "WindowDataset",
+    "__version__",
+    "draw",
+    "draw_nodes",
+    "draw_weighted",
+    "gather_nodes",
+    "library_status",
+    "permute",
+    "plan_epoch",
+    "read_series",
+    "residual_stats",
+    "score",
+    "select",
+    "shuffle",
+    "split_windows",
+    "stationarity",
+    "stratify",
+    "topk",
+]

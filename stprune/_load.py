@@ -51,9 +51,7 @@ def _load_one(name: str, folders: Iterable[str]) -> LibraryStatus:
         library.stprune_abi_version.restype = ctypes.c_int64
         found = int(library.stprune_abi_version())
         if found != ABI_VERSION:
-            return LibraryStatus(
-                False, os.fspath(path), f"built for op version {found}, this is {ABI_VERSION}; build it again"
-            )
+            return LibraryStatus(False, os.fspath(path), f"built for op version {found}, this is {ABI_VERSION}; build it again")
     except (OSError, AttributeError) as error:
         return LibraryStatus(False, os.fspath(path), f"could not be loaded: {error}")
     return LibraryStatus(True, os.fspath(path), "")

@@ -1,0 +1,60 @@
+"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (method.md, 4-7).
+
+A method is a small class with two functions, `inclusion` and `weights`; the rest has defaults:
+
+    class Squared(stprune.Method):
+        name = "squared"
+
+        def inclusion(self, scores, *, keep_ratio, seed, epoch):
+            return budget_probability(scores.square(), keep_ratio * len(scores), 0.0)
+
+        def weights(self, probability):
+            return 1.0 / probability
+"""
+
+from __future__ import annotations
+
+from stprune.methods.base import Method, adapt
+from stprune.methods.greedy import UCB, EpsilonGreedy, TopK
+from stprune.methods.infobatch import InfoBatch
+from stprune.methods.seta import SeTa
+from stprune.methods.st_prune import STPrune
+from stprune.methods.uniform import RS2, Full, SoftRandom
+
+__all__ = [
+    "METHODS",
+    "RS2",
+    "UCB",
+    "EpsilonGreedy",
+    "Full",
+    "InfoBatch",
+    "Method",
+    "STPrune",
+    "SeTa",
+    "SoftRandom",
+    "TopK",
+    "resolve",
+]
+
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (STPrune, InfoBatch, SoftRandom, RS2, EpsilonGreedy, UCB, SeTa, TopK, Full)
+}
+"""Methods by name."""
+
+
+def resolve(method: str | Method | object) -> Method:
+    """The method object for a name, an instance, or any object with `inclusion` and `weights`.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: an object without the two functions.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(sorted(METHODS))} or an object, got {method!r}")
+        return METHODS[method]()
+    if isinstance(method, Method):
+        return method
+    if callable(getattr(method, "inclusion", None)) and callable(getattr(method, "weights", None)):
+        return adapt(method)
+    raise TypeError(f"method must have the functions inclusion and weights, got {type(method).__name__}")

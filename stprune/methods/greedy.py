@@ -1,0 +1,80 @@
+"""Methods that keep the largest scores: epsilon-greedy, top-k, ucb (eq. 8)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from stprune.methods.base import Method, asked_count
+from stprune.ops import _check, select
+
+if TYPE_CHECKING:
+    from stprune.table import ScoreTable
+
+
+class EpsilonGreedy(Method):
+    """The (1 - epsilon) * K samples of largest score, and a uniform draw from the others (eq. 8). Biased: weights are 1.
+
+    Args:
+        epsilon: share of the budget spent on uniform draws, in [0, 1].
+
+    Source:
+        Raju et al., "Accelerating Deep Learning with Dynamic Data Pruning", 2021.
+    """
+
+    name = "epsilon-greedy"
+    beta = 0.5
+
+    def __init__(self, *, epsilon: float = 0.1) -> None:
+        self.epsilon = _check.real("EpsilonGreedy", "epsilon", epsilon, 0.0, 1.0)
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        n = scores.numel()
+        unknown = int((~torch.isfinite(scores)).sum())
+        count = max(asked_count(keep_ratio, n), unknown)
+        top = max(round((1.0 - self.epsilon) * count), unknown)
+        rest = (count - top) / (n - top) if n > top else 0.0
+        probability = torch.full_like(scores, rest, dtype=torch.float32)
+        probability[select(scores, top)] = 1.0
+        return probability
+
+    def weights(self, probability: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(probability)
+
+
+class TopK(Method):
+    """The K samples of largest score. Biased: weights are 1, and easy samples are never seen again until they age."""
+
+    name = "top-k"
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        unknown = int((~torch.isfinite(scores)).sum())
+        probability = torch.zeros_like(scores, dtype=torch.float32)
+        probability[select(scores, max(asked_count(keep_ratio, scores.numel()), unknown))] = 1.0
+        return probability
+
+    def weights(self, probability: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(probability)
+
+
+class UCB(TopK):
+    """Top-k of the smoothed score plus `bonus` times its running variance. Biased: weights are 1.
+
+    Args:
+        bonus: weight of the variance, >= 0.
+
+    Source:
+        Raju et al., "Accelerating Deep Learning with Dynamic Data Pruning", 2021.
+    """
+
+    name = "ucb"
+    beta = 0.5
+    track_variance = True
+
+    def __init__(self, *, bonus: float = 1.0) -> None:
+        self.bonus = _check.real("UCB", "bonus", bonus, 0.0, math.inf)
+
+    def scores_of(self, table: ScoreTable) -> torch.Tensor:
+        return table.scores + self.bonus * table.variance

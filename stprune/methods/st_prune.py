@@ -1,0 +1,53 @@
+"""ST-Prune: the budget rule (eq. 7)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stprune.methods.base import Method, asked_count
+from stprune.ops import _check
+from stprune.ops.budget import budget_probability
+
+
+class STPrune(Method):
+    """Probability proportional to a power of the score, clipped, with the asked number of samples exactly (eq. 7).
+
+    Samples never scored, or scored NaN or infinite, are kept with weight 1; when they alone exceed the budget the epoch
+    is larger than asked (the first epoch is full).
+
+    Args:
+        alpha: power of the score, >= 0; 0 is soft random.
+        weight_cap: bound on how many times its fair share a sample can weigh, >= 1: no probability falls below
+            keep_ratio / weight_cap.
+
+    Source:
+        Eq. 7 and 10, our definition of the sampler of ST-Prune (arXiv 2602.19113), which publishes no formula.
+    """
+
+    name = "st-prune"
+    unbiased = True
+    beta = 0.5
+    decay = 0.97
+
+    def __init__(self, *, alpha: float = 0.5, weight_cap: float = 5.0) -> None:
+        self.alpha = _check.real("STPrune", "alpha", alpha, 0.0, math.inf)
+        self.weight_cap = _check.real("STPrune", "weight_cap", weight_cap, 1.0, math.inf)
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        n = scores.numel()
+        known = torch.isfinite(scores)
+        num_known = int(known.sum())
+        if num_known == 0:
+            return torch.ones_like(scores, dtype=torch.float32)
+        minimum = keep_ratio / self.weight_cap
+        budget = min(float(num_known), max(asked_count(keep_ratio, n) - (n - num_known), math.ceil(minimum * num_known)))
+        size = scores if num_known == n else scores[known]
+        # Losses are not negative; a score of one's own may be, and then teaches nothing.
+        size = size.clamp_min(0.0)
+        size = size.sqrt() if self.alpha == 0.5 else size.double().pow(self.alpha)
+        probability = budget_probability(size, budget, minimum)
+        if num_known == n:
+            return probability
+        return torch.ones_like(scores, dtype=torch.float32).masked_scatter_(known, probability)

@@ -1,0 +1,65 @@
+"""Methods that look at no score: full, soft-random, rs2."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.methods.base import Method, asked_count
+from stprune.ops import permute
+
+
+class Full(Method):
+    """Every sample, every epoch, weight 1: training without pruning."""
+
+    name = "full"
+    unbiased = True
+    needs_scores = False
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        return torch.ones_like(scores, dtype=torch.float32)
+
+
+class SoftRandom(Method):
+    """A fresh uniformly random subset each epoch: the control that every claim about scores is tested against.
+
+    All probabilities are equal, so all weights are, and under `rescale="per_step"` they are exactly 1.
+
+    Source:
+        Eq. 7 with alpha = 0.
+    """
+
+    name = "soft-random"
+    unbiased = True
+    needs_scores = False
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        count = asked_count(keep_ratio, scores.numel())
+        return torch.full_like(scores, count / max(1, scores.numel()), dtype=torch.float32)
+
+
+class RS2(Method):
+    """Walk one random permutation, a keep ratio's worth each epoch, so that no sample returns before all had their turn.
+
+    At the end the walk goes on at the permutation's beginning; every ceil(n / K) epochs in a row cover all samples.
+    Weights are 1: the choice does not depend on the samples.
+
+    Source:
+        Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy", ICLR 2024, without replacement.
+    """
+
+    name = "rs2"
+    needs_scores = False
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        n = scores.numel()
+        count = asked_count(keep_ratio, n)
+        probability = torch.zeros_like(scores, dtype=torch.float32)
+        start = (epoch * count) % n if n else 0
+        # One permutation serves the whole run: it is keyed by the seed alone (epoch 0).
+        head = permute(n, start, min(n, start + count), seed=seed, epoch=0)
+        tail = permute(n, 0, start + count - n, seed=seed, epoch=0) if start + count > n else head[:0]
+        probability[torch.cat([head, tail]).to(scores.device)] = 1.0
+        return probability
+
+    def weights(self, probability: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(probability)

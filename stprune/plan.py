@@ -1,0 +1,203 @@
+"""EpochPlan: which samples an epoch trains on, in what order, at what weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from stprune.methods import Method, resolve
+from stprune.ops import _check, permute
+from stprune.ops.finite_mean import finite_mean
+
+MIN_STRATUM = 30
+"""A stratum with fewer kept samples than this merges with its neighbour (method.md, section 5)."""
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The kept samples of one epoch.
+
+    Attributes:
+        epoch: the epoch it was made for.
+        indices: [K] int64 kept ids, ascending.
+        weights: [K] float32, aligned with `indices`; for an unbiased method their sum over the kept set estimates
+            num_samples.
+        num_samples: size of the training set.
+        seed: what the order is keyed by, together with the epoch.
+        mean_weight: mean of `weights`; dividing by it gives the `per_step` convention.
+    """
+
+    epoch: int
+    indices: torch.Tensor
+    weights: torch.Tensor
+    num_samples: int
+    seed: int
+    mean_weight: float
+
+    def __len__(self) -> int:
+        return self.indices.numel()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every sample is kept."""
+        return len(self) == self.num_samples
+
+    def order(self, start: int, stop: int) -> torch.Tensor:
+        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64.
+
+        The order is a counter-based permutation: any stretch costs only its own length, and every rank and device sees the
+        same one.
+        """
+        positions = permute(len(self), start, stop, seed=self.seed, epoch=self.epoch)
+        return positions if self.is_full else self.indices[positions.to(self.indices.device)]
+
+    def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""
+        if len(self) == 0:
+            return torch.zeros(index.shape, device=index.device), torch.zeros_like(index, dtype=torch.bool)
+        if self.is_full:
+            position = index.clamp(0, self.num_samples - 1)
+        else:
+            position = torch.searchsorted(self.indices, index.contiguous()).clamp_max(len(self) - 1)
+        known = self.indices[position] == index
+        return torch.where(known, self.weights[position], 0.0), known
+
+    def shard(self, rank: int, num_replicas: int) -> EpochPlan:
+        """This rank's share: every num_replicas-th sample of the order. Shares are disjoint and of equal size.
+
+        The last K mod num_replicas samples of the order go to nobody, as shares could not be equal otherwise.
+
+        Raises:
+            ValueError: rank lies outside [0, num_replicas - 1].
+        """
+        num_replicas = _check.integer("EpochPlan.shard", "num_replicas", num_replicas, 1)
+        rank = _check.integer("EpochPlan.shard", "rank", rank, 0, num_replicas - 1)
+        size = len(self) // num_replicas
+        positions = permute(len(self), 0, size * num_replicas, seed=self.seed, epoch=self.epoch)[rank::num_replicas]
+        kept = positions.sort().values.to(self.indices.device)
+        weights = self.weights[kept]
+        return replace(self, indices=self.indices[kept], weights=weights, mean_weight=_mean(weights))
+
+    def to(self, device: torch.device | str) -> EpochPlan:
+        """The same plan with its tensors on `device`."""
+        return replace(self, indices=self.indices.to(device), weights=self.weights.to(device))
+
+
+def plan_epoch(
+    scores: torch.Tensor,
+    *,
+    method: str | Method = "st-prune",
+    keep_ratio: float,
+    epoch: int,
+    seed: int,
+    strata: torch.Tensor | None = None,
+) -> EpochPlan:
+    """Choose the samples of an epoch. A pure function: the same arguments give the same plan on every rank and device.
+
+    Args:
+        scores: [num_samples] floating, from earlier epochs; +inf (never scored) and NaN are kept. Not modified.
+        method: a name from `stprune.METHODS` or a method object.
+        keep_ratio: share of the samples to keep, in (0, 1]; 1 keeps all with weight 1, whatever the method.
+        epoch: in [0, 2^32).
+        seed: in [0, 2^63).
+        strata: [num_samples] int64 labels >= 0, or None. With strata every stratum keeps its exact share of the total
+            weight (eq. 10).
+
+    Returns:
+        The plan; `indices` are ascending.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its rule; the message names it.
+
+    Example:
+        >>> import torch, stprune
+        >>> plan = stprune.plan_epoch(torch.ones(10), method="soft-random", keep_ratio=0.3, epoch=0, seed=0)
+        >>> len(plan), float(plan.weights.sum())
+        (3, 10.0)
+
+    Source:
+        Eq. 6-10.
+    """
+    op = "plan_epoch"
+    scores = _check.vector(op, "scores", _check.floating(op, "scores", scores)).detach()
+    keep_ratio = _check.real(op, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
+    seed, epoch = _check.seed_and_epoch(op, seed, epoch)
+    rule = resolve(method)
+    num_samples = scores.numel()
+    if strata is not None:
+        strata = checked_strata(op, strata, num_samples).to(scores.device)
+    if keep_ratio == 1.0 or num_samples == 0:
+        everything = torch.arange(num_samples, device=scores.device)
+        weights = torch.ones(1, device=scores.device).expand(num_samples)
+        return EpochPlan(epoch, everything, weights, num_samples, seed, 1.0)
+    probability = rule.inclusion(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+    _check_probability(rule.name, probability, scores)
+    indices = rule.draw(probability, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+    weights = rule.weights(probability[indices]).to(torch.float32)
+    if strata is not None and rule.unbiased:
+        weights = calibrate(weights, strata[indices], torch.bincount(strata))
+    return EpochPlan(epoch, indices, weights, num_samples, seed, _mean(weights))
+
+
+def checked_strata(op: str, strata: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """`strata` if it is [num_samples] int64 labels >= 0."""
+    strata = _check.index(op, "strata", strata)
+    if strata.numel() != num_samples:
+        raise ValueError(f"{op}: strata must have one label for each of {num_samples} samples, got {strata.numel()}")
+    if num_samples and int(strata.min()) < 0:
+        raise ValueError(f"{op}: strata must be labels >= 0, got {int(strata.min())}")
+    return strata
+
+
+def calibrate(weights: torch.Tensor, label: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Scale the weights so that each stratum's sum to its true size (eq. 10).
+
+    Args:
+        weights: [K] float32 weights of the kept samples; not modified.
+        label: [K] int64 their strata.
+        sizes: [num_strata] int64 true sizes.
+
+    Returns:
+        [K] float32. Strata with fewer than 30 kept samples are first merged with a neighbour.
+    """
+    kept = torch.bincount(label, minlength=sizes.numel())
+    group = torch.tensor(_merged(kept.tolist()), device=label.device)
+    num_groups = int(group.max()) + 1
+    true = torch.zeros(num_groups, dtype=torch.float64, device=label.device).index_add_(0, group, sizes.double())
+    member = group[label]
+    total = torch.bincount(member, weights=weights.double(), minlength=num_groups)
+    # A group without kept samples cannot be represented; merging leaves none unless nothing at all was kept.
+    return (weights.double() * (true / total)[member]).to(torch.float32)
+
+
+def _merged(kept: list[int]) -> list[int]:
+    """Group number of every stratum, neighbours joined until each group has MIN_STRATUM kept samples (or is the only one)."""
+    group: list[int] = []
+    current, members = 0, 0
+    for count in kept:
+        group.append(current)
+        members += count
+        if members >= MIN_STRATUM:
+            current, members = current + 1, 0
+    # What is left over at the end joins the last complete group.
+    return [min(number, max(0, current - 1)) for number in group]
+
+
+def _mean(weights: torch.Tensor) -> float:
+    # Exact for equal weights, so that dividing by it gives exactly 1.
+    return finite_mean(weights) if weights.numel() else 1.0
+
+
+def _check_probability(name: str, probability: torch.Tensor, scores: torch.Tensor) -> None:
+    """What a user's own method returned is as bad an input as any other."""
+    op = f"method {name}"
+    probability = _check.floating(op, "inclusion", probability)
+    if probability.shape != scores.shape:
+        raise ValueError(
+            f"{op}: inclusion must return one probability for each of {scores.numel()} samples, "
+            f"got shape {tuple(probability.shape)}"
+        )
+    low, high = (float(bound) for bound in torch.aminmax(probability))
+    if not (low >= 0.0 and high <= 1.0):
+        raise ValueError(f"{op}: inclusion must return probabilities in [0, 1], got values in [{low:g}, {high:g}]")

@@ -1,0 +1,259 @@
+"""Each method against its published rule."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import stprune
+from stprune.methods.seta import kmeans_1d
+from stprune.ops.budget import budget_probability
+
+
+def scores(n=1000, seed=0):
+    return torch.empty(n).log_normal_(generator=torch.Generator().manual_seed(seed))
+
+
+def kept(method, s, *, keep_ratio=0.5, epoch=1, seed=0):
+    return stprune.plan_epoch(s, method=method, keep_ratio=keep_ratio, epoch=epoch, seed=seed)
+
+
+# --- budget rule (eq. 7) ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 4095, 4096, 4097, 20_001])
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.9])
+def test_budget_probabilities_sum_to_the_count(n, ratio):
+    count = max(1, round(ratio * n))
+    p = budget_probability(scores(n).sqrt(), count, 0.2 * count / n)
+    assert float(p.double().sum()) == pytest.approx(count, abs=1e-6 * n)
+    assert float(p.min()) >= np.float32(0.2 * count / n)
+    assert float(p.max()) <= 1.0
+
+
+def test_budget_probabilities_are_proportional_between_the_bounds():
+    size = scores(5000).sqrt()
+    p = budget_probability(size, 1500, 0.06)
+    inside = (p > 0.0600001) & (p < 0.999999)
+    ratio = p[inside] / size[inside]
+    assert int(inside.sum()) > 1000
+    assert float(ratio.max() / ratio.min()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [torch.zeros(10), torch.ones(10), torch.full((10,), 1e-30)])
+def test_budget_of_indistinguishable_sizes_is_uniform(size):
+    assert torch.allclose(budget_probability(size, 4.0, 0.0), torch.full((10,), 0.4))
+
+
+def test_budget_with_fewer_positive_sizes_than_asked():
+    p = budget_probability(torch.tensor([5.0, 0.0, 0.0, 1e-20]), 3.0, 0.1)
+    assert torch.allclose(p, torch.tensor([1.0, 0.5, 0.5, 1.0]))
+
+
+def test_budget_over_an_extreme_range():
+    size = torch.logspace(-30, 30, 1001, dtype=torch.float64)
+    p = budget_probability(size, 300.0, 1e-4)
+    assert float(p.double().sum()) == pytest.approx(300, abs=1e-3)
+
+
+def test_st_prune_bounds_the_weights():
+    plan = kept(stprune.METHODS["st-prune"](weight_cap=3.0), scores(10_000) ** 4, keep_ratio=0.2)
+    assert len(plan) == 2000
+    # w = 1/p <= cap / keep_ratio, and the mean weight is 1 / keep_ratio
+    assert float(plan.weights.max()) <= 3.0 / 0.2 * (1 + 1e-6)
+
+
+def test_st_prune_with_alpha_zero_is_soft_random():
+    plan = kept(stprune.METHODS["st-prune"](alpha=0.0), scores(), keep_ratio=0.25)
+    assert torch.allclose(plan.weights, torch.full((250,), 4.0))
+
+
+# --- InfoBatch -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [10, 1000, 4999])
+@pytest.mark.parametrize("ratio", [0.5, 0.3, 0.9])
+def test_infobatch_equals_the_original_rule(n, ratio):
+    """Threshold float32 mean, pool below it, head of a permutation kept, weights 1 / (1 - r)."""
+    s = scores(n, seed=n)
+    seed = 12
+    # the original rule, in NumPy
+    numbers = s.numpy()
+    well_learned = np.flatnonzero(numbers < numbers.mean())
+    rest = np.flatnonzero(numbers >= numbers.mean())
+    order = np.random.RandomState(seed).permutation(len(well_learned))
+    selected = well_learned[order[: int(ratio * len(well_learned))]]
+    weights = np.ones(n)
+    weights[selected] = 1 / ratio
+    expected = np.sort(np.concatenate([selected, rest]))
+
+    permutation = lambda size, seed, epoch: torch.from_numpy(np.random.RandomState(seed).permutation(size))
+    plan = kept(stprune.METHODS["infobatch"](permutation=permutation), s, keep_ratio=ratio, seed=seed)
+    assert np.array_equal(plan.indices.numpy(), expected)
+    assert np.allclose(plan.weights.numpy(), weights[expected], rtol=1e-6)
+
+
+def test_infobatch_keeps_every_sample_at_or_above_the_mean():
+    s = scores(500)
+    above = (s >= s.mean()).nonzero().squeeze(1)
+    for epoch in range(50):
+        plan = kept("infobatch", s, epoch=epoch)
+        assert bool(torch.isin(above, plan.indices).all())
+
+
+def test_infobatch_of_equal_scores_prunes_nothing():
+    assert len(kept("infobatch", torch.full((999,), 0.1))) == 999
+
+
+# --- random walks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "ratio"), [(100, 0.25), (100, 0.3), (97, 0.4), (60_001, 0.25), (5, 0.9)])
+def test_rs2_covers_everything_before_anything_returns(n, ratio):
+    count = round(ratio * n)
+    rounds = math.ceil(n / count)
+    seen = torch.zeros(n, dtype=torch.int64)
+    for epoch in range(rounds):
+        plan = kept("rs2", torch.ones(n), keep_ratio=ratio, epoch=epoch)
+        assert len(plan) == count
+        if (epoch + 1) * count <= n:
+            assert int(seen[plan.indices].sum()) == 0
+        seen[plan.indices] += 1
+    assert int(seen.min()) == 1
+
+
+def test_soft_random_epochs_differ_and_weights_are_equal():
+    a, b = kept("soft-random", scores(), epoch=1), kept("soft-random", scores(), epoch=2)
+    assert not torch.equal(a.indices, b.indices)
+    assert a.weights.unique().numel() == 1
+    assert a.weights[0] / a.mean_weight == 1.0
+
+
+# --- greedy ----------------------------------------------------------------------------------------------------------
+
+
+def test_top_k_keeps_the_largest():
+    s = scores()
+    assert torch.equal(kept("top-k", s, keep_ratio=0.2).indices, s.topk(200).indices.sort().values)
+
+
+def test_epsilon_greedy_keeps_the_top_and_draws_the_rest_evenly():
+    s = scores()
+    method = stprune.METHODS["epsilon-greedy"](epsilon=0.25)
+    top = s.topk(300).indices
+    hits = torch.zeros(1000)
+    for epoch in range(300):
+        plan = kept(method, s, keep_ratio=0.4, epoch=epoch)
+        assert len(plan) == 400
+        assert bool(torch.isin(top, plan.indices).all())
+        hits[plan.indices] += 1
+    others = torch.ones(1000, dtype=torch.bool)
+    others[top] = False
+    expected = 100 / 700 * 300
+    chi2 = float(((hits[others] - expected) ** 2 / (expected * (1 - 100 / 700))).sum())
+    assert chi2 < 700 + 5 * math.sqrt(2 * 700)
+
+
+def test_ucb_prefers_the_uncertain():
+    sampler = stprune.PruningSampler(3, num_epochs=9, method=stprune.METHODS["ucb"](bonus=10.0), keep_ratio=1 / 3)
+    for values in ([1.0, 1.1, 1.0], [3.0, 1.1, 1.0], [1.0, 1.1, 1.0]):
+        sampler.update(torch.arange(3), torch.tensor(values))
+    sampler.set_epoch(1)
+    assert sampler.plan.indices.tolist() == [0]
+
+
+# --- SeTa ------------------------------------------------------------------------------------------------------------
+
+
+def _plain_kmeans(values, groups):
+    """Lloyd on the values themselves, from the same quantile start."""
+    order = np.sort(values)
+    cuts = np.linspace(0, len(values), groups + 1).astype(int)
+    centres = np.array([order[a:b].mean() for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
+    for _ in range(100):
+        label = np.abs(values[:, None] - centres[None]).argmin(1)
+        moved = np.array([values[label == g].mean() for g in range(groups)])
+        if np.allclose(moved, centres, rtol=0, atol=0):
+            break
+        centres = moved
+    return label
+
+
+def test_kmeans_equals_lloyd():
+    values = scores(2000)
+    assert np.array_equal(kmeans_1d(values, 6).numpy(), _plain_kmeans(values.double().numpy(), 6))
+
+
+def test_kmeans_of_few_distinct_values():
+    label = kmeans_1d(torch.tensor([1.0, 1.0, 5.0, 1.0]), 3)
+    assert label[2] > label[0]
+    assert label[0] == label[1] == label[3]
+
+
+def test_seta_slides_from_easy_to_hard():
+    s = scores(5000)
+    label = kmeans_1d(s, 10)
+    for epoch in range(8):
+        start = epoch % 6  # 10 groups, window 5
+        expected = ((label >= start) & (label < start + 5)).nonzero().squeeze(1)
+        assert torch.equal(kept("seta", s, keep_ratio=0.5, epoch=epoch).indices, expected)
+
+
+# --- a user's own ----------------------------------------------------------------------------------------------------
+
+
+class Half:
+    """Two functions, no base class."""
+
+    def inclusion(self, scores, *, keep_ratio, seed, epoch):
+        return torch.full_like(scores, keep_ratio)
+
+    def weights(self, probability):
+        return torch.full_like(probability, 7.0)
+
+
+def test_a_users_method_is_two_functions():
+    plan = kept(Half(), scores(), keep_ratio=0.5)
+    assert len(plan) == 500
+    assert set(plan.weights.tolist()) == {7.0}
+    sampler = stprune.PruningSampler(10, num_epochs=2, method=Half(), keep_ratio=0.5)
+    sampler.update(torch.arange(10), torch.ones(10))
+    sampler.set_epoch(1)
+    assert len(sampler) == 10  # annealed
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (lambda s: s[:3] * 0 + 0.5, ValueError, "one probability for each of 10 samples"),
+        (lambda s: s * 0 + 1.5, ValueError, r"probabilities in \[0, 1\]"),
+        (lambda s: s * float("nan"), ValueError, r"probabilities in \[0, 1\]"),
+        (lambda s: s > 0, TypeError, "inclusion must be float32"),
+    ],
+)
+def test_a_users_method_is_checked(returned, error, message):
+    class Wrong(stprune.Method):
+        name = "wrong"
+
+        def inclusion(self, scores, *, keep_ratio, seed, epoch):
+            return returned(scores)
+
+    with pytest.raises(error, match="method wrong: .*" + message):
+        kept(Wrong(), torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("st-prune", {"alpha": -1.0}),
+        ("st-prune", {"weight_cap": 0.5}),
+        ("epsilon-greedy", {"epsilon": 1.5}),
+        ("seta", {"window": 0.0}),
+        ("seta", {"groups": 0}),
+        ("ucb", {"bonus": float("nan")}),
+    ],
+)
+def test_bad_settings(name, kwargs):
+    with pytest.raises(ValueError, match="must"):
+        stprune.METHODS[name](**kwargs)

@@ -1,0 +1,173 @@
+"""plan_epoch and EpochPlan: purity, order, shares, strata."""
+
+import pytest
+import torch
+
+import stprune
+from stprune.plan import MIN_STRATUM, _merged
+
+METHODS = sorted(stprune.METHODS)
+
+
+def scores(n=1000, seed=0):
+    return torch.empty(n).log_normal_(generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ids_are_distinct_ascending_and_weights_aligned(method):
+    plan = stprune.plan_epoch(scores(), method=method, keep_ratio=0.3, epoch=2, seed=5)
+    assert plan.indices.dtype == torch.int64
+    assert plan.weights.dtype == torch.float32
+    assert plan.weights.shape == plan.indices.shape
+    assert bool((plan.indices[1:] > plan.indices[:-1]).all())
+    assert int(plan.indices[0]) >= 0
+    assert int(plan.indices[-1]) < 1000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_plan_is_a_pure_function(method, threads):
+    s = scores()
+    before = s.clone()
+    plans = []
+    for count in (1, 2, 3):
+        threads(count)
+        torch.manual_seed(count)
+        plans.append(stprune.plan_epoch(s, method=method, keep_ratio=0.4, epoch=3, seed=9))
+    for plan in plans[1:]:
+        assert torch.equal(plan.indices, plans[0].indices)
+        assert torch.equal(plan.weights, plans[0].weights)
+    assert torch.equal(s, before)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if stprune.METHODS[m].exact_count and m != "full"])
+@pytest.mark.parametrize("keep_ratio", [0.001, 0.1, 1 / 3, 0.5, 0.999])
+def test_exact_count_methods_keep_exactly_what_is_asked(method, keep_ratio):
+    n = 1000
+    plan = stprune.plan_epoch(scores(n), method=method, keep_ratio=keep_ratio, epoch=1, seed=0)
+    assert len(plan) == round(keep_ratio * n)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keep_ratio_one_is_everything_with_weight_one(method):
+    plan = stprune.plan_epoch(scores(77), method=method, keep_ratio=1.0, epoch=1, seed=0)
+    assert torch.equal(plan.indices, torch.arange(77))
+    assert torch.equal(plan.weights, torch.ones(77))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if stprune.METHODS[m].needs_scores])
+def test_unknown_nan_and_infinite_scores_are_kept_with_weight_one(method):
+    s = scores(1000)
+    odd = [3, 500, 999]
+    s[odd] = torch.tensor([float("nan"), float("inf"), float("inf")])
+    plan = stprune.plan_epoch(s, method=method, keep_ratio=0.25, epoch=1, seed=1)
+    where = torch.isin(plan.indices, torch.tensor(odd))
+    assert int(where.sum()) == 3
+    assert torch.equal(plan.weights[where], torch.ones(3))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if stprune.METHODS[m].needs_scores])
+def test_nothing_known_keeps_everything(method):
+    plan = stprune.plan_epoch(torch.full((50,), float("inf")), method=method, keep_ratio=0.2, epoch=0, seed=0)
+    assert len(plan) == 50
+
+
+def test_the_order_is_a_shuffle_of_the_kept_ids_and_costs_any_stretch():
+    plan = stprune.plan_epoch(scores(5000), method="st-prune", keep_ratio=0.5, epoch=1, seed=2)
+    order = plan.order(0, len(plan))
+    assert torch.equal(order.sort().values, plan.indices)
+    assert not torch.equal(order, plan.indices)
+    assert torch.equal(torch.cat([plan.order(0, 700), plan.order(700, len(plan))]), order)
+
+
+def test_epochs_and_seeds_give_other_orders():
+    make = lambda epoch, seed: stprune.plan_epoch(scores(), method="full", keep_ratio=1.0, epoch=epoch, seed=seed).order(
+        0, 1000
+    )
+    assert not torch.equal(make(0, 0), make(1, 0))
+    # keyed by the pair, not by the sum: epoch 1 of seed 0 is not epoch 0 of seed 1
+    assert not torch.equal(make(1, 0), make(0, 1))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 3, 7])
+def test_shards_are_disjoint_equal_and_all_but_the_remainder(num_replicas):
+    plan = stprune.plan_epoch(scores(1000), method="st-prune", keep_ratio=0.5, epoch=1, seed=2)
+    shards = [plan.shard(rank, num_replicas) for rank in range(num_replicas)]
+    assert {len(s) for s in shards} == {500 // num_replicas}
+    union = torch.cat([s.indices for s in shards])
+    assert union.unique().numel() == union.numel()
+    for shard in shards:
+        weight, known = plan.lookup(shard.indices)
+        assert bool(known.all())
+        assert torch.equal(weight, shard.weights)
+
+
+def test_lookup_knows_what_is_not_in_the_plan():
+    plan = stprune.plan_epoch(scores(100), method="top-k", keep_ratio=0.2, epoch=1, seed=2)
+    weight, known = plan.lookup(torch.arange(-5, 200))
+    assert torch.equal(torch.arange(-5, 200)[known], plan.indices)
+    assert bool((weight[~known] == 0).all())
+
+
+def test_every_stratum_keeps_its_share_of_the_weight():
+    s = scores(3000)
+    strata = (torch.arange(3000) // 500).clamp_max(4)
+    plan = stprune.plan_epoch(s, method="st-prune", keep_ratio=0.3, epoch=1, seed=0, strata=strata)
+    total = torch.bincount(strata[plan.indices], weights=plan.weights.double())
+    assert torch.allclose(total, torch.bincount(strata).double(), rtol=1e-5)
+    free = stprune.plan_epoch(s, method="st-prune", keep_ratio=0.3, epoch=1, seed=0)
+    assert torch.equal(free.indices, plan.indices)
+    assert not torch.equal(free.weights, plan.weights)
+
+
+@pytest.mark.parametrize(
+    ("kept", "groups"),
+    [
+        ([30, 30], [0, 1]),
+        ([29, 1, 40], [0, 0, 1]),
+        ([40, 5], [0, 0]),
+        ([5, 5, 5], [0, 0, 0]),
+        ([0, 40, 0, 0, 31, 2], [0, 0, 1, 1, 1, 1]),
+    ],
+)
+def test_small_strata_merge_with_a_neighbour(kept, groups):
+    assert MIN_STRATUM == 30
+    assert _merged(kept) == groups
+
+
+def test_a_tiny_stratum_keeps_the_total_weight():
+    s = scores(400)
+    strata = torch.zeros(400, dtype=torch.int64)
+    strata[:3] = 1
+    plan = stprune.plan_epoch(s, method="st-prune", keep_ratio=0.3, epoch=1, seed=0, strata=strata)
+    assert float(plan.weights.double().sum()) == pytest.approx(400, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"keep_ratio": 0.0}, ValueError, r"keep_ratio must lie in \(0, 1\], got 0"),
+        ({"keep_ratio": 1.01}, ValueError, "keep_ratio must lie in"),
+        ({"keep_ratio": float("nan")}, ValueError, "keep_ratio must lie in"),
+        ({"keep_ratio": "half"}, TypeError, "keep_ratio must be a number"),
+        ({"scores": torch.zeros(2, 2)}, ValueError, "scores must have one dimension"),
+        ({"scores": torch.zeros(3, dtype=torch.int64)}, TypeError, "scores must be float32"),
+        ({"epoch": -1}, ValueError, "epoch must lie in"),
+        ({"epoch": 1.0}, TypeError, "epoch must be an integer"),
+        ({"seed": 2**63}, ValueError, "seed must lie in"),
+        ({"method": "infobach"}, ValueError, "method must be one of .*infobatch.*got 'infobach'"),
+        ({"method": object()}, TypeError, "method must have the functions inclusion and weights"),
+        ({"strata": torch.zeros(9)}, TypeError, "strata must be int64"),
+        ({"strata": torch.zeros(9, dtype=torch.int64)}, ValueError, "one label for each of 10 samples, got 9"),
+        ({"strata": torch.full((10,), -1)}, ValueError, "strata must be labels >= 0, got -1"),
+    ],
+)
+def test_bad_input(change, error, message):
+    arguments = {"scores": torch.ones(10), "method": "st-prune", "keep_ratio": 0.5, "epoch": 0, "seed": 0} | change
+    with pytest.raises(error, match=message):
+        stprune.plan_epoch(arguments.pop("scores"), **arguments)
+
+
+def test_empty_set():
+    plan = stprune.plan_epoch(torch.ones(0), keep_ratio=0.5, epoch=0, seed=0)
+    assert len(plan) == 0
+    assert plan.order(0, 0).numel() == 0

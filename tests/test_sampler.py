@@ -1,0 +1,431 @@
+"""PruningSampler: loaders, lengths, ranks, resume, fixed length, memory."""
+
+import copy
+import io
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+
+import stprune
+
+METHODS = sorted(stprune.METHODS)
+
+
+def scored(n=100, epoch=1, num_epochs=8, **kwargs):
+    """A sampler in its second epoch, with every sample scored."""
+    sampler = stprune.PruningSampler(n, num_epochs=num_epochs, **kwargs)
+    sampler.update(torch.arange(n), torch.empty(n).log_normal_(generator=torch.Generator().manual_seed(1)))
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def ids_of(loader):
+    return [int(i) for index, _ in loader for i in index]
+
+
+def dataset(n=100):
+    return stprune.IndexedDataset(TensorDataset(torch.arange(n, dtype=torch.float32), torch.arange(n) * 2))
+
+
+# --- the contract of a sampler ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_len_is_right_before_iter_in_every_epoch(method):
+    sampler = stprune.PruningSampler(101, num_epochs=8, keep_ratio=0.3, method=method)
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        length = len(sampler)
+        ids = list(sampler)
+        assert len(ids) == length
+        assert len(set(ids)) == length
+        assert all(type(i) is int for i in ids[:3])
+        sampler.update(torch.tensor(ids), torch.tensor(ids) * 1.5 + 1)
+    assert length == 101  # annealed
+
+
+def test_two_iterators_give_the_same_order_and_move_nothing():
+    sampler = scored()
+    first, second = iter(sampler), iter(sampler)
+    assert next(first) == next(second)
+    assert list(first) == list(second)
+    assert list(sampler) == list(sampler)
+    assert sampler.epoch == 1
+
+
+def test_set_epoch_twice_is_once():
+    sampler = scored()
+    plan = sampler.plan
+    sampler.update(plan.indices[:10], torch.full((10,), 99.0))
+    sampler.set_epoch(1)
+    assert sampler.plan is plan
+
+
+def test_epoch_zero_is_planned_at_first_use():
+    sampler = stprune.PruningSampler(10, num_epochs=3)
+    assert sorted(sampler) == list(range(10))
+
+
+def test_updates_do_not_change_the_running_epoch():
+    sampler = scored(keep_ratio=0.5)
+    iterator = iter(sampler)
+    head = [next(iterator) for _ in range(5)]
+    sampler.update(torch.tensor(head), torch.zeros(5))
+    assert head + list(iterator) == list(sampler)
+
+
+def test_the_schedule_asks_for_the_ratio():
+    sampler = scored(n=1000, num_epochs=8, keep_ratio=0.3)
+    lengths = []
+    for epoch in range(1, 8):
+        sampler.set_epoch(epoch)
+        lengths.append(len(sampler))
+    assert lengths == [300] * 6 + [1000]
+    assert [sampler.keep_ratio_at(e) for e in (0, 6, 7)] == [0.3, 0.3, 1.0]
+
+
+def test_scores_steer_the_next_epoch():
+    sampler = scored(n=100, keep_ratio=0.1, method="top-k", epoch=0)
+    sampler.update(torch.arange(100), torch.arange(100.0))
+    sampler.set_epoch(1)
+    assert sorted(sampler) == list(range(90, 100))
+
+
+def test_batches_are_the_order_in_arrays():
+    sampler = scored(n=1000, keep_ratio=0.5)
+    for drop_last in (False, True):
+        batches = sampler.batches(64, drop_last=drop_last)
+        arrays = list(batches)
+        assert len(arrays) == len(batches) == (7 if drop_last else 8)
+        assert all(isinstance(a, np.ndarray) and a.dtype == np.int64 for a in arrays)
+        joined = np.concatenate(arrays).tolist()
+        assert joined == list(sampler)[: len(joined)]
+
+
+def test_batches_across_chunks():
+    sampler = stprune.PruningSampler(200_000, num_epochs=1, method="full")
+    arrays = list(sampler.batches(1000))
+    assert [len(a) for a in arrays] == [1000] * 200
+    assert np.array_equal(np.sort(np.concatenate(arrays)), np.arange(200_000))
+
+
+def test_total_steps_is_what_a_run_takes():
+    for fixed_length in (False, True):
+        for drop_last in (False, True):
+            sampler = stprune.PruningSampler(1001, num_epochs=8, keep_ratio=0.3, fixed_length=fixed_length, drop_last=drop_last)
+            steps = 0
+            for epoch in range(8):
+                sampler.set_epoch(epoch)
+                for ids in sampler.batches(64):
+                    steps += 1
+                    sampler.update(torch.from_numpy(ids), torch.rand(len(ids)) + 0.1)
+                if epoch == 0:  # drop_last may leave a few unknown, which the next epoch must keep
+                    sampler.table.update(torch.arange(1001), torch.rand(1001) + 0.1)
+            assert steps == sampler.total_steps(64)
+
+
+def test_total_steps_of_infobatch_is_an_upper_bound():
+    sampler = stprune.PruningSampler(1000, num_epochs=10, method="infobatch")
+    assert sampler.total_steps(100) == 100
+
+
+# --- fixed length ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if stprune.METHODS[m].exact_count and m != "full"])
+def test_fixed_length_is_the_same_in_every_epoch(method):
+    sampler = stprune.PruningSampler(1000, num_epochs=8, keep_ratio=0.3, method=method, fixed_length=True)
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        assert len(sampler) == 300
+        ids = torch.tensor(list(sampler))
+        sampler.update(ids, torch.rand(300, generator=torch.Generator().manual_seed(epoch)))
+
+
+def test_fixed_length_refuses_methods_without_a_count():
+    with pytest.raises(ValueError, match="fixed_length must be False .* got 'infobatch'"):
+        stprune.PruningSampler(10, num_epochs=2, method="infobatch", fixed_length=True)
+
+
+# --- loaders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"drop_last": True},
+        {"num_workers": 2, "prefetch_factor": 4},
+        {"num_workers": 2, "persistent_workers": True},
+    ],
+    ids=str,
+)
+def test_under_a_data_loader(options):
+    sampler = scored(n=101, keep_ratio=0.5)
+    loader = DataLoader(dataset(101), batch_size=8, sampler=sampler, **options)
+    for epoch in (1, 2, 7):
+        sampler.set_epoch(epoch)
+        size = len(sampler) // 8 if options.get("drop_last") else -(-len(sampler) // 8)
+        assert len(loader) == size
+        expected = list(sampler)
+        for _ in range(2):
+            delivered = ids_of(loader)
+            assert delivered == expected[: len(delivered)]
+            assert math.ceil(len(delivered) / 8) == size
+
+
+def test_pin_memory():
+    # without a GPU the loader warns and does not pin; ids still arrive as they are
+    sampler = scored(keep_ratio=0.5)
+    with pytest.warns(UserWarning) if not torch.cuda.is_available() else pytest.MonkeyPatch.context():
+        loader = DataLoader(dataset(), batch_size=8, sampler=sampler, pin_memory=True)
+        assert ids_of(loader) == list(sampler)
+
+
+def test_batches_as_batch_sampler_follow_the_epoch():
+    sampler = scored(keep_ratio=0.5)
+    loader = DataLoader(dataset(), batch_sampler=sampler.batches(16))
+    for epoch in (1, 7):
+        sampler.set_epoch(epoch)
+        assert ids_of(loader) == list(sampler)
+        assert len(loader) == math.ceil(len(sampler) / 16)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_under_torchs_batch_sampler(drop_last):
+    """torch 2.6 calls iter() on the sampler again and again (pytorch#137423)."""
+    sampler = scored(n=101, keep_ratio=0.5)
+    batches = BatchSampler(sampler, 8, drop_last)
+    delivered = [i for batch in batches for i in batch]
+    assert len(delivered) == (48 if drop_last else 50)
+    assert delivered == list(sampler)[: len(delivered)]
+    assert len(list(batches)) == len(batches)
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [12, 13, 14, 2, 1])
+@pytest.mark.parametrize("num_replicas", [1, 2, 3, 5])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_ranks_share_the_order_as_distributed_sampler_does(n, num_replicas, drop_last):
+    ranks = [
+        stprune.PruningSampler(n, num_epochs=1, method="full", num_replicas=num_replicas, rank=r, drop_last=drop_last)
+        for r in range(num_replicas)
+    ]
+    order = ranks[0].plan.order(0, n).tolist()
+    if drop_last:
+        padded = order[: n // num_replicas * num_replicas]
+    else:
+        padded = (order * num_replicas)[: -(-n // num_replicas) * num_replicas]
+    for rank, sampler in enumerate(ranks):
+        assert list(sampler) == padded[rank::num_replicas]
+        assert len(sampler) == len(padded) // num_replicas
+        assert sampler.total_size == len(padded)
+
+
+def test_trainers_take_it_for_a_distributed_sampler():
+    from torch.utils.data import RandomSampler
+    from torch.utils.data.distributed import DistributedSampler
+
+    sampler = stprune.PruningSampler(10, num_epochs=1, num_replicas=2, rank=1)
+    assert isinstance(sampler, DistributedSampler)
+    assert not isinstance(sampler, RandomSampler)
+    assert sampler.num_samples == 5
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_new_every_epoch_and_the_same_on_every_rank():
+    make = lambda rank: stprune.PruningSampler(50, num_epochs=4, num_nodes=40, node_ratio=0.25, num_replicas=2, rank=rank)
+    a, b = make(0), make(1)
+    index = torch.tensor([3, 17, 49])
+    first = a.nodes(index)
+    assert first.shape == (3, 10)
+    assert torch.equal(first, b.nodes(index))
+    assert torch.equal(first, a.nodes(index.numpy()))
+    a.set_epoch(1)
+    assert not torch.equal(first, a.nodes(index))
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "ratio", "count"), [(10, 0.3, 3), (30, 0.1, 3), (192, 0.3, 58), (5, 0.01, 1), (7, 1.0, 7)]
+)
+def test_number_of_nodes(num_nodes, ratio, count):
+    sampler = stprune.PruningSampler(5, num_epochs=1, num_nodes=num_nodes, node_ratio=ratio)
+    assert sampler.nodes(torch.tensor([0])).shape == (1, count)
+
+
+def test_nodes_need_a_number():
+    with pytest.raises(ValueError, match="num_nodes must be given when node_ratio is below 1"):
+        stprune.PruningSampler(5, num_epochs=1, node_ratio=0.5)
+    with pytest.raises(ValueError, match="num_nodes must be given to the sampler"):
+        stprune.PruningSampler(5, num_epochs=1).nodes(torch.tensor([0]))
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+def train(sampler, epochs, stop=None, log=None):
+    """Deliver, score by a deterministic rule, and record; stop after `stop` batches of the last epoch."""
+    log = [] if log is None else log
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        for count, ids in enumerate(sampler.batches(16)):
+            if stop is not None and epoch == epochs[-1] and count == stop:
+                return log
+            index = torch.from_numpy(ids)
+            weight = sampler.plan.lookup(index)[0]
+            log.append((epoch, ids.tolist(), weight.tolist()))
+            sampler.update(index, (index * 7 % 31 + epoch).float())
+    return log
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_resume_in_the_middle_of_an_epoch_continues_bit_for_bit(method, stop):
+    make = lambda: stprune.PruningSampler(300, num_epochs=6, keep_ratio=0.4, method=method, seed=3)
+    whole = train(make(), range(6))
+    first = make()
+    log = train(first, range(4), stop=stop)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = make()
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    assert len(second) == len(first) - 16 * stop
+    train(second, range(3, 6), log=log)
+    assert log == whole
+
+
+def test_resume_with_another_number_of_ranks():
+    make = lambda replicas, rank: stprune.PruningSampler(
+        120, num_epochs=4, method="soft-random", keep_ratio=0.5, num_replicas=replicas, rank=rank
+    )
+    old = [make(2, r) for r in range(2)]
+    delivered = []
+    for sampler in old:
+        sampler.set_epoch(1)
+        ids = next(iter(sampler.batches(10)))
+        delivered += ids.tolist()
+        sampler.update(torch.from_numpy(ids), torch.ones(10))
+    state = old[0].state_dict()
+    assert state["position"] == 20
+    new = [make(4, r) for r in range(4)]
+    for sampler in new:
+        sampler.load_state_dict(state)
+        assert len(sampler) == 10
+        delivered += list(sampler)
+    assert sorted(delivered) == old[0].plan.indices.tolist()
+
+
+def test_prefetched_batches_do_not_count_as_trained():
+    sampler = scored(keep_ratio=0.5)
+    iterator = iter(DataLoader(dataset(), batch_size=5, sampler=sampler, num_workers=2, prefetch_factor=4))
+    index, _ = next(iterator)
+    sampler.update(index, torch.ones(5))
+    assert sampler.state_dict()["position"] == 5
+    order = list(sampler)
+    other = scored(keep_ratio=0.5)
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == order[5:]
+
+
+@pytest.mark.parametrize("change", [{"n": 11}, {"seed": 1}, {"keep_ratio": 0.4}, {"method": "ucb"}, {"num_epochs": 9}])
+def test_a_state_of_other_settings_is_refused_and_nothing_changes(change):
+    state = scored(n=10).state_dict()
+    n = change.pop("n", 10)
+    other = scored(**({"n": n} | change))
+    before = other.state_dict()
+    with pytest.raises(ValueError, match="load_state_dict: .* must be .* as in this sampler, got"):
+        other.load_state_dict(state)
+    assert torch.equal(other.table.scores, before["table"]["scores"])
+
+
+def test_a_state_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="version must be 1, got 99"):
+        scored().load_state_dict({"version": 99})
+
+
+# --- copies, settings, scale -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_deliver_the_same(duplicate):
+    sampler = scored(keep_ratio=0.5)
+    assert list(duplicate(sampler)) == list(sampler)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"keep_ratio": 0.0}, ValueError, r"keep_ratio must lie in \(0, 1\], got 0"),
+        ({"keep_ratio": 1.5}, ValueError, "keep_ratio must lie in"),
+        ({"keep_ratio": math.nan}, ValueError, "keep_ratio must lie in"),
+        ({"num_epochs": 0}, ValueError, "num_epochs must lie in"),
+        ({"num_epochs": 2.0}, TypeError, "num_epochs must be an integer"),
+        ({"anneal": 1.5}, ValueError, "anneal must lie in"),
+        ({"seed": -1}, ValueError, "seed must lie in"),
+        ({"node_ratio": 0.0}, ValueError, "node_ratio must lie in"),
+        ({"num_replicas": 2, "rank": 2}, ValueError, r"rank must lie in \[0, 1\], got 2"),
+        ({"method": "best"}, ValueError, "method must be one of"),
+        ({"schedule": "linear"}, ValueError, "schedule must be one of"),
+        ({"strata": torch.zeros(9, dtype=torch.int64)}, ValueError, "one label for each of 10 samples, got 9"),
+    ],
+)
+def test_bad_settings(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        stprune.PruningSampler(10, **({"num_epochs": 4} | kwargs))
+
+
+@pytest.mark.parametrize("epoch", [-1, 4])
+def test_epoch_outside_the_run(epoch):
+    sampler = stprune.PruningSampler(10, num_epochs=4)
+    with pytest.raises(ValueError, match=rf"set_epoch: epoch must lie in \[0, 3\], got {epoch}"):
+        sampler.set_epoch(epoch)
+    assert sampler.epoch == 0
+
+
+def test_strata_are_copied():
+    strata = torch.arange(10) % 2
+    sampler = stprune.PruningSampler(10, num_epochs=2, strata=strata)
+    strata.zero_()
+    assert sampler.strata.tolist() == [0, 1] * 5
+
+
+SCALE = """
+import os
+os.environ["OMP_WAIT_POLICY"] = "passive"
+import resource, torch, stprune
+n = 50_000_000
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+sampler = stprune.PruningSampler(n, num_epochs=8, keep_ratio=0.5)
+# scores of an earlier run, so that the first epoch is planned at half size
+for start in range(0, n, 1 << 20):
+    ids = torch.arange(start, min(n, start + (1 << 20)))
+    sampler.table.update(ids, (ids % 1009).float() + 1)
+base = peak()
+sampler.set_epoch(1)
+delivered = 0
+for ids in sampler.batches(1 << 16):
+    index = torch.from_numpy(ids)
+    sampler.update(index, torch.ones(len(ids)))
+    delivered += len(ids)
+iterator = iter(sampler)
+assert isinstance(next(iterator), int)
+assert delivered == len(sampler) == n // 2
+print((peak() - base) / 2**30)
+"""
+
+
+def test_fifty_million_samples_fit_in_three_gigabytes_above_the_table():
+    result = subprocess.run([sys.executable, "-c", SCALE], capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 3.0

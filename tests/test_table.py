@@ -1,0 +1,171 @@
+"""ScoreTable: smoothing, ageing, duplicates, non-finite scores, state."""
+
+import io
+import math
+
+import pytest
+import torch
+
+import stprune
+
+INF = float("inf")
+
+
+def table(n=6, **kwargs):
+    return stprune.ScoreTable(n, **kwargs)
+
+
+def test_never_scored_is_inf_and_age_minus_one():
+    t = table(3)
+    assert torch.equal(t.scores, torch.full((3,), INF))
+    assert torch.equal(t.age, torch.full((3,), -1, dtype=torch.int32))
+
+
+def test_first_score_is_taken_whole_and_later_ones_are_smoothed():
+    t = table(beta=0.75)
+    t.update(torch.tensor([2]), torch.tensor([4.0]))
+    t.update(torch.tensor([2]), torch.tensor([8.0]))
+    assert t.scores[2] == 0.75 * 4 + 0.25 * 8
+
+
+def test_beta_zero_keeps_the_last_score():
+    t = table(beta=0.0)
+    t.update(torch.tensor([1, 3]), torch.tensor([1.0, 2.0]))
+    t.update(torch.tensor([1]), torch.tensor([9.0]))
+    assert t.scores[1] == 9.0
+    assert t.scores[3] == 2.0
+
+
+def test_unvisited_decay_to_the_mean_and_visited_stay():
+    t = table(4, beta=0.0, decay=0.5)
+    t.update(torch.tensor([0, 1, 2]), torch.tensor([1.0, 5.0, 6.0]))
+    t.advance()  # all visited in epoch 0: nothing decays
+    assert t.scores[:3].tolist() == [1.0, 5.0, 6.0]
+    t.update(torch.tensor([0]), torch.tensor([1.0]))
+    t.advance()
+    mean = (1 + 5 + 6) / 3
+    assert t.scores.tolist() == [1.0, mean + 0.5 * (5 - mean), mean + 0.5 * (6 - mean), INF]
+    assert t.age.tolist() == [1, 2, 2, -1]
+
+
+def test_advancing_several_epochs_equals_advancing_one_by_one_for_the_age():
+    t = table(2, decay=1.0)
+    t.update(torch.tensor([0]), torch.tensor([1.0]))
+    t.advance(3)
+    assert t.age.tolist() == [3, -1]
+    assert t.scores[0] == 1.0
+
+
+def test_the_last_of_duplicates_wins():
+    for _ in range(20):
+        t = table(5, beta=0.0)
+        index = torch.tensor([3, 1, 3, 3, 1])
+        t.update(index, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+        assert t.scores[3] == 4.0
+        assert t.scores[1] == 5.0
+
+
+def test_duplicates_smooth_once_not_repeatedly():
+    t = table(2, beta=0.5)
+    t.update(torch.tensor([0]), torch.tensor([8.0]))
+    t.update(torch.tensor([0, 0]), torch.tensor([100.0, 4.0]))
+    assert t.scores[0] == 6.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_nonfinite_scores_are_kept_counted_and_replaced(bad):
+    t = table(4, beta=0.5, decay=0.5)
+    t.update(torch.tensor([0, 1, 2]), torch.tensor([bad, 2.0, 4.0]))
+    assert t.num_nonfinite() == 1
+    t.advance()
+    t.update(torch.tensor([1]), torch.tensor([2.0]))
+    t.advance()
+    assert t.scores[2] == 3.0 + 0.5 * (4.0 - 3.0)  # the mean 3 knows nothing of the bad score
+    t.update(torch.tensor([0]), torch.tensor([7.0]))
+    assert t.scores[0] == 7.0
+    assert t.num_nonfinite() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_scores_of_every_floating_dtype(dtype):
+    t = table()
+    t.update(torch.tensor([0]), torch.tensor([1.5], dtype=dtype))
+    assert t.scores[0] == 1.5
+    assert t.scores.dtype == torch.float32
+
+
+def test_variance_follows_the_scores():
+    t = table(2, beta=0.5, track_variance=True)
+    t.update(torch.tensor([0]), torch.tensor([4.0]))
+    assert t.variance.tolist() == [0.0, 0.0]
+    t.update(torch.tensor([0]), torch.tensor([8.0]))
+    assert t.variance[0] == 0.5 * 16.0
+
+
+@pytest.mark.parametrize(
+    ("index", "scores", "error", "message"),
+    [
+        (torch.tensor([0.0]), torch.tensor([1.0]), TypeError, "index must be int64, got torch.float32"),
+        (torch.tensor([0], dtype=torch.int32), torch.tensor([1.0]), TypeError, "index must be int64"),
+        ([0], torch.tensor([1.0]), TypeError, "index must be a tensor, got list"),
+        (torch.tensor([0]), torch.tensor([1]), TypeError, "scores must be float32"),
+        (torch.tensor([0, 1]), torch.tensor([1.0]), ValueError, r"scores must have the shape of index \(2,\), got \(1,\)"),
+        (torch.tensor([6]), torch.tensor([1.0]), ValueError, r"index must lie in \[0, 5\], got 6"),
+        (torch.tensor([2, -1]), torch.tensor([1.0, 1.0]), ValueError, r"index must lie in \[0, 5\], got -1"),
+        (torch.tensor([[0]]), torch.tensor([[1.0]]), ValueError, "index must have one dimension"),
+        (torch.tensor([0]), torch.empty(1, device="meta"), ValueError, "scores must live on the table's device cpu, got meta"),
+    ],
+)
+def test_bad_updates_change_nothing(index, scores, error, message):
+    t = table()
+    t.update(torch.tensor([0]), torch.tensor([2.0]))
+    before = t.state_dict()
+    with pytest.raises(error, match="ScoreTable.update: " + message):
+        t.update(index, scores)
+    after = t.state_dict()
+    assert torch.equal(before["scores"], after["scores"])
+    assert torch.equal(before["stamp"], after["stamp"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"beta": 1.0}, "beta must lie in"),
+        ({"beta": -0.1}, "beta must lie in"),
+        ({"decay": 0.0}, "decay must lie in"),
+        ({"decay": math.nan}, "decay must lie in"),
+    ],
+)
+def test_bad_settings(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        table(3, **kwargs)
+
+
+def test_state_round_trip_through_a_file():
+    t = table(4, track_variance=True)
+    t.update(torch.tensor([1, 2]), torch.tensor([1.0, math.nan]))
+    t.advance()
+    buffer = io.BytesIO()
+    torch.save(t.state_dict(), buffer)
+    buffer.seek(0)
+    other = table(4, track_variance=True)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(other.scores, t.scores) or torch.equal(other.scores.isnan(), t.scores.isnan())
+    assert torch.equal(other.age, t.age)
+    assert other.epoch == t.epoch
+
+
+def test_state_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="num_samples must be 4 as in this table, got 3"):
+        table(4).load_state_dict(table(3).state_dict())
+
+
+def test_the_mean_does_not_depend_on_threads(threads):
+    from stprune.ops.finite_mean import finite_mean
+
+    values = torch.rand(1_000_003) ** 8
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(finite_mean(values))
+    assert results[0] == results[1] == results[2]

@@ -1,0 +1,134 @@
+"""Must hold: with the model frozen, the weighted gradient has the full gradient as its expectation."""
+
+import pytest
+import torch
+
+import stprune
+
+DRAWS = 400
+UNBIASED = sorted(name for name, kind in stprune.METHODS.items() if kind.unbiased)
+
+
+def frozen(n=240, nodes=6, seed=0):
+    """A linear model on windows of very different size, its per-sample gradients and its scores."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, nodes, 4, generator=g)
+    y = torch.randn(n, 3, nodes, 1, generator=g) * torch.empty(n, 1, 1, 1).log_normal_(generator=g)
+    weight = torch.randn(4, 1, generator=g)
+    return x, y, weight
+
+
+def gradient(criterion, x, y, weight, index, node=None):
+    weight = weight.clone().requires_grad_()
+    prediction, target = x[index] @ weight, y[index]
+    if node is not None:
+        prediction, target = stprune.gather_nodes(prediction, node), stprune.gather_nodes(target, node)
+    criterion(prediction, target, index, node).backward()
+    return weight.grad.squeeze(1).double()
+
+
+def assert_within_4_standard_errors(draws, full):
+    draws = torch.stack(draws)
+    error = (draws.mean(0) - full).abs()
+    standard_error = draws.std(0) / len(draws) ** 0.5
+    assert bool((error <= 4 * standard_error + 1e-6 * full.abs().max()).all()), (error / standard_error).tolist()
+
+
+def full_gradient(x, y, weight):
+    n = x.shape[0]
+    sampler = stprune.PruningSampler(n, num_epochs=1, method="full")
+    return gradient(stprune.PrunedLoss(sampler), x, y, weight, torch.arange(n))
+
+
+@pytest.mark.parametrize("method", UNBIASED)
+@pytest.mark.parametrize("keep_ratio", [0.25, 0.5])
+def test_epoch_sum_of_windows(method, keep_ratio):
+    """epoch_sum: the sum over the kept set of w_i grad_i estimates the sum over all samples."""
+    x, y, weight = frozen()
+    n = x.shape[0]
+    scores = stprune.score(x @ weight, y)
+    if method == "infobatch":
+        # unbiased where keep_ratio * pool is whole: a quarter of the samples above the mean, 180 below it
+        scores = torch.where(scores >= scores.topk(60).values[-1], 100.0, 1.0) + scores / scores.max()
+        assert int((scores < scores.mean()).sum()) == 180
+    full = full_gradient(x, y, weight) * n
+    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, method=method, keep_ratio=keep_ratio, schedule="none")
+    criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
+    draws = []
+    for epoch in range(1, DRAWS + 1):
+        sampler.table = stprune.ScoreTable(n)
+        sampler.update(torch.arange(n), scores)
+        sampler.set_epoch(epoch)
+        kept = sampler.plan.indices
+        draws.append(gradient(criterion, x, y, weight, kept) * kept.numel())
+    assert_within_4_standard_errors(draws, full)
+
+
+def test_the_test_has_teeth():
+    """A biased method with weights of 1 must fail the very same test."""
+    x, y, weight = frozen()
+    n = x.shape[0]
+    scores = stprune.score(x @ weight, y)
+    full = full_gradient(x, y, weight) * n
+    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, method="epsilon-greedy", keep_ratio=0.5, schedule="none")
+    criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
+    draws = []
+    for epoch in range(1, DRAWS + 1):
+        sampler.table = stprune.ScoreTable(n)
+        sampler.update(torch.arange(n), scores)
+        sampler.set_epoch(epoch)
+        kept = sampler.plan.indices
+        draws.append(gradient(criterion, x, y, weight, kept) * kept.numel())
+    with pytest.raises(AssertionError):
+        assert_within_4_standard_errors(draws, full)
+
+
+def test_per_step_estimates_the_mean_gradient():
+    """Defect 13 of InfoBatch: the step must not grow with what is pruned."""
+    x, y, weight = frozen()
+    n = x.shape[0]
+    scores = stprune.score(x @ weight, y)
+    full = full_gradient(x, y, weight)
+    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, keep_ratio=0.5, schedule="none")
+    criterion = stprune.PrunedLoss(sampler)
+    draws = []
+    for epoch in range(1, DRAWS + 1):
+        sampler.table = stprune.ScoreTable(n)
+        sampler.update(torch.arange(n), scores)
+        sampler.set_epoch(epoch)
+        draws.append(gradient(criterion, x, y, weight, sampler.plan.indices))
+        assert float(sampler.plan.weights.double().mean()) / sampler.plan.mean_weight == pytest.approx(1.0, rel=1e-12)
+    # self-normalised: a ratio estimator, biased by O(1 / K); allow that order on top of the noise
+    mean = torch.stack(draws).mean(0)
+    assert bool(((mean - full).abs() <= 0.02 * full.abs().max()).all())
+
+
+def test_node_draws():
+    """All windows, half of the nodes of each: the mean over drawn nodes estimates the mean over all nodes."""
+    x, y, weight = frozen(n=60, nodes=12)
+    full = full_gradient(x, y, weight)
+    sampler = stprune.PruningSampler(60, num_epochs=DRAWS + 1, keep_ratio=1.0, num_nodes=12, node_ratio=0.25)
+    criterion = stprune.PrunedLoss(sampler)
+    draws = []
+    for epoch in range(DRAWS):
+        sampler.set_epoch(epoch)
+        index = sampler.plan.indices
+        draws.append(gradient(criterion, x, y, weight, index, sampler.nodes(index)))
+    assert_within_4_standard_errors(draws, full)
+
+
+def test_windows_and_node_draws_together():
+    x, y, weight = frozen(n=200, nodes=8)
+    n = x.shape[0]
+    scores = stprune.score(x @ weight, y)
+    full = full_gradient(x, y, weight) * n
+    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, keep_ratio=0.4, schedule="none", num_nodes=8, node_ratio=0.5)
+    criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
+    draws = []
+    for epoch in range(1, DRAWS + 1):
+        sampler.table = stprune.ScoreTable(n)
+        sampler.update(torch.arange(n), scores)
+        sampler.set_epoch(epoch)
+        kept = sampler.plan.indices
+        draws.append(gradient(criterion, x, y, weight, kept, sampler.nodes(kept)) * kept.numel())
+    assert_within_4_standard_errors(draws, full)
