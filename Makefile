@@ -1,0 +1,59 @@
+# Two commands: `make demo` and `make test`. Both create $(VENV) if needed and leave nothing outside this folder.
+PYTHON ?= python3
+VENV ?= .venv
+# Named exactly, as a range would pull the newest build with gigabytes of CUDA packages; any torch >= 2.10 works.
+TORCH ?= torch==2.13.0
+# Options of `stprune demo` or pytest: make demo ARGS="--data synthetic", make test ARGS="-k sampler".
+ARGS ?=
+
+BIN = $(VENV)/bin
+BUILD_INPUTS = pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*.* csrc/*/*)
+export PIP_CACHE_DIR = $(CURDIR)/$(VENV)/cache
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export MPLCONFIGDIR = $(CURDIR)/$(VENV)/cache/matplotlib
+# A spinning OpenMP team costs milliseconds whenever a neighbour holds a core.
+export OMP_WAIT_POLICY = passive
+
+.PHONY: demo test lint format wheel sanitize clean
+
+demo: $(VENV)/.installed $(VENV)/.simbench
+	$(BIN)/stprune demo $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
+
+wheel: $(VENV)/.installed
+	$(BIN)/pip wheel --no-deps -w dist .
+
+sanitize: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash .ci/sanitize.sh
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+# SimBench's data files sit inside its package; its dependencies are not needed to read them.
+$(VENV)/.simbench: | $(VENV)/.torch
+	$(BIN)/pip install --quiet --no-deps "simbench>=1.6,<2"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist stprune-demo
