@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 ABI_VERSION = 1
-"""Version of the op schemas; csrc/library.cpp reports the one a library was built for."""
+"""Version of the op schemas; csrc/library.cpp marks a library with the one it was built for."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ _status: dict[str, LibraryStatus] = {}
 
 
 def _find(name: str, folders: Iterable[str]) -> pathlib.Path | None:
-    # An editable install keeps the sources in the checkout and the library in site-packages: both are on __path__.
     for folder in folders:
         path = pathlib.Path(folder) / f"{name}.so"
         if path.is_file():
@@ -42,30 +43,43 @@ def _find(name: str, folders: Iterable[str]) -> pathlib.Path | None:
     return None
 
 
+def _folders(package: Iterable[str]) -> list[str]:
+    """Where a library may lie, nearest first."""
+    # A build of one's own, for example with sanitizers.
+    extra = [os.environ["STPRUNE_LIBRARY_DIR"]] if os.environ.get("STPRUNE_LIBRARY_DIR") else []
+    # An editable install has the sources in the checkout and the library in site-packages, both on the package's path. With
+    # any other install, Python started in the checkout sees only the sources: the installed package is further down.
+    return [*extra, *package, *(os.path.join(entry, "stprune") for entry in sys.path if entry)]
+
+
+def _marked(path: pathlib.Path) -> bool:
+    """Whether a library was built for these op schemas; read from the file, as loading it would register its kernels."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(f"stprune-abi:{ABI_VERSION};".encode()) >= 0
+
+
 def _load_one(name: str, folders: Iterable[str]) -> LibraryStatus:
     path = _find(name, folders)
     if path is None:
         return LibraryStatus(False, None, f"{name}.so was not found; it is built by `pip install .`")
     try:
-        library = ctypes.CDLL(os.fspath(path))
-        library.stprune_abi_version.restype = ctypes.c_int64
-        found = int(library.stprune_abi_version())
-        if found != ABI_VERSION:
-            return LibraryStatus(False, os.fspath(path), f"built for op version {found}, this is {ABI_VERSION}; build it again")
-    except (OSError, AttributeError) as error:
+        if not _marked(path):
+            return LibraryStatus(False, os.fspath(path), "built for another version of stprune; build it again")
+        ctypes.CDLL(os.fspath(path))
+    except (OSError, ValueError) as error:
         return LibraryStatus(False, os.fspath(path), f"could not be loaded: {error}")
     return LibraryStatus(True, os.fspath(path), "")
 
 
-def load(folders: Iterable[str]) -> None:
+def load(package: Iterable[str]) -> None:
     """Load the libraries from the package's folders, once; warn once when the CPU library is missing."""
     if _status:
         return
-    folders = list(folders)
     if os.environ.get("STPRUNE_DISABLE_NATIVE") == "1":
         off = LibraryStatus(False, None, "switched off by STPRUNE_DISABLE_NATIVE=1")
         _status.update(_C=off, _C_cuda=off)
         return
+    folders = _folders(package)
     _status["_C"] = _load_one("_C", folders)
     if torch.version.cuda is None:
         _status["_C_cuda"] = LibraryStatus(False, None, "this torch has no CUDA")
