@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import importlib.util
 import pathlib
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ class DemoSeries:
         time_of_day: [time] float32 in [0, 1), share of the day gone by.
         day_of_week: [time] int64, 0 = Monday.
         steps_per_day: steps in 24 hours.
+        first_day: date of the first step, None when not known.
         unit: unit of the values, empty when not known.
         source: where the series comes from and its licence.
         node_names: one name per node.
@@ -40,6 +42,7 @@ class DemoSeries:
     time_of_day: FloatArray
     day_of_week: NDArray[np.int64]
     steps_per_day: int
+    first_day: datetime.date | None
     unit: str
     source: str
     node_names: tuple[str, ...]
@@ -132,15 +135,54 @@ def load_simbench(path: pathlib.Path | None = None) -> DemoSeries:
         raise ValueError(
             f"{path.name}: values must be {SIMBENCH_STEPS} x {SIMBENCH_NODES}, got {values.shape[0]} x {values.shape[1]}"
         )
-    time_of_day, day_of_week = calendar(_parse_stamps(stamps, path.name))
+    times = _parse_stamps(stamps, path.name)
+    time_of_day, day_of_week = calendar(times)
     return DemoSeries(
         name="SimBench load profiles",
         values=values,
         time_of_day=time_of_day,
         day_of_week=day_of_week,
         steps_per_day=96,
+        first_day=times[0].astype("datetime64[D]").item(),
         unit="p.u.",
         source="SimBench (simbench.de), complete_data-mixed-all-0, LoadProfile.csv; Open Database License 1.0",
+        node_names=names,
+    )
+
+
+def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> DemoSeries:
+    """Read a file or folder with `stprune.read_series`; the first channel is forecast.
+
+    Args:
+        path: what `read_series` takes.
+        steps_per_day: steps in 24 hours; None takes the file's own, else 288 (5 minutes).
+
+    Returns:
+        The series. Without time stamps in the file it is taken to start at midnight of a Monday, which only shifts the
+        names of the hours.
+
+    Raises:
+        ValueError: the file is not what it must be.
+    """
+    found = stprune.read_series(path)
+    values = np.ascontiguousarray(found.values[:, :, 0], dtype=np.float32)
+    per_day = steps_per_day or found.steps_per_day or 288
+    first_day = None
+    if found.timestamps is None:
+        time_of_day, day_of_week = counted_calendar(len(values), per_day)
+    else:
+        time_of_day, day_of_week = calendar(found.timestamps)
+        first_day = found.timestamps[0].astype("datetime64[D]").item()
+    names = found.node_ids or tuple(str(node) for node in range(values.shape[1]))
+    return DemoSeries(
+        name=found.name,
+        values=values,
+        time_of_day=time_of_day,
+        day_of_week=day_of_week,
+        steps_per_day=per_day,
+        first_day=first_day,
+        unit="",
+        source=f"read from {path.name}",
         node_names=names,
     )
 
@@ -186,6 +228,29 @@ def counted_calendar(num_steps: int, steps_per_day: int) -> tuple[FloatArray, ND
     return time_of_day, step // steps_per_day % 7
 
 
+def repeated_nodes(values: FloatArray) -> tuple[int, int]:
+    """Count nodes that hold nothing new, since they make node pruning look better than it is.
+
+    Args:
+        values: [time, node] float32; NaN counts as the node's mean. At most 8,192 evenly spaced steps are looked at.
+
+    Returns:
+        How many nodes are constant, and how many others are an earlier node up to scale and offset (correlation above
+        0.9999 in size).
+    """
+    some = values[:: -(-len(values) // 8192)].astype(np.float64)
+    seen = np.isfinite(some)
+    mean = np.where(seen, some, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    some = np.where(seen, some - mean, 0.0)
+    spread = np.sqrt(np.square(some).mean(axis=0))
+    # Rounding leaves a constant node a spread of about 1e-8 of its level.
+    constant = spread <= 1e-6 * np.abs(mean)
+    some = some[:, ~constant] / spread[~constant]
+    correlation = some.T @ some / len(some)
+    copies = (np.abs(np.tril(correlation, -1)) > 0.9999).any(axis=1)
+    return int(constant.sum()), int(copies.sum())
+
+
 def synthetic(*, num_days: int = 120, num_nodes: int = 64, seed: int = 0) -> DemoSeries:
     """Generate a demand-like series: daily and weekly shapes, heterogeneous nodes, weather and noise.
 
@@ -222,6 +287,7 @@ def synthetic(*, num_days: int = 120, num_nodes: int = 64, seed: int = 0) -> Dem
         time_of_day=time_of_day,
         day_of_week=day_of_week,
         steps_per_day=96,
+        first_day=None,
         unit="",
         source=f"generated, seed {seed}",
         node_names=tuple(f"node {i}" for i in range(num_nodes)),

@@ -1,0 +1,65 @@
+"""Where a result was measured: versions, processor, device."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+import stprune
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything a result depends on; "not installed" for an absent Triton."""
+    try:
+        import triton
+
+        triton_version = str(triton.__version__)
+    except ImportError:
+        triton_version = "not installed"
+    return {
+        "stprune": stprune.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "triton": triton_version,
+    }
+
+
+def processor() -> str:
+    """Name of the processor, or its architecture where the system does not tell."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else (platform.processor() or platform.machine())
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Everything about the machine that belongs beside a measured number."""
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "system": platform.system(),
+        "versions": versions(),
+        "libraries": {name: status.loaded for name, status in stprune.library_status().items()},
+    }

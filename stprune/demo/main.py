@@ -1,0 +1,143 @@
+"""The demo from options to report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from stprune.demo import machine
+from stprune.demo.data import DemoSeries, load, repeated_nodes
+from stprune.demo.options import MODEL_DIM, DemoOptions
+from stprune.demo.records import RunRecord, summarize
+from stprune.demo.runs import Group, label
+from stprune.demo.table import as_text, columns
+from stprune.demo.train import LEARNING_RATE, Trainer
+from stprune.demo.verdict import sentences
+from stprune.demo.windows import Problem, prepare
+
+_QUICK_DAYS = 8
+_QUICK_NODES = 12
+
+
+def run_demo(options: DemoOptions) -> dict[str, Any]:
+    """Train all runs, print the table, write report.html and results.json.
+
+    Args:
+        options: settings; resolved here.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: a setting or the data is not usable.
+        OSError: the data cannot be read or the output not written.
+        ModuleNotFoundError: tqdm, matplotlib or the data's package is not installed.
+    """
+    options = options.resolve()
+    for module in ("tqdm", "matplotlib"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"stprune demo: needs {module}; install it with `pip install 'stprune[demo]'`")
+    # Before minutes of training, not after.
+    options.output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    series = load(options.data, steps_per_day=options.steps_per_day)
+    if options.quick:
+        series = series.cut(_QUICK_DAYS * series.steps_per_day, _QUICK_NODES)
+    device = torch.device(options.device)
+    problem = prepare(series, device=device, null_value=options.null_value)
+    print(_introduction(options, series, problem), flush=True)
+    records = _train(options, series, problem)
+    result = _result(options, series, problem, records, total_seconds=time.perf_counter() - started)
+    _write(result, records, series, problem, options)
+    print(_conclusion(result, options), flush=True)
+    return result
+
+
+def _introduction(options: DemoOptions, series: DemoSeries, problem: Problem) -> str:
+    split = problem.split
+    return (
+        f"{series.name}: {series.values.shape[0]:,} steps x {problem.num_nodes} nodes, {len(split.train):,} training windows "
+        f"(one every {split.stride} steps), {len(split.test):,} test windows.\n"
+        f"{options.model} on {machine.device_name(problem.device)}, {machine.cores()} cores, {options.epochs} epochs, "
+        f"{len(options.runs)} runs taking turns" + (f", {options.seeds} seeds." if options.seeds > 1 else ".")
+    )
+
+
+def _train(options: DemoOptions, series: DemoSeries, problem: Problem) -> list[RunRecord]:
+    from stprune.demo.progress import Progress
+
+    trainer = Trainer(
+        problem=problem,
+        model=options.model,
+        dim=MODEL_DIM[options.model],
+        steps_per_day=series.steps_per_day,
+        learning_rate=LEARNING_RATE[options.model],
+    )
+    records: list[RunRecord] = []
+    for seed in range(options.seeds):
+        group = Group(options, trainer, seed)
+        group.start()
+        with Progress(options, seed) as progress:
+            for name, epochs in group.planned.items():
+                progress.add(name, epochs)
+            for name, record, epochs in group.turns():
+                progress.add(name, epochs)
+                progress.advance(name, record)
+        records += group.finish()
+    return records
+
+
+def _result(
+    options: DemoOptions, series: DemoSeries, problem: Problem, records: list[RunRecord], *, total_seconds: float
+) -> dict[str, Any]:
+    rows = summarize(records)
+    labels = {name: label(name, keep_ratio=options.keep_ratio, node_ratio=options.node_ratio) for name in options.runs}
+    constant, copies = repeated_nodes(series.values[: problem.split.border[0]])
+    settings = {key: str(value) if key == "output" else value for key, value in vars(options).items()}
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "settings": settings,
+        "data": {
+            "name": series.name,
+            "source": series.source,
+            "unit": series.unit,
+            "steps": series.values.shape[0],
+            "nodes": problem.num_nodes,
+            "constant_nodes": constant,
+            "copied_nodes": copies,
+            "train_windows": len(problem.split.train),
+            "stride": problem.split.stride,
+            "validation_windows": len(problem.split.validation),
+            "test_windows": len(problem.split.test),
+            "mape_floor": problem.mape_floor,
+        },
+        "machine": machine.describe(problem.device),
+        "total_seconds": total_seconds,
+        "labels": labels,
+        "rows": [asdict(row) for row in rows],
+        "findings": sentences(rows, labels, num_seeds=options.seeds),
+        "table": as_text(rows, columns(rows, labels, series.unit)),
+        "runs": [record.as_json() for record in records],
+    }
+
+
+def _write(
+    result: dict[str, Any], records: list[RunRecord], series: DemoSeries, problem: Problem, options: DemoOptions
+) -> None:
+    from stprune.demo.report import render
+
+    (options.output / "results.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    page = render(result, records, series, problem, options)
+    (options.output / "report.html").write_text(page, encoding="utf-8")
+
+
+def _conclusion(result: dict[str, Any], options: DemoOptions) -> str:
+    findings = "\n".join(f"- {sentence}" for sentence in result["findings"])
+    return (
+        f"\n{result['table']}\n\n{findings}\n\n{result['total_seconds']:.0f} s in all. Report: {options.output / 'report.html'}"
+    )

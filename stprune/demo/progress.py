@@ -1,0 +1,76 @@
+"""Progress bars: one for the whole, and in a terminal one for every run."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from stprune.demo.options import DemoOptions
+from stprune.demo.records import EpochRecord
+from stprune.demo.runs import label
+
+
+class Progress:
+    """Bars with the share of the data in use, the time left and the validation MAE.
+
+    In a terminal every run has a line of its own; in a log there is one line now and then. As the runs take turns, the
+    time left on each line is that of the whole.
+
+    Args:
+        options: resolved options.
+        seed: shown when there are several.
+    """
+
+    def __init__(self, options: DemoOptions, seed: int) -> None:
+        self._options = options
+        self._lines = sys.stderr.isatty()
+        title = "all runs" if options.seeds == 1 else f"seed {seed + 1}/{options.seeds}"
+        self._total: Any = self._bar(title, 0, position=0)
+        self._bars: dict[str, Any] = {}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for bar in (*reversed(self._bars.values()), self._total):
+            bar.close()
+
+    def add(self, name: str, epochs: int) -> None:
+        """Make room for a run, if it is new."""
+        if name in self._bars:
+            return
+        text = label(name, keep_ratio=self._options.keep_ratio, node_ratio=self._options.node_ratio)
+        self._bars[name] = self._bar(text, epochs, position=len(self._bars) + 1, hidden=not self._lines)
+        self._total.total += epochs
+        self._total.refresh()
+
+    def advance(self, name: str, record: EpochRecord) -> None:
+        """One epoch of a run is done."""
+        self._bars[name].set_postfix_str(
+            f"keep {record.window_share:.0%} of windows, {record.pair_share:.0%} of pairs, val MAE {record.validation_mae:.4g}",
+            refresh=False,
+        )
+        self._bars[name].update()
+        if not self._lines:
+            self._total.set_postfix_str(
+                f"{name} epoch {record.epoch + 1}: keep {record.pair_share:.0%}, val MAE {record.validation_mae:.4g}",
+                refresh=False,
+            )
+        self._total.update()
+
+    def _bar(self, title: str, total: int, *, position: int, hidden: bool = False) -> Any:
+        return tqdm(
+            total=total,
+            desc=f"{title:<26}",
+            position=position,
+            unit="epoch",
+            disable=hidden,
+            leave=True,
+            # A log gets a line every quarter of a minute instead of ten a second.
+            mininterval=0.2 if self._lines else 15.0,
+            dynamic_ncols=self._lines,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed} < {remaining}] {postfix}",
+        )

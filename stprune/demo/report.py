@@ -1,0 +1,269 @@
+"""report.html: one file, no outside resources."""
+
+from __future__ import annotations
+
+import base64
+import html
+from typing import Any
+
+import numpy as np
+
+from stprune.demo import figures
+from stprune.demo.data import DemoSeries
+from stprune.demo.options import DemoOptions
+from stprune.demo.records import Row, RunRecord, summarize
+from stprune.demo.runs import NUM_STRATA
+from stprune.demo.table import cells, columns
+from stprune.demo.train import GRADIENT_CLIP, LEARNING_RATE, WEIGHT_DECAY
+from stprune.demo.windows import HISTORY, HORIZON, Problem
+
+_STYLE = """
+:root { --ink: #1f2933; --soft: #52606d; --line: #e1e6eb; --paper: #ffffff; --tint: #f5f7f9; --best: #e6f4ef; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 72rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
+p { margin: .5rem 0; max-width: 50rem; }
+.lead { color: var(--soft); font-size: 1.05rem; }
+ul { padding-left: 1.2rem; max-width: 50rem; }
+li { margin: .4rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .8rem; margin: 1.6rem 0;
+  max-width: 58rem; }
+.card { background: var(--tint); border-radius: .5rem; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.6rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.card span { color: var(--soft); font-size: .88rem; line-height: 1.35; display: block; }
+.wide { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.result { width: 100%; }
+.result th, .result td { padding: .38rem .42rem; }
+th, td { padding: .38rem .55rem; text-align: right; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td.best { background: var(--best); font-weight: 600; }
+.plain td { text-align: left; white-space: normal; vertical-align: top; }
+.plain td:first-child { color: var(--soft); white-space: nowrap; padding-right: 1.5rem; }
+figure { margin: .8rem 0 0; overflow-x: auto; max-width: 58rem; }
+figure img { width: 100%; min-width: 36rem; height: auto; display: block; }
+.note { color: var(--soft); font-size: .9rem; }
+footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
+"""
+
+
+def render(result: dict[str, Any], records: list[RunRecord], series: DemoSeries, problem: Problem, options: DemoOptions) -> str:
+    """Build the page.
+
+    Args:
+        result: what results.json holds.
+        records: all runs of all seeds; the figures show the first seed.
+        series: the series that was trained on.
+        problem: its split.
+        options: resolved options.
+
+    Returns:
+        HTML text that refers to nothing outside itself.
+    """
+    rows = summarize(records)
+    labels: dict[str, str] = result["labels"]
+    first = [record for record in records if record.seed == records[0].seed]
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>stprune demo: {html.escape(series.name)}</title><style>{_STYLE}</style></head><body><main>",
+        "<h1>Full training against pruned training</h1>",
+        f'<p class="lead">{_lead(result, options)}</p>',
+        _cards(rows, labels),
+        "<h2>Result</h2>",
+        _table(rows, labels, series.unit),
+        "<h2>What it says</h2>",
+        "<ul>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in result["findings"]) + "</ul>",
+        _pictures(first, labels, series, problem, options),
+        "<h2>Conditions</h2>",
+        _conditions(result, options),
+        f"<footer>Made by stprune {html.escape(result['machine']['versions']['stprune'])}, {result['date']}. "
+        f"Data: {html.escape(series.source)}.</footer>",
+        "</main></body></html>",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _lead(result: dict[str, Any], options: DemoOptions) -> str:
+    data = result["data"]
+    seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds (mean ± standard deviation)"
+    text = (
+        f"{data['name']}, {data['steps']:,} steps x {data['nodes']} nodes. {options.model.upper()} forecasts {HORIZON} steps "
+        f"from {HISTORY}. All runs start from the same weights and take turns on the same machine, epoch by epoch; {seeds}."
+    )
+    return html.escape(text)
+
+
+def _cards(rows: list[Row], labels: dict[str, str]) -> str:
+    """The headline numbers of the node-pruned runs, or of whatever pruned runs there are."""
+    shown = [row for row in rows if row.name in ("nodes", "nodes-long", "st-prune")] or rows[1:]
+    cards = []
+    for row in shown[:3]:
+        time = f"{row.speedup[0]:.1f}x as fast" if row.speedup[0] >= 1.05 else f"{1 / row.speedup[0]:.2f}x the time"
+        cards.append(
+            f'<div class="card"><b>{time}</b><b>{row.mae_change[0]:+.1f}% MAE</b>'
+            f"<span>{html.escape(labels[row.name])}, against full training</span></div>"
+        )
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _table(rows: list[Row], labels: dict[str, str], unit: str) -> str:
+    layout = columns(rows, labels, unit)
+    heading, *lines = cells(rows, layout)
+    best = min(range(len(rows)), key=lambda i: rows[i].mae[0])
+    head = "".join(
+        f'<th title="{html.escape(column.meaning)}">{html.escape(text)}</th>'
+        for column, text in zip(layout, heading, strict=True)
+    )
+    body = []
+    for i, line in enumerate(lines):
+        marked = [
+            f'<td class="best">{html.escape(text)}</td>'
+            if i == best and column.title == "MAE"
+            else f"<td>{html.escape(text)}</td>"
+            for column, text in zip(layout, line, strict=True)
+        ]
+        body.append(f"<tr>{''.join(marked)}</tr>")
+    legend = "; ".join(f"<b>{html.escape(c.title)}</b> {html.escape(c.meaning)}" for c in layout if c.meaning)
+    return (
+        f'<div class="wide"><table class="result"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<p class="note">{legend}. Time, speed-up and overhead are measured; sampler and scoring are inside the time.</p>'
+    )
+
+
+def _figure(svg: str, alt: str) -> str:
+    # As an image, the ids inside each SVG stay apart from those of the others.
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<figure><img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}"></figure>'
+
+
+def _pictures(
+    records: list[RunRecord], labels: dict[str, str], series: DemoSeries, problem: Problem, options: DemoOptions
+) -> str:
+    parts = [
+        "<h2>Validation MAE against wall time</h2>",
+        "<p>Dots mark the epoch whose weights were tested.</p>",
+        _figure(
+            figures.validation_curves(records, labels, series.unit),
+            "Validation MAE of every run against its wall time of training",
+        ),
+        "<h2>How much of the data an epoch uses</h2>",
+        "<p>The first epoch of a method that needs scores is full, since nothing is known yet; the last eighth of the epochs "
+        "is full again (annealing), which takes the bias out of the end of the training. Drawing nodes keeps every window "
+        "and takes a fresh part of its nodes each time.</p>",
+        _figure(figures.data_shares(records, labels), "Share of the training pairs used in each epoch, per run"),
+    ]
+    scored = next((r for r in records if r.name == "st-prune" and len(r.scores)), None)
+    scored = scored or next((r for r in records if len(r.scores) and r.pruned_epochs), None)
+    if scored is None:
+        return "\n".join(parts)
+    name = html.escape(labels[scored.name])
+    parts += [
+        "<h2>Scores over the epochs</h2>",
+        f"<p>{name}: what the sampler knows of each window, after the given epochs. Dotted lines are medians.</p>",
+        _figure(figures.score_histograms(scored.scores, series.unit), "Histogram of the windows' scores over epochs"),
+    ]
+    if scored.pruned_epochs:
+        split = problem.split
+        calendar = figures.Calendar(
+            share=(scored.kept / scored.pruned_epochs).astype(np.float32),
+            first_step=split.train.cpu().numpy() + HISTORY,
+            stride=split.stride,
+            steps_per_day=series.steps_per_day,
+            time_of_day=series.time_of_day,
+            day_of_week=series.day_of_week,
+            first_day=series.first_day,
+        )
+        parts += [
+            "<h2>Which hours does the model still learn from?</h2>",
+            f"<p>{name}: how often each window was kept in the {scored.pruned_epochs} pruned epochs. A window's place is the "
+            "first step it forecasts. With purely random pruning every field would tend to the same value, "
+            f"{100 * float(calendar.share.mean()):.0f}%.</p>",
+            _figure(figures.kept_calendar(calendar), "Calendar of how often each window was kept"),
+            f"<p>{html.escape(_hours(calendar))}</p>",
+        ]
+    return "\n".join(parts)
+
+
+def _hours(calendar: figures.Calendar) -> str:
+    """The most and least kept hours, in words."""
+    hour = (calendar.time_of_day[calendar.first_step] * 24).astype(np.int64)
+    count = np.bincount(hour, minlength=24)
+    mean = np.bincount(hour, weights=calendar.share, minlength=24) / np.maximum(count, 1)
+    order = [int(h) for h in np.argsort(-mean, kind="stable") if count[h]]
+    weekend = calendar.day_of_week[calendar.first_step] >= 5
+    text = (
+        f"Kept most: forecasts that begin in the hour from {order[0]}:00 ({mean[order[0]]:.0%} of the pruned epochs); "
+        f"least: from {order[-1]}:00 ({mean[order[-1]]:.0%})."
+    )
+    if weekend.any() and not weekend.all():
+        text += f" Weekends: {calendar.share[weekend].mean():.0%}, Monday to Friday: {calendar.share[~weekend].mean():.0%}."
+    return text
+
+
+def _beginnings(data: dict[str, Any]) -> str:
+    return (
+        "A training window begins at every step" if data["stride"] == 1 else f"One training window every {data['stride']} steps"
+    )
+
+
+def _conditions(result: dict[str, Any], options: DemoOptions) -> str:
+    data, machine = result["data"], result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    kernels = ", ".join(f"{name} {'in use' if used else 'not in use'}" for name, used in machine["libraries"].items())
+    unit = f" {data['unit']}" if data["unit"] else ""
+    lines = [
+        (
+            "Machine",
+            f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; trained on {machine['device']}",
+        ),
+        ("Versions", versions),
+        ("Compiled kernels", kernels),
+        (
+            "Data",
+            f"{data['source']}. Chronological split 6:2:2; z-score by the training part. Of {data['nodes']} nodes, "
+            f"{data['constant_nodes']} are constant in the training part and {data['copied_nodes']} copy another up "
+            f"to scale, which helps node pruning. {_beginnings(data)} "
+            f"({data['train_windows']:,}, all times of day occur); validation after every "
+            f"epoch on {data['validation_windows']:,} fixed windows; test on all {data['test_windows']:,} windows of the "
+            "last fifth. Evaluation always uses all nodes.",
+        ),
+        (
+            "Training",
+            f"{options.model}, Adam, learning rate {LEARNING_RATE[options.model]:g} falling along a cosine of the "
+            f"run's own optimizer steps to a hundredth, weight decay {WEIGHT_DECAY:g}, gradient clip "
+            f"{GRADIENT_CLIP:g}, batches of {options.batch_size} windows, masked MAE in the data's unit, weights of "
+            "the best validation epoch are tested.",
+        ),
+        (
+            "Pruning",
+            f"keep ratio {options.keep_ratio:g} up to 7/8 of the epochs, then everything; ST-Prune calibrates its "
+            f"weights in {NUM_STRATA} strata of stationarity; InfoBatch drops {1 - options.keep_ratio:.0%} of the "
+            f"windows that score below the mean and takes its weights as they are; node runs keep every window and draw "
+            f"{options.node_ratio:.0%} of its nodes afresh in every epoch.",
+        ),
+        ("Equal steps", "Full training whose epochs are cut so that it takes as many optimizer steps as ST-Prune on windows."),
+        (
+            "Clock",
+            "Runs take turns epoch by epoch, so that a change in the machine's speed hits all alike; each has its own "
+            "clock, which counts planning, scoring, gathering and training, and stands still during evaluation.",
+        ),
+        (
+            "Overhead",
+            "Measured: time to plan epochs, give out ids and draw nodes, and, on one batch per epoch, forward and "
+            "backward of the pruned loss less the plain one, times the number of steps. Measuring stationarity is "
+            "in it.",
+        ),
+        (
+            "MAPE",
+            f"over targets of at least {data['mape_floor']:.3g}{unit} (a tenth of the standard deviation), as smaller "
+            "ones would blow it up",
+        ),
+    ]
+    body = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>" for name, text in lines)
+    return f'<div class="wide"><table class="plain"><tbody>{body}</tbody></table></div>'
