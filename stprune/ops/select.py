@@ -26,6 +26,11 @@ def _checked(op: str, keys: torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
     return keys.detach(), _check.integer(op, "k", k, 0, keys.numel())
 
 
+def _widened(keys: torch.Tensor) -> torch.Tensor:
+    """Keys as the kernels take them: bfloat16 and float16 become float32, which is exact and keeps their order."""
+    return keys.float() if keys.dtype in (torch.bfloat16, torch.float16) else keys.contiguous()
+
+
 def select(keys: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k largest keys.
 
@@ -52,7 +57,7 @@ def select(keys: torch.Tensor, k: int) -> torch.Tensor:
         Key order: that of torch.topk, with the tie rule made deterministic.
     """
     keys, k = _checked("select", keys, k)
-    return torch.ops.stprune.select(keys.contiguous(), k)  # type: ignore[no-any-return]
+    return torch.ops.stprune.select(_widened(keys), k)  # type: ignore[no-any-return]
 
 
 def topk(keys: torch.Tensor, k: int, *, sorted: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,5 +84,7 @@ def topk(keys: torch.Tensor, k: int, *, sorted: bool = True) -> tuple[torch.Tens
         torch.topk; deviates in that ties always go to the smaller index and no gradient is recorded.
     """
     keys, k = _checked("topk", keys, k)
-    values, indices = torch.ops.stprune.topk(keys.contiguous(), k, bool(sorted))
+    wide = _widened(keys)
+    values, indices = torch.ops.stprune.topk(wide, k, bool(sorted))
+    values = values if wide.dtype == keys.dtype else keys[indices]
     return torch.return_types.topk((values, indices))  # type: ignore[no-any-return, attr-defined]

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The op tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer, in a temporary folder inside build/.
+# The installed package is not touched: STPRUNE_LIBRARY_DIR makes the loader take this build first. Needs the Python whose
+# torch and test extras are used as `python` on PATH, or in $PYTHON, and cmake and a C++ compiler.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON="${PYTHON:-python}"
+CXX="${CXX:-c++}"
+mkdir -p build
+BUILD="$(mktemp -d "$PWD/build/sanitize-XXXXXX")"
+trap 'rm -rf "$BUILD"' EXIT
+
+cmake_command() {
+  if command -v cmake >/dev/null; then echo cmake; return; fi
+  # scikit-build-core's build isolation brings its own cmake; outside of it the package from PyPI does.
+  "$PYTHON" -m venv "$BUILD/cmake" && "$BUILD/cmake/bin/pip" install --quiet "cmake>=3.25"
+  echo "$BUILD/cmake/bin/cmake"
+}
+CMAKE="$(cmake_command)"
+"$CMAKE" -S . -B "$BUILD/tree" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSTPRUNE_SANITIZE=ON -DSTPRUNE_CUDA=OFF \
+  -DPython_EXECUTABLE="$("$PYTHON" -c 'import sys; print(sys.executable)')" -DCMAKE_CXX_COMPILER="$CXX" >/dev/null
+"$CMAKE" --build "$BUILD/tree" --parallel 2
+
+TESTS=()
+for name in select draw draw_weighted shuffle random draw_nodes residual_stats gather_nodes; do
+  if [ -f "tests/test_$name.py" ]; then TESTS+=("tests/test_$name.py"); fi
+done
+
+# Python is not built with the sanitizers, so their runtimes come first; its own leaks are not ours. A report aborts.
+export STPRUNE_LIBRARY_DIR="$BUILD/tree"
+export ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=0"
+export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
+export OMP_WAIT_POLICY=passive
+PRELOAD="$("$CXX" -print-file-name=libasan.so):$("$CXX" -print-file-name=libubsan.so)"
+LD_PRELOAD="$PRELOAD" "$PYTHON" -c "
+import stprune
+status = stprune.library_status()['_C']
+assert status.loaded and status.path.startswith('$BUILD'), status"
+# opcheck and torch.compile start compilers, which must not run under the preloaded runtimes: they have their own tests.
+LD_PRELOAD="$PRELOAD" "$PYTHON" -m pytest -q -p no:cacheprovider -k "not opcheck and not compile" "${TESTS[@]}"

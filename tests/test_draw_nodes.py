@@ -1,0 +1,129 @@
+"""draw_nodes against the reference, and against the uniform law."""
+
+import itertools
+
+import pytest
+import torch
+
+import stprune
+from stprune import testing
+from stprune.reference import draw_nodes as reference
+from stprune.testing import assert_chi_square
+
+SHAPES = ((1, 1), (2, 1), (7, 3), (63, 10), (64, 64), (65, 64), (192, 58), (716, 214), (8600, 2580), (8600, 1))
+
+
+def windows(count):
+    few = torch.tensor([0, 1, 63, 64, (1 << 32) - 1, 1 << 32, (1 << 40) + 3, (1 << 56) - 1])
+    return torch.cat([few, torch.arange(100, 100 + count)])
+
+
+@pytest.mark.parametrize(("num_nodes", "count"), SHAPES)
+def test_matches_reference(num_nodes, count):
+    index = windows(20)
+    got = stprune.draw_nodes(index, num_nodes=num_nodes, count=count, seed=5, epoch=6)
+    assert got.shape == (index.numel(), count)
+    assert torch.equal(got, reference.draw_nodes(index, num_nodes, count, 5, 6))
+
+
+@pytest.mark.parametrize(("num_nodes", "count"), SHAPES)
+def test_rows_are_ascending_distinct_and_in_range(num_nodes, count):
+    got = stprune.draw_nodes(windows(50), num_nodes=num_nodes, count=count, seed=1, epoch=2)
+    assert int(got.min()) >= 0
+    assert int(got.max()) < num_nodes
+    assert bool((got.diff(dim=1) > 0).all())
+
+
+def test_a_window_keeps_its_nodes_in_any_batch():
+    index = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    whole = stprune.draw_nodes(index, num_nodes=100, count=30, seed=1, epoch=2)
+    for part in (index[:1], index[100:107], index.flip(0), index[::3]):
+        got = stprune.draw_nodes(part, num_nodes=100, count=30, seed=1, epoch=2)
+        rows = [int((index == window).nonzero()) for window in part]
+        assert torch.equal(got, whole[rows])
+    twice = stprune.draw_nodes(torch.tensor([9, 9]), num_nodes=100, count=30, seed=1, epoch=2)
+    assert torch.equal(twice[0], twice[1])
+
+
+def test_fewer_nodes_are_a_subset_of_more():
+    """Counts are nested: the threshold rises, the words stay."""
+    few = stprune.draw_nodes(torch.arange(20), num_nodes=100, count=20, seed=1, epoch=2)
+    more = stprune.draw_nodes(torch.arange(20), num_nodes=100, count=50, seed=1, epoch=2)
+    for row in range(20):
+        assert set(few[row].tolist()) <= set(more[row].tolist())
+
+
+def test_every_node_is_equally_likely():
+    got = stprune.draw_nodes(torch.arange(20_000), num_nodes=60, count=18, seed=3, epoch=1)
+    seen = torch.bincount(got.flatten(), minlength=60).double()
+    # The counts of a draw without replacement are negatively correlated: scale to a chi-square with 59 degrees.
+    p = 18 / 60
+    statistic = float(((seen - 20_000 * p) ** 2).sum() / (20_000 * p * (1 - p)) * 59 / 60)
+    assert abs(statistic - 59) < 4.5 * (2 * 59) ** 0.5
+
+
+def test_every_pair_is_equally_likely():
+    pairs = list(itertools.combinations(range(6), 2))
+    got = stprune.draw_nodes(torch.arange(9000), num_nodes=6, count=2, seed=3, epoch=1)
+    codes = got[:, 0] * 6 + got[:, 1]
+    seen = torch.bincount(codes, minlength=36)
+    assert_chi_square([int(seen[6 * a + b]) for a, b in pairs], [600.0] * 15)
+
+
+def test_epochs_and_seeds_draw_independently():
+    index = torch.arange(4000)
+    base = stprune.draw_nodes(index, num_nodes=50, count=10, seed=3, epoch=1)
+    for change in ({"seed": 4, "epoch": 1}, {"seed": 3, "epoch": 2}):
+        other = stprune.draw_nodes(index, num_nodes=50, count=10, **change)
+        common = (base.unsqueeze(2) == other.unsqueeze(1)).sum((1, 2)).double()
+        # Hypergeometric: mean 10 * 10 / 50 = 2, variance 2 * 0.8 * 40 / 49.
+        assert abs(float(common.mean()) - 2) < 4.5 * (1.306 / 4000) ** 0.5
+
+
+def test_windows_above_32_bits_differ():
+    index = torch.tensor([5, 5 + (1 << 32), 5 + (1 << 40)])
+    got = stprune.draw_nodes(index, num_nodes=200, count=60, seed=3, epoch=1)
+    assert not torch.equal(got[0], got[1])
+    assert not torch.equal(got[1], got[2])
+
+
+def test_no_windows():
+    got = stprune.draw_nodes(torch.empty(0, dtype=torch.int64), num_nodes=10, count=3, seed=0, epoch=0)
+    assert got.shape == (0, 3)
+
+
+def test_errors():
+    index = torch.arange(4)
+
+    def draw(index=index, **changes):
+        return stprune.draw_nodes(index, **{"num_nodes": 10, "count": 3, "seed": 0, "epoch": 0, **changes})
+
+    with pytest.raises(ValueError, match=r"count must lie in \[1, 10\], got 11"):
+        draw(count=11)
+    with pytest.raises(ValueError, match=r"count must lie in \[1, 10\], got 0"):
+        draw(count=0)
+    with pytest.raises(ValueError, match="num_nodes must lie in"):
+        draw(num_nodes=0)
+    with pytest.raises(TypeError, match="index must be int64"):
+        draw(index.float())
+    with pytest.raises(ValueError, match="one dimension"):
+        draw(index.view(2, 2))
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 2\^56\), got -1"):
+        draw(torch.tensor([3, -1]))
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 2\^56\)"):
+        draw(torch.tensor([1 << 56]))
+
+
+def test_opcheck():
+    torch.library.opcheck(torch.ops.stprune.draw_nodes.default, (torch.arange(5), 100, 30, 1, 2))
+
+
+def test_same_for_threads_and_instruction_sets(threads):
+    index = windows(300)
+    expected = reference.draw_nodes(index, 307, 92, 1, 2)
+    for number in (1, 2, 3, 8):
+        threads(number)
+        assert torch.equal(stprune.draw_nodes(index, num_nodes=307, count=92, seed=1, epoch=2), expected)
+    for name in testing.isas():
+        with testing.isa(name):
+            assert torch.equal(stprune.draw_nodes(index, num_nodes=307, count=92, seed=1, epoch=2), expected)

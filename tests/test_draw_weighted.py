@@ -1,0 +1,199 @@
+"""draw_weighted against the reference bit for bit, and against the laws it promises."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import stprune
+from stprune import testing
+from stprune.reference import draw_weighted as reference
+from stprune.reference.random import WEIGHTED, words_at
+from stprune.testing import assert_chi_square
+
+NAMES = ("lognormal", "sparse", "constant", "tiny", "huge", "denormal", "one")
+
+
+def weights_of(name, n):
+    generator = torch.Generator().manual_seed(21)
+    w = torch.randn(n, generator=generator).exp()
+    if name == "sparse":
+        w[torch.rand(n, generator=generator) < 0.7] = 0.0
+    elif name == "constant":
+        w.fill_(2.0)
+    elif name == "tiny":
+        w *= 1e-37
+    elif name == "huge":
+        w *= 1e30
+    elif name == "denormal":
+        w *= 1e-42
+    elif name == "one":
+        w.zero_()
+        w[n // 2 : n // 2 + 1] = 1.0
+    return w
+
+
+@pytest.mark.parametrize("law", ["priority", "race"])
+@pytest.mark.parametrize("name", NAMES)
+def test_matches_reference(name, law):
+    for n in testing.SIZES:
+        w = weights_of(name, n)
+        for k in testing.ranks(int((w > 0).sum())):
+            indices, weights = stprune.draw_weighted(w, k, seed=5, epoch=6, law=law)
+            expected_indices, expected_weights = reference.draw_weighted(w, k, 5, 6, law == "race")
+            assert torch.equal(indices, expected_indices), (n, k)
+            if law == "race":
+                assert weights is None
+            else:
+                testing.assert_same(weights, expected_weights)
+
+
+def test_keys_are_what_the_docstring_says():
+    w = torch.tensor([0.5, 2.0, 0.0, 3.0])
+    word = words_at(torch.arange(4), seed=1, epoch=2, stream=WEIGHTED)
+    u = [(float(x) + 0.5) / 2**32 for x in word]
+    keys = reference.priority_keys(w, 1, 2)
+    race = reference.race_keys(w, 1, 2)
+    for i in (0, 1, 3):
+        assert float(keys[i]) == pytest.approx(u[i] / float(w[i]), rel=3e-7)
+        assert float(race[i]) == pytest.approx(-math.log(u[i]) / float(w[i]), rel=3e-7)
+    assert float(keys[2]) == math.inf
+
+
+def test_logarithm():
+    u = torch.rand(200_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u = torch.cat([u, torch.tensor([1 - 2.0**-33, 2.0**-33, 0.5, math.sqrt(0.5), 1e-5], dtype=torch.float64)])
+    error = (reference.logarithm(u) - u.log()).abs() / u.log().abs()
+    assert float(error.max()) < 5e-16
+
+
+def test_weight_zero_is_never_drawn_and_all_positive_are_certain():
+    w = weights_of("sparse", 40_000)
+    positive = (w > 0).nonzero().flatten()
+    for law in ("priority", "race"):
+        for k in (positive.numel() - 1, positive.numel()):
+            indices, _ = stprune.draw_weighted(w, k, seed=1, epoch=1, law=law)
+            assert bool((w[indices] > 0).all())
+    indices, weights = stprune.draw_weighted(w, positive.numel(), seed=1, epoch=1)
+    assert torch.equal(indices, positive)
+    assert torch.equal(weights, torch.ones(positive.numel()))
+
+
+@pytest.mark.parametrize("k", [20, 300, 1500])
+def test_priority_totals_are_unbiased(k):
+    """Horvitz-Thompson totals of the weights, and of values that have nothing to do with them."""
+    n, epochs = 2000, 400
+    w = weights_of("lognormal", n)
+    values = torch.randn(n, generator=torch.Generator().manual_seed(2)).double() + 1
+    for v in (w.double(), values):
+        totals = torch.empty(epochs, dtype=torch.float64)
+        for epoch in range(epochs):
+            indices, weights = stprune.draw_weighted(w, k, seed=3, epoch=epoch)
+            totals[epoch] = (weights.double() * v[indices]).sum()
+        error = abs(float(totals.mean() - v.sum()))
+        assert error < 4 * float(totals.std()) / math.sqrt(epochs)
+
+
+def first_key_law(w, race):
+    """P(item i has the smallest key) by integration over the key: uniform on [0, 1 / w], or exponential of rate w."""
+    if race:
+        return [x / sum(w) for x in w]
+    steps = 200_000
+    end = 1 / max(w)
+    t = (torch.arange(steps, dtype=torch.float64) + 0.5) * (end / steps)
+    return [float((x * math.prod((1 - y * t) for j, y in enumerate(w) if j != i)).sum() * end / steps) for i, x in enumerate(w)]
+
+
+@pytest.mark.parametrize("law", ["priority", "race"])
+def test_law_of_the_first(law):
+    w, epochs = [1.0, 2.0, 4.0, 0.5], 6000
+    seen = torch.zeros(4)
+    for epoch in range(epochs):
+        seen[stprune.draw_weighted(torch.tensor(w), 1, seed=9, epoch=epoch, law=law)[0]] += 1
+    law_of_first = torch.tensor(first_key_law(w, law == "race"))
+    assert float(law_of_first.sum()) == pytest.approx(1, abs=1e-6)
+    assert_chi_square(seen, epochs * law_of_first)
+
+
+def test_race_pairs_follow_successive_sampling():
+    w, epochs = [1.0, 2.0, 4.0, 0.5], 8000
+    pairs = list(itertools.combinations(range(4), 2))
+    seen = dict.fromkeys(pairs, 0)
+    for epoch in range(epochs):
+        seen[tuple(stprune.draw_weighted(torch.tensor(w), 2, seed=4, epoch=epoch, law="race")[0].tolist())] += 1
+    total = sum(w)
+    expected = [epochs * (w[i] / total * w[j] / (total - w[i]) + w[j] / total * w[i] / (total - w[j])) for i, j in pairs]
+    assert_chi_square([seen[pair] for pair in pairs], expected)
+
+
+def test_equal_weights_give_uniform_pairs():
+    pairs = list(itertools.combinations(range(6), 2))
+    seen = dict.fromkeys(pairs, 0)
+    for epoch in range(6000):
+        seen[tuple(stprune.draw_weighted(torch.ones(6), 2, seed=4, epoch=epoch)[0].tolist())] += 1
+    assert_chi_square([seen[pair] for pair in pairs], [400.0] * 15)
+
+
+def test_more_items_than_torch_multinomial_takes():
+    n = (1 << 24) + 300_000
+    w = torch.zeros(n)
+    start = (1 << 24) - 2000
+    generator = torch.Generator().manual_seed(1)
+    some = torch.arange(start, n, 7)
+    w[some] = torch.rand(some.numel(), generator=generator) + 0.1
+    indices, weights = stprune.draw_weighted(w, 1000, seed=3, epoch=4)
+    word = words_at(some, seed=3, epoch=4, stream=WEIGHTED)
+    keys = (word.float() + 0.5) * 2.0**-32 / w[some]
+    order = torch.sort(keys, stable=True)
+    assert torch.equal(indices, some[order.indices[:1000]].sort().values)
+    tau = 1 / order.values[1000].double()
+    assert torch.equal(weights, (tau / w[indices].double()).clamp(min=1).float())
+
+
+def test_errors():
+    w = torch.ones(10)
+    draw = stprune.draw_weighted
+    for bad in (math.nan, math.inf, -1.0):
+        v = w.clone()
+        v[4] = bad
+        with pytest.raises(ValueError, match=r"weights must be finite and not negative, got .* at index 4"):
+            draw(v, 2, seed=0, epoch=0)
+    v = w.clone()
+    v[3:] = 0
+    with pytest.raises(ValueError, match=r"more samples asked than have weight: k must lie in \[0, 3\].*got 4"):
+        draw(v, 4, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="k must be at least 0"):
+        draw(w, -1, seed=0, epoch=0)
+    with pytest.raises(TypeError, match="weights must be float32, got torch.float64"):
+        draw(w.double(), 2, seed=0, epoch=0)
+    with pytest.raises(TypeError, match="weights must be a tensor"):
+        draw([1.0], 1, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="one dimension"):
+        draw(w.view(2, 5), 1, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="law must be one of priority, race, got 'gumbel'"):
+        draw(w, 1, seed=0, epoch=0, law="gumbel")
+    with pytest.raises(ValueError, match="seed must lie in"):
+        draw(w, 1, seed=1 << 63, epoch=0)
+
+
+@pytest.mark.parametrize("race", [False, True])
+def test_opcheck(race):
+    w = weights_of("sparse", 200)
+    torch.library.opcheck(torch.ops.stprune.draw_weighted.default, (w, 30, 1, 2, race))
+
+
+@pytest.mark.parametrize("law", ["priority", "race"])
+def test_same_for_threads_and_instruction_sets(threads, law):
+    w = weights_of("sparse", 100_003)
+    expected = reference.draw_weighted(w, 9000, 3, 4, law == "race")
+    for number in (1, 2, 3, 8):
+        threads(number)
+        indices, weights = stprune.draw_weighted(w, 9000, seed=3, epoch=4, law=law)
+        assert torch.equal(indices, expected[0])
+        assert weights is None or torch.equal(weights, expected[1])
+    for name in testing.isas():
+        with testing.isa(name):
+            indices, weights = stprune.draw_weighted(w, 9000, seed=3, epoch=4, law=law)
+        assert torch.equal(indices, expected[0])
+        assert weights is None or torch.equal(weights, expected[1])

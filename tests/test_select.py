@@ -1,0 +1,159 @@
+"""select and topk against the reference, bit for bit."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stprune
+from stprune import testing
+from stprune.reference import order as reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", testing.INPUTS)
+def test_matches_reference(name, dtype):
+    for n in testing.SIZES:
+        keys = testing.named_keys(name, n, dtype)
+        for k in testing.ranks(n):
+            assert torch.equal(stprune.select(keys, k), reference.select(keys, k)), (n, k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", testing.INPUTS)
+@pytest.mark.parametrize("sorted", [True, False])
+def test_topk_matches_reference(name, dtype, sorted):
+    for n in (0, 1, 65, 5000, 40_001):
+        keys = testing.named_keys(name, n, dtype)
+        for k in testing.ranks(n):
+            values, indices = stprune.topk(keys, k, sorted=sorted)
+            expected_values, expected_indices = reference.topk(keys, k, sorted)
+            assert torch.equal(indices, expected_indices), (n, k)
+            testing.assert_same(values, expected_values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_rank_of_a_bracketed_input(dtype):
+    """Ranks next to both ends and around ties take the rare paths: bracket ends, misses, the radix search."""
+    n = 20_000
+    keys = testing.named_keys("normal", n, dtype)
+    keys[100:3000] = 0.25
+    keys[5000:5100] = math.nan
+    keys[7000:7300] = math.inf
+    keys[9000:9300] = -math.inf
+    order = reference.descending_order(keys)
+    for k in [*range(1, 500, 7), *range(7000, 11_000, 31), *range(n - 700, n + 1, 13)]:
+        assert torch.equal(stprune.select(keys, k), order[:k].sort().values), k
+
+
+def test_sample_that_lies():
+    """Keys that differ from the sample's by construction force the bracket to miss; the result stays exact."""
+    n = 50_000
+    mask = (1 << 64) - 1
+    keys = torch.zeros(n)
+    size = max(256, int(n ** (2 / 3) / 4) + 2)
+    for i in range(size):
+        x = (i + 1) * 0x9E3779B97F4A7C15 & mask
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
+        x ^= x >> 31
+        keys[x * n >> 64] = 1.0 + i
+    rest = keys == 0
+    keys[rest] = -torch.rand(int(rest.sum()), generator=torch.Generator().manual_seed(1))
+    for k in (1, 100, n // 2, n - 5):
+        assert torch.equal(stprune.select(keys, k), reference.select(keys, k))
+        assert torch.equal(stprune.select(-keys, k), reference.select(-keys, k))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_property_small_pools(data):
+    pool = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 1e-42, 3.5])
+    values = data.draw(st.lists(pool, max_size=200))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    k = data.draw(st.integers(0, len(values)))
+
+    def rank(i):
+        return (0 if math.isnan(values[i]) else 1, 0.0 if math.isnan(values[i]) else -values[i], i)
+
+    expected = sorted(range(len(values)), key=rank)[:k]
+    keys = torch.tensor(values, dtype=dtype)
+    assert stprune.topk(keys, k).indices.tolist() == expected
+    assert stprune.select(keys, k).tolist() == sorted(expected)
+
+
+def test_strided_and_misaligned_keys():
+    keys = testing.named_keys("normal", 20_001)
+    expected = reference.select(keys, 5000)
+    for view in testing.awkward(keys):
+        assert torch.equal(stprune.select(view, 5000), expected)
+
+
+def test_input_is_not_modified_and_needs_no_gradient():
+    keys = testing.named_keys("nan", 5000).requires_grad_()
+    before = keys.detach().clone()
+    values, indices = stprune.topk(keys, 100)
+    testing.assert_same(keys.detach(), before)
+    assert not values.requires_grad
+    assert indices.dtype == torch.int64
+
+
+@pytest.mark.parametrize("op", [stprune.select, stprune.topk], ids=["select", "topk"])
+def test_errors(op):
+    keys = torch.rand(10)
+    with pytest.raises(ValueError, match=r"k must lie in \[0, 10\], got 11"):
+        op(keys, 11)
+    with pytest.raises(ValueError, match=r"k must lie in \[0, 10\], got -1"):
+        op(keys, -1)
+    with pytest.raises(TypeError, match="k must be an integer"):
+        op(keys, 2.0)
+    with pytest.raises(TypeError, match="k must be an integer"):
+        op(keys, True)
+    with pytest.raises(TypeError, match="keys must be float32"):
+        op(torch.arange(10), 2)
+    with pytest.raises(TypeError, match="keys must be a tensor"):
+        op([1.0, 2.0], 1)
+    with pytest.raises(ValueError, match="keys must have one dimension"):
+        op(torch.rand(2, 5), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_opcheck(dtype):
+    keys = testing.named_keys("normal", 100, dtype)
+    torch.library.opcheck(torch.ops.stprune.select.default, (keys, 30))
+    torch.library.opcheck(torch.ops.stprune.topk.default, (keys, 30, True))
+
+
+def test_same_for_any_number_of_threads(threads):
+    for name in ("normal", "tie_at_k", "sorted", "inf"):
+        keys = testing.named_keys(name, 200_003)
+        results = []
+        for count in (1, 2, 3, 8):
+            threads(count)
+            results.append(stprune.select(keys, 70_000))
+        assert all(torch.equal(results[0], other) for other in results[1:])
+        assert torch.equal(results[0], reference.select(keys, 70_000))
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_same_for_any_instruction_set(isa, dtype):
+    for name in testing.INPUTS:
+        for n in (65, 4097, 2 * testing.CHUNK + 77):
+            keys = testing.named_keys(name, n, dtype)
+            for k in testing.ranks(n):
+                with testing.isa(isa):
+                    got = stprune.select(keys, k)
+                assert torch.equal(got, reference.select(keys, k)), (name, n, k)
+
+
+def test_more_keys_than_a_float_can_count():
+    n = (1 << 24) + 1001
+    keys = torch.zeros(n)
+    keys[-1000:] = torch.arange(1, 1001).float()
+    assert torch.equal(stprune.select(keys, 500), torch.arange(n - 500, n))
+    assert stprune.select(keys, n - 5)[-1] == n - 1
