@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stprune.ops import _check, score
+from stprune.plan import EpochPlan
 from stprune.sampler import PruningSampler
 
 _OP = "PrunedLoss"
@@ -64,6 +65,7 @@ class PrunedLoss(torch.nn.Module):
         if not isinstance(sampler, PruningSampler):
             raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
         self.sampler = sampler
+        self._device_plan: tuple[EpochPlan, EpochPlan] | None = None  # the epoch's plan, and its copy beside the ids
         self.loss = _check.choice(_OP, "loss", loss, LOSSES)
         self.rescale = _check.choice(_OP, "rescale", rescale, RESCALES)
         self.null_value = None if null_value is None else float(null_value)
@@ -146,14 +148,19 @@ class PrunedLoss(torch.nn.Module):
         return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=self.huber_delta), valid
 
     def _weights(self, index: torch.Tensor) -> torch.Tensor:
-        """[B] float32 weights of the batch on the plan's device or, for ids on the host, there."""
+        """[B] float32 weights of the batch, where its ids are."""
         plan = self.sampler.plan
-        weight, known = plan.lookup(index.to(plan.indices.device, non_blocking=True))
-        if index.device.type == "cpu" and plan.indices.device.type == "cpu" and not bool(known.all()):
-            bad = int(index[~known][0])
-            raise ValueError(f"{_OP}: index must hold ids of the plan of epoch {plan.epoch}, got {bad}")
-        # On a GPU an unknown id turns the loss into NaN instead of training on it silently; asking would synchronise.
-        weight = torch.where(known, weight, torch.nan)
+        if index.device.type != "cpu":
+            if self._device_plan is None or self._device_plan[0] is not plan:
+                self._device_plan = (plan, plan.to(index.device))
+            weight, known = self._device_plan[1].lookup(index)
+            # An unknown id turns the loss into NaN instead of training on it silently; asking would synchronise.
+            weight = torch.where(known, weight, torch.nan)
+        else:
+            weight, known = plan.lookup(index)
+            if not bool(known.all()):
+                bad = int(index[~known][0])
+                raise ValueError(f"{_OP}: index must hold ids of the plan of epoch {plan.epoch}, got {bad}")
         return weight / plan.mean_weight if self.rescale == "per_step" else weight
 
 

@@ -168,7 +168,9 @@ class PruningSampler(DistributedSampler[int]):
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
-        return plan_epoch(scores, method=method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self.strata)
+        plan = plan_epoch(scores, method=method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self.strata)
+        # Loaders ask for ids on the host: the kept ones come over once per epoch.
+        return plan.to("cpu")
 
     def _report_nonfinite(self) -> None:
         count = self.table.num_nonfinite()
@@ -274,10 +276,8 @@ class PruningSampler(DistributedSampler[int]):
         self._consumed += index.numel()
 
     def to(self, device: torch.device | str) -> PruningSampler:
-        """Move table and plan to the training device, in place; PrunedLoss does it with the first batch."""
+        """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
-        if self._plan is not None:
-            self._plan = self._plan.to(device)
         return self
 
     # --- resume ------------------------------------------------------------------------------------------------------
@@ -333,12 +333,11 @@ class PruningSampler(DistributedSampler[int]):
         self.epoch = int(state["epoch"])
         self._start, self._consumed = int(state["position"]), 0
         self._reported = bool(state["reported"])
-        num_samples, device = self.table.num_samples, self.table.device
+        num_samples = self.table.num_samples
         if state["indices"] is None:
-            indices = torch.arange(num_samples, device=device)
-            weights = torch.ones(1, device=device).expand(num_samples)
+            indices, weights = torch.arange(num_samples), torch.ones(1).expand(num_samples)
         else:
-            indices, weights = state["indices"].to(device).clone(), state["weights"].to(device).clone()
+            indices, weights = state["indices"].cpu().clone(), state["weights"].cpu().clone()
         self._plan = EpochPlan(self.epoch, indices, weights, num_samples, self.seed, float(state["mean_weight"]))
 
 
