@@ -59,6 +59,11 @@ def mark(tmp_path: Path) -> Any:
     assert not place.exists()
 
 
+def test_the_bomb_goes_off(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "unpickled")))
+    assert (tmp_path / "unpickled").exists()
+
+
 # --- npz, npy --------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +272,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
         refuse(tmp_path / "cut.npz", "cut.npz: archive must be a complete zip file")
     middle = len(raw) // 2
     (tmp_path / "bits.npz").write_bytes(raw[:middle] + bytes(b ^ 255 for b in raw[middle : middle + 9]) + raw[middle + 9 :])
-    refuse(tmp_path / "bits.npz", "data must be readable, got a damaged archive")
+    refuse(tmp_path / "bits.npz", "data must be readable, got ")
     with zipfile.ZipFile(tmp_path / "bz2.npz", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
     refuse(tmp_path / "bz2.npz", "data must be stored or deflated, got compression method 12")
@@ -288,7 +293,7 @@ def test_locked_archive(tmp_path: Path) -> None:
     raw[6] |= 1  # the encryption flag in the local and the central header
     raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "a.npz").write_bytes(bytes(raw))
-    refuse(tmp_path / "a.npz", "damaged archive .*encrypted")
+    refuse(tmp_path / "a.npz", "data must be readable, got .*encrypted")
 
 
 @pytest.mark.parametrize(
@@ -1037,6 +1042,50 @@ def test_bad_zarr(tmp_path: Path, zarr_format: int) -> None:
     chunk = path / "t2m" / ("c/0/0/0" if zarr_format == 3 else "0.0.0")
     chunk.write_bytes(b"not a chunk")
     fails(path, "store must be a complete Zarr group")
+
+
+# --- damage anywhere -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("form", ["npz", "npy", "h5", "nc4", "nc3", "csv", "dat", "zarr2", "zarr3"])
+def test_damaged_bytes_give_a_series_or_one_refusal(tmp_path: Path, form: str) -> None:
+    random = np.random.default_rng(7)
+    target = tmp_path / {"nc4": "a.nc", "nc3": "a.nc", "dat": "folder", "zarr2": "a.zarr", "zarr3": "a.zarr"}.get(
+        form, f"a.{form}"
+    )
+    if form == "npz":
+        np.savez_compressed(target, data=cube(), adj=np.eye(NODES), time=clock(), names=list("abcd"))
+    elif form == "npy":
+        np.save(target, cube())
+    elif form == "h5":
+        write_frame(target, cube(TIMES, NODES), chunks=True, compression="gzip")
+    elif form == "csv":
+        write_csv(target, cube(TIMES, NODES), [str(t) for t in clock()])
+    elif form == "dat":
+        write_basicts_0(target, cube())
+    elif form.startswith("zarr"):
+        write_grid(target, "zarr", zarr_format=int(form[-1]))
+    else:
+        write_grid(target, {"nc4": "NETCDF4", "nc3": "NETCDF3_CLASSIC"}[form])
+    files = sorted(f for f in target.rglob("*") if f.is_file()) if target.is_dir() else [target]
+    refusals = []
+    for _ in range(40):
+        file = files[random.integers(len(files))]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        for _ in range(random.integers(1, 6)):
+            # Headers are where one byte changes most.
+            damaged[random.integers(min(len(whole), 600))] = random.integers(256)
+        file.write_bytes(damaged)
+        try:
+            assert isinstance(read_series(target, max_bytes=2**26), Series)
+        except ValueError as error:
+            refusals.append(str(error))
+        file.write_bytes(whole)
+    assert refusals
+    assert all(text.startswith("read_series: ") for text in refusals)
+    assert isinstance(read_series(target), Series)
 
 
 # --- paths, suffixes, options ----------------------------------------------------------------------------------------

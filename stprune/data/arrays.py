@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from stprune.data.series import (
     cube_shape,
     failure,
     fill_float32,
+    refusing,
 )
 from stprune.data.times import check_times
 
@@ -84,22 +84,19 @@ def read_header(stream: IO[bytes], path: object, key: str) -> Header:
 def opened(path: Path, key: str | None = None) -> Iterator[tuple[IO[bytes], int]]:
     """(stream, declared bytes) of a .npy file or of the entry ``key`` of an archive; damage gives one ValueError."""
     label = key or "array"
-    try:
-        if key is None:
-            with path.open("rb") as stream:
-                yield stream, path.stat().st_size
-        else:
-            with zipfile.ZipFile(path) as archive:
-                entry = archive.getinfo(key + ".npy")
-                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise failure(path, label, "be stored or deflated", f"compression method {entry.compress_type}")
-                if entry.file_size > MAX_EXPANSION * entry.compress_size + MAX_HEADER:
-                    sizes = f"{entry.file_size} from {entry.compress_size}"
-                    raise failure(path, label, f"expand by at most {MAX_EXPANSION}", sizes)
-                with archive.open(entry) as member:
-                    yield member, entry.file_size
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise failure(path, label, "be readable", f"a damaged archive ({error})") from error
+    if key is None:
+        with path.open("rb") as stream:
+            yield stream, path.stat().st_size
+        return
+    with refusing(path, label, "be readable"), zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(key + ".npy")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise failure(path, label, "be stored or deflated", f"compression method {entry.compress_type}")
+        if entry.file_size > MAX_EXPANSION * entry.compress_size + MAX_HEADER:
+            sizes = f"{entry.file_size} from {entry.compress_size}"
+            raise failure(path, label, f"expand by at most {MAX_EXPANSION}", sizes)
+        with archive.open(entry) as member:
+            yield member, entry.file_size
 
 
 def read_array(path: Path, key: str | None, max_bytes: int) -> Array:
@@ -155,11 +152,8 @@ def _check_size(path: object, key: str, header: Header, declared: int) -> None:
 
 def archive_keys(path: Path) -> list[str]:
     """The arrays of a .npz archive, without opening any."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-        raise failure(path, "archive", "be a complete zip file", f"{error}") from error
+    with refusing(path, "archive", "be a complete zip file"), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     keys = [name[:-4] for name in names if name.endswith(".npy")]
     if len(set(names)) < len(names):
         raise failure(path, "archive", "name every array once", f"{sorted(names)}")

@@ -22,6 +22,7 @@ from stprune.data.series import (
     cube_shape,
     failure,
     fill_float32,
+    refusing,
     require,
 )
 from stprune.data.times import check_times
@@ -37,7 +38,7 @@ def read_netcdf(path: Path, name: str, key: str | None, max_bytes: int) -> Serie
     """A netCDF-3 or netCDF-4 file; the variable ``key``, or all variables over time."""
     netcdf, xarray = require("netCDF4", path), require("xarray", path)
     check_length(path)
-    try:
+    with refusing(path, "file", "be a complete netCDF file"):
         # xarray reads coordinates while it opens a file, so sizes are checked before.
         with netcdf.Dataset(path, "r") as file:
             for label, variable in file.variables.items():
@@ -45,8 +46,6 @@ def read_netcdf(path: Path, name: str, key: str | None, max_bytes: int) -> Serie
                 check_bytes(path, label, tuple(variable.shape), itemsize, max_bytes)
         with xarray.open_dataset(path, engine="netcdf4", decode_timedelta=False) as dataset:
             return _read(path, name, key, dataset, max_bytes)
-    except (OSError, RuntimeError, OverflowError, AttributeError, KeyError) as error:
-        raise failure(path, "file", "be a complete netCDF file", f"{error}") from error
 
 
 def read_zarr(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
@@ -54,15 +53,13 @@ def read_zarr(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
     _inspect(path, max_bytes)
     require("zarr", path)
     xarray = require("xarray", path)
-    try:
+    with refusing(path, "store", "be a complete Zarr group"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Only the metadata that was inspected is used, so consolidated copies are not.
             opened = xarray.open_zarr(path, consolidated=False, chunks=None, decode_timedelta=False)
         with opened as dataset:
             return _read(path, name, key, dataset, max_bytes)
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise failure(path, "store", "be a complete Zarr group", f"{type(error).__name__}: {error}") from error
 
 
 def _inspect(path: Path, max_bytes: int) -> None:

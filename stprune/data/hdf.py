@@ -19,6 +19,7 @@ from stprune.data.series import (
     cube_shape,
     failure,
     fill_float32,
+    refusing,
     require,
 )
 from stprune.data.times import check_times
@@ -75,13 +76,8 @@ def read_years(folder: Path, name: str, files: list[Path], max_bytes: int) -> Se
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     h5py = require("h5py", path)
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise failure(path, "file", "be a complete HDF5 file", f"{error}") from error
+    with refusing(path, "file", "be a complete HDF5 file"), h5py.File(path, "r") as file:
+        yield file
 
 
 def _hard_link(path: Path, group: Any, key: str) -> Any:

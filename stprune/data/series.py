@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +13,24 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def failure(path: object, key: str, rule: str, got: object) -> ValueError:
+class RefusedFile(ValueError):
+    """A file that breaks a rule; a ValueError to callers, told apart here from the errors of other libraries."""
+
+
+def failure(path: object, key: str, rule: str, got: object) -> RefusedFile:
     """The one form in which a reader refuses a file: the file, the key in it, the rule, the value."""
-    return ValueError(f"read_series: {path}: {key} must {rule}, got {got}")
+    return RefusedFile(f"read_series: {path}: {key} must {rule}, got {got}")
+
+
+@contextmanager
+def refusing(path: object, key: str, rule: str) -> Iterator[None]:
+    """Turns whatever a format's library raises over a damaged file, which it does not document, into one refusal."""
+    try:
+        yield
+    except (RefusedFile, MemoryError):
+        raise
+    except Exception as error:
+        raise failure(path, key, rule, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 def require(module: str, path: object) -> Any:
