@@ -3,14 +3,20 @@
 from stprune.ops.draw import draw
 from stprune.ops.draw_nodes import draw_nodes
 from stprune.ops.draw_weighted import draw_weighted
+from stprune.ops.gather_nodes import gather_nodes
+from stprune.ops.residual_stats import ResidualStats, residual_stats, score
 from stprune.ops.select import select, topk
 from stprune.ops.shuffle import permute, shuffle
 
 __all__ = [
+    "ResidualStats",
     "draw",
     "draw_nodes",
     "draw_weighted",
+    "gather_nodes",
     "permute",
+    "residual_stats",
+    "score",
     "select",
     "shuffle",
     "topk",
