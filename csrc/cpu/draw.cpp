@@ -25,7 +25,7 @@ Tensor draw_bernoulli(const Tensor& probability, int64_t seed, int64_t epoch) {
   const T* p = probability.const_data_ptr<T>();
   const int64_t n = probability.numel();
   const PhiloxKey key = philox_key(seed);
-  Tensor scratch = torch::stable::new_empty(probability, {(n + 63) / 64}, ScalarType::Long);
+  Tensor scratch = new_output(probability, (n + 63) / 64, ScalarType::Long);
   uint64_t* marks = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
   std::vector<int64_t> counts(num_chunks(n)), offsets(num_chunks(n));
   for_chunks(num_chunks(n), [&](int64_t chunk) {
@@ -44,7 +44,7 @@ Tensor draw_bernoulli(const Tensor& probability, int64_t seed, int64_t epoch) {
     offsets[chunk] = total;
     total += counts[chunk];
   }
-  Tensor out = torch::stable::new_empty(probability, {total}, ScalarType::Long);
+  Tensor out = new_output(probability, total, ScalarType::Long);
   int64_t* to = out.mutable_data_ptr<int64_t>();
   for_chunks(num_chunks(n), [&](int64_t chunk) {
     kernels().emit(marks + chunk * CHUNK_WORDS, (chunk_size(n, chunk) + 63) / 64, chunk * CHUNK, to + offsets[chunk],
@@ -98,19 +98,9 @@ void spread_in_rounds(std::vector<int64_t>& q, int64_t rest) {
   }
 }
 
-struct BlockSums {
-  int64_t sum, free, least, most;  // of q; least and most among 0 < q < 2^32
-};
-
 BlockSums sum_block(const int64_t* q, int64_t n) {
-  BlockSums sums{0, 0, ONE, 0};
-  for (int64_t i = 0; i < n; ++i) {
-    const bool free = q[i] > 0 && q[i] < ONE;
-    sums.sum += q[i];
-    sums.free += free;
-    sums.least = std::min(sums.least, free ? q[i] : ONE);
-    sums.most = std::max(sums.most, free ? q[i] : 0);
-  }
+  BlockSums sums;
+  kernels().summarize(q, n, &sums);
   return sums;
 }
 
@@ -123,11 +113,7 @@ void mark_block(const int64_t* q, const int64_t* order, int64_t n, int64_t befor
     kept[order[j]] = static_cast<uint8_t>(sum >> 32);
     sum &= ONE - 1;
   }
-  for (int64_t word = 0; word < SYSTEMATIC_BLOCK / 64; ++word) {
-    uint64_t mask = 0;
-    for (int64_t i = 0; i < 64; ++i) mask |= static_cast<uint64_t>(kept[64 * word + i]) << i;
-    bits[word] = mask;
-  }
+  kernels().pack(kept, SYSTEMATIC_BLOCK / 64, bits);
 }
 
 template <typename T>
@@ -188,7 +174,7 @@ Tensor draw_systematic(const Tensor& probability, int64_t count, int64_t seed, i
   }
   before[blocks] = sum + spread.given_before(rank);
 
-  Tensor out = torch::stable::new_empty(probability, {count}, ScalarType::Long);
+  Tensor out = new_output(probability, count, ScalarType::Long);
   int64_t* to = out.mutable_data_ptr<int64_t>();
   Permutation shape{};
   if (n >= SYSTEMATIC_BLOCK) shape = make_permutation(SYSTEMATIC_BLOCK, key, low_epoch, STREAM_SYSTEMATIC, 0);

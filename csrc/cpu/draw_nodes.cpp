@@ -9,42 +9,59 @@ namespace {
 // Work a task takes at least, in words: a few microseconds, so that small batches stay on one thread.
 constexpr int64_t TASK_WORDS = 1 << 14;
 
-// The rank-th smallest word. The words are uniform, so a narrow bracket around its expected value almost always holds
-// it.
-uint32_t kth_smallest(const uint32_t* words, int64_t n, int64_t rank, uint32_t* scratch /* [n] */) {
+// Scratch of one window: its words, a copy to search in, and three rows of marks.
+struct Scratch {
+  uint32_t *words, *copy;              // [padded] each
+  uint64_t *less, *equal, *less_high;  // [padded / 64] each
+
+  static size_t bytes(int64_t padded) {
+    return static_cast<size_t>(padded) * (2 * sizeof(uint32_t)) + padded / 64 * 24;
+  }
+  Scratch(void* memory, int64_t padded)
+      : words(static_cast<uint32_t*>(memory)),
+        copy(words + padded),
+        less(reinterpret_cast<uint64_t*>(copy + padded)),
+        equal(less + padded / 64),
+        less_high(equal + padded / 64) {}
+};
+
+// The rank-th smallest word. Words are uniform, so four standard deviations around its expected value almost always
+// hold it; where they do not, all words are searched.
+uint32_t kth_smallest(const Scratch& scratch, int64_t n, int64_t rank) {
   const double share = static_cast<double>(rank) / static_cast<double>(n);
-  const double width = 5.0 * std::sqrt(share * (1.0 - share) / static_cast<double>(n)) + 2.0 / static_cast<double>(n);
-  const double low = std::max(0.0, share - width), high = std::min(1.0, share + width);
-  const uint32_t from = static_cast<uint32_t>(low * 4294967295.0), to = static_cast<uint32_t>(high * 4294967295.0);
-  int64_t below = 0, inside = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    scratch[inside] = words[i];
-    below += words[i] < from;
-    inside += words[i] >= from && words[i] <= to;
+  const double width = 4.0 * std::sqrt(share * (1.0 - share) / static_cast<double>(n)) + 2.0 / static_cast<double>(n);
+  const uint32_t low = static_cast<uint32_t>(std::max(0.0, share - width) * 4294967295.0);
+  const uint32_t high = static_cast<uint32_t>(std::min(1.0, share + width) * 4294967295.0);
+  int64_t ties;
+  const int64_t num_low = kernels().below(scratch.words, n, low, scratch.less, scratch.equal, &ties);
+  const int64_t num_high = kernels().below(scratch.words, n, high, scratch.less_high, scratch.equal, &ties);
+  int64_t size = 0;
+  if (num_low < rank && rank <= num_high) {
+    for (int64_t word = 0; word < (n + 63) / 64; ++word) {
+      for (uint64_t bits = scratch.less_high[word] & ~scratch.less[word]; bits != 0; bits &= bits - 1) {
+        scratch.copy[size++] = scratch.words[64 * word + __builtin_ctzll(bits)];
+      }
+    }
+    rank -= num_low;
+  } else {
+    std::copy(scratch.words, scratch.words + n, scratch.copy);
+    size = n;
   }
-  if (below < rank && rank <= below + inside) {
-    std::nth_element(scratch, scratch + (rank - below - 1), scratch + inside);
-    return scratch[rank - below - 1];
-  }
-  std::copy(words, words + n, scratch);
-  std::nth_element(scratch, scratch + (rank - 1), scratch + n);
-  return scratch[rank - 1];
+  std::nth_element(scratch.copy, scratch.copy + (rank - 1), scratch.copy + size);
+  return scratch.copy[rank - 1];
 }
 
-void draw_row(int64_t window, int64_t num_nodes, int64_t count, PhiloxKey key, uint32_t epoch, uint32_t* words,
-              uint32_t* scratch, int64_t* out /* [count] */) {
+void draw_row(int64_t window, int64_t num_nodes, int64_t count, PhiloxKey key, uint32_t epoch, const Scratch& scratch,
+              int64_t* out /* [count] */) {
+  const int64_t num_words = (num_nodes + 63) / 64;
   kernels().words(key.low, key.high, 0, static_cast<uint32_t>(window), epoch,
-                  STREAM_NODES | static_cast<uint32_t>(window >> 32) << 8, (num_nodes + 63) / 64, words);
-  const uint32_t threshold = kth_smallest(words, num_nodes, count, scratch);
-  int64_t below = 0;
-  for (int64_t node = 0; node < num_nodes; ++node) below += words[node] < threshold;
-  int64_t ties = count - below, done = 0;
-  for (int64_t node = 0; node < num_nodes && done < count; ++node) {
-    const bool tie = words[node] == threshold && ties > 0;
-    ties -= tie;
-    out[done] = node;
-    done += words[node] < threshold || tie;
-  }
+                  STREAM_NODES | static_cast<uint32_t>(window >> 32) << 8, num_words, scratch.words);
+  const uint32_t threshold = kth_smallest(scratch, num_nodes, count);
+  int64_t ties;
+  const int64_t num_less = kernels().below(scratch.words, num_nodes, threshold, scratch.less, scratch.equal, &ties);
+  keep_first(scratch.equal, num_words, count - num_less);
+  for (int64_t word = 0; word < num_words; ++word) scratch.less[word] |= scratch.equal[word];
+  kernels().emit(scratch.less, num_words, 0, out, count);
 }
 
 Tensor draw_nodes(const Tensor& index, int64_t num_nodes, int64_t count, int64_t seed, int64_t epoch) {
@@ -66,15 +83,15 @@ Tensor draw_nodes(const Tensor& index, int64_t num_nodes, int64_t count, int64_t
       for (int64_t row = first; row < last; ++row) std::iota(to + row * count, to + (row + 1) * count, int64_t{0});
       return;
     }
-    const std::unique_ptr<uint32_t, decltype(&std::free)> memory(
-        static_cast<uint32_t*>(std::malloc(static_cast<size_t>(2 * padded + 1) * sizeof(uint32_t))), &std::free);
+    const std::unique_ptr<void, decltype(&std::free)> memory(std::malloc(Scratch::bytes(padded)), &std::free);
     if (memory == nullptr) {
       enough.store(false, std::memory_order_relaxed);
       return;
     }
+    const Scratch scratch(memory.get(), padded);
     for (int64_t row = first; row < last; ++row) {
-      draw_row(windows[row], num_nodes, count, philox_key(seed), static_cast<uint32_t>(epoch), memory.get(),
-               memory.get() + padded, to + row * count);
+      draw_row(windows[row], num_nodes, count, philox_key(seed), static_cast<uint32_t>(epoch), scratch,
+               to + row * count);
     }
   });
   STD_TORCH_CHECK(enough.load(), "draw_nodes: out of memory");

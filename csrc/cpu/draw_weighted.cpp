@@ -12,6 +12,7 @@ struct WeightedKeys {
   using Key = float;
   // 2,048 words and keys fill 16 KiB: half of a common L1.
   static constexpr int64_t BLOCK = 2048;
+  static constexpr double SAMPLE = 0.25;
   struct Buffer {
     uint32_t words[BLOCK];
     float keys[BLOCK];
@@ -47,11 +48,8 @@ void priority_weights(const float* weights, const int64_t* indices, int64_t k, f
   // A threshold that underflowed to zero would make the weights infinite.
   const double tau = 1.0 / std::max(static_cast<double>(threshold), 0x1p-149);
   for_chunks(num_chunks(k), [=](int64_t chunk) {
-    const int64_t end = chunk * CHUNK + chunk_size(k, chunk);
-    for (int64_t j = chunk * CHUNK; j < end; ++j) {
-      const double weight = tau / static_cast<double>(weights[indices[j]]);
-      out[j] = static_cast<float>(weight > 1.0 ? weight : 1.0);
-    }
+    const int64_t first = chunk * CHUNK;
+    kernels().sample_weights(weights, indices + first, chunk_size(k, chunk), tau, out + first);
   });
 }
 
@@ -60,8 +58,8 @@ std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64
   check_dtype(weights, ScalarType::Float, "draw_weighted", "weights");
   const int64_t n = weights.numel();
   STD_TORCH_CHECK(k >= 0 && k <= n, "draw_weighted: k must lie in [0, ", n, "], got ", k);
-  Tensor indices = torch::stable::new_empty(weights, {k}, ScalarType::Long);
-  Tensor out = torch::stable::new_empty(weights, {race ? 0 : k});
+  Tensor indices = new_output(weights, k, ScalarType::Long);
+  Tensor out = new_output(weights, race ? 0 : k, ScalarType::Float);
   if (k == 0) return {indices, out};
   const WeightedKeys keys{weights.const_data_ptr<float>(), n, philox_key(seed), static_cast<uint32_t>(epoch), race};
   int64_t* to = indices.mutable_data_ptr<int64_t>();

@@ -15,6 +15,11 @@ namespace stprune {
 // or L2, large enough that a call costs nothing. Chunks are fixed, so no result depends on the number of threads.
 constexpr int64_t CHUNK = 1 << 14;
 
+// Of fixed-point probabilities q: their sum, how many lie strictly between 0 and 2^32, and the least and most of those.
+struct BlockSums {
+  int64_t sum, free, least, most;
+};
+
 struct Kernels {
   const char* name;
   // Words of `blocks` runs of 64 indices: counter (c0 + 16 * block + lane, c1, c2, c3).  out [64 * blocks]
@@ -29,15 +34,22 @@ struct Kernels {
   int64_t (*compare_f32)(const float* x, int64_t n, float t, uint64_t* greater, uint64_t* equal, int64_t* equal_count);
   int64_t (*compare_f64)(const double* x, int64_t n, double t, uint64_t* greater, uint64_t* equal,
                          int64_t* equal_count);
+  // less: x < t, equal: x == t. Returns the number below; *equal_count the number equal.
+  int64_t (*below)(const uint32_t* x, int64_t n, uint32_t t, uint64_t* less, uint64_t* equal, int64_t* equal_count);
   // Minus the keys of weighted sampling (so that the largest are drawn): minus infinity where w = 0.
   void (*priority)(const float* w, const uint32_t* words, int64_t n, float* keys);
   void (*race)(const float* w, const uint32_t* words, int64_t n, float* keys);
+  // float32(max(1, tau / w[index])).  out [n]
+  void (*sample_weights)(const float* w, const int64_t* indices, int64_t n, double tau, float* out);
   // bit: word < p * 2^32. Returns the number of set bits.
   int64_t (*bernoulli_f32)(const float* p, const uint32_t* words, int64_t n, uint64_t* bits);
   int64_t (*bernoulli_f64)(const double* p, const uint32_t* words, int64_t n, uint64_t* bits);
   // round(p * 2^32), half to even.  q [n]
   void (*fixed_point_f32)(const float* p, int64_t n, int64_t* q);
   void (*fixed_point_f64)(const double* p, int64_t n, int64_t* q);
+  void (*summarize)(const int64_t* q, int64_t n, BlockSums* out);
+  // Bytes that are 0 or 1 to bits.  flags [64 * num_words]
+  void (*pack)(const uint8_t* flags, int64_t num_words, uint64_t* bits);
   // First index with not 0 <= x <= high, or -1; *positive: how many x > 0.
   int64_t (*range_f32)(const float* x, int64_t n, float high, int64_t* positive);
   int64_t (*range_f64)(const double* x, int64_t n, double high, int64_t* positive);

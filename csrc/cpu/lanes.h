@@ -22,6 +22,7 @@ constexpr int VECTOR_BYTES = 16;
 
 typedef uint32_t U32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint64_t U64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef float F32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef double F64 __attribute__((vector_size(VECTOR_BYTES)));
 
@@ -83,50 +84,111 @@ STPRUNE_INLINE uint64_t less_equal(F64 a, F64 b) { return bits_of(a <= b); }
 STPRUNE_INLINE uint64_t equal(F64 a, F64 b) { return bits_of(a == b); }
 #endif
 
-// High and low half of 32 x 32 bit products with one factor.
-STPRUNE_INLINE void multiply(U32 a, uint32_t factor, U32* high, U32* low) {
+// Unsigned comparison of 32-bit lanes.
+STPRUNE_INLINE uint64_t less(U32 a, U32 b) {
 #if STPRUNE_ISA == 2
-  const __m512i m = _mm512_set1_epi32(static_cast<int>(factor)), v = (__m512i)a;
-  const __m512i even = _mm512_mul_epu32(v, m);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), m);
-  *high = (U32)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
-  *low = (U32)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
+  return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b);
 #elif STPRUNE_ISA == 1
-  const __m256i m = _mm256_set1_epi32(static_cast<int>(factor)), v = (__m256i)a;
-  const __m256i even = _mm256_mul_epu32(v, m);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), m);
-  *high = (U32)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-  *low = (U32)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  return bits_of((__m256)((I32)(a ^ 0x80000000u) < (I32)(b ^ 0x80000000u)));
 #elif defined(__SSE2__)
-  const __m128i m = _mm_set1_epi32(static_cast<int>(factor)), v = (__m128i)a;
-  const __m128i even = _mm_mul_epu32(v, m);
-  const __m128i odd = _mm_mul_epu32(_mm_srli_epi64(v, 32), m);
-  const __m128i low_half = _mm_set1_epi64x(0xFFFFFFFFll);
-  *high = (U32)_mm_or_si128(_mm_srli_epi64(even, 32), _mm_andnot_si128(low_half, odd));
-  *low = (U32)_mm_or_si128(_mm_and_si128(even, low_half), _mm_slli_epi64(odd, 32));
+  return bits_of((__m128)((I32)(a ^ 0x80000000u) < (I32)(b ^ 0x80000000u)));
 #else
-  for (int i = 0; i < LANES_32; ++i) {
-    const uint64_t product = static_cast<uint64_t>(a[i]) * factor;
-    (*high)[i] = static_cast<uint32_t>(product >> 32);
-    (*low)[i] = static_cast<uint32_t>(product);
-  }
+  return bits_of(a < b);
+#endif
+}
+
+STPRUNE_INLINE uint64_t equal(U32 a, U32 b) {
+#if STPRUNE_ISA == 2
+  return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+#elif STPRUNE_ISA == 1
+  return bits_of((__m256)(a == b));
+#elif defined(__SSE2__)
+  return bits_of((__m128)(a == b));
+#else
+  return bits_of(a == b);
+#endif
+}
+
+// Products of the low halves of 64-bit lanes; the high halves are ignored.
+STPRUNE_INLINE U64 multiply_halves(U64 a, U64 b) {
+#if STPRUNE_ISA == 2
+  return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif STPRUNE_ISA == 1
+  return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (U64)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xFFFFFFFFull) * (b & 0xFFFFFFFFull);
+#endif
+}
+
+STPRUNE_INLINE U64 exclusive_or(U64 a, U64 b, U64 c) {
+#if STPRUNE_ISA == 2
+  return (U64)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
+#else
+  return a ^ b ^ c;
+#endif
+}
+
+// The low halves of `even` in the even 32-bit lanes, those of `odd` in the odd ones.
+STPRUNE_INLINE U32 interleave_low(U64 even, U64 odd) {
+#if STPRUNE_ISA == 2
+  return (U32)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CDAB);
+#elif STPRUNE_ISA == 1
+  return (U32)_mm256_blend_epi32((__m256i)even, _mm256_slli_epi64((__m256i)odd, 32), 0xAA);
+#else
+  return (U32)((even & 0xFFFFFFFFull) | (odd << 32));
+#endif
+}
+
+// The high halves likewise.
+STPRUNE_INLINE U32 interleave_high(U64 even, U64 odd) {
+#if STPRUNE_ISA == 2
+  return (U32)_mm512_mask_shuffle_epi32((__m512i)odd, 0x5555, (__m512i)even, _MM_PERM_CDAB);
+#elif STPRUNE_ISA == 1
+  return (U32)_mm256_blend_epi32(_mm256_srli_epi64((__m256i)even, 32), (__m256i)odd, 0xAA);
+#else
+  return (U32)((even >> 32) | (odd & 0xFFFFFFFF00000000ull));
 #endif
 }
 
 STPRUNE_INLINE U32 multiply_low(U32 a, uint32_t factor) {
 #if STPRUNE_ISA == 0 && defined(__SSE2__)
-  U32 high, low;
-  multiply(a, factor, &high, &low);
-  return low;
+  const U64 m = U64{} + factor;
+  return interleave_low(multiply_halves((U64)a, m), multiply_halves((U64)a >> 32, m));
 #else
   return a * factor;
 #endif
 }
 
 STPRUNE_INLINE U32 multiply_high(U32 a, uint32_t factor) {
-  U32 high, low;
-  multiply(a, factor, &high, &low);
-  return high;
+  const U64 m = U64{} + factor;
+  return interleave_high(multiply_halves((U64)a, m), multiply_halves((U64)a >> 32, m));
+}
+
+// x - size where x >= size, else x; for x < 2 * size < 2^31.
+STPRUNE_INLINE U32 subtract_once(U32 x, uint32_t size) {
+  const U32 less = x - size;
+#if STPRUNE_ISA == 2
+  return (U32)_mm512_min_epu32((__m512i)x, (__m512i)less);
+#elif STPRUNE_ISA == 1
+  return (U32)_mm256_min_epu32((__m256i)x, (__m256i)less);
+#else
+  // Negative differences have the sign bit.
+  return less + ((U32)((I32)less >> 31) & size);
+#endif
+}
+
+STPRUNE_INLINE U32 maximum(U32 a, U32 b) {
+#if STPRUNE_ISA == 2
+  return (U32)_mm512_max_epu32((__m512i)a, (__m512i)b);
+#elif STPRUNE_ISA == 1
+  return (U32)_mm256_max_epu32((__m256i)a, (__m256i)b);
+#else
+  // Values below 2^31 only.
+  const U32 mask = (U32)((I32)a > (I32)b);
+  return (a & mask) | (b & ~mask);
+#endif
 }
 
 // float32 of 32-bit words, rounded once.
@@ -170,6 +232,17 @@ STPRUNE_INLINE F64 load_f64(const float* from) {
 }
 
 STPRUNE_INLINE F64 load_f64(const double* from) { return load<F64>(from); }
+
+// LANES_64 doubles as floats, rounded to nearest.
+STPRUNE_INLINE void store_float(float* to, F64 v) {
+#if STPRUNE_ISA == 2
+  _mm256_storeu_ps(to, _mm512_cvtpd_ps((__m512d)v));
+#elif STPRUNE_ISA == 1
+  _mm_storeu_ps(to, _mm256_cvtpd_ps((__m256d)v));
+#else
+  for (int i = 0; i < LANES_64; ++i) to[i] = static_cast<float>(v[i]);
+#endif
+}
 
 template <typename T>
 struct Lanes;

@@ -19,6 +19,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 
 namespace stprune {
 namespace {
@@ -59,13 +60,14 @@ inline int64_t compare_keys(const double* x, int64_t n, double t, uint64_t* grea
   return kernels().compare_f64(x, n, t, greater, equal, count);
 }
 
-// Keys that lie in memory. A source hands out its keys in blocks of at most BLOCK, through a buffer if it computes
-// them.
+// Keys that lie in memory. SAMPLE times n^(2/3) keys make the sample (larger where a key is cheap). A source hands out
+// its keys in blocks of at most BLOCK, through a buffer if it computes them.
 template <typename T>
 struct StoredKeys {
   using Key = T;
   struct Buffer {};
   static constexpr int64_t BLOCK = CHUNK;
+  static constexpr double SAMPLE = 0.5;
   const T* keys;  // [n]
   int64_t n;
 
@@ -87,14 +89,17 @@ struct Bracket {
   T low, high;
 };
 
-// Two keys that most likely have the rank-th largest of the n keys strictly between them. No NaN: it counts as
-// infinity.
+template <typename T>
+T kth_largest(std::vector<T>& values, int64_t rank);
+
+// Two keys that most likely have the rank-th largest of the n keys strictly between them, so many standard deviations
+// of the sample's rank apart from it. No NaN: it counts as infinity.
 template <typename Source>
-Bracket<typename Source::Key> bracket(const Source& source, int64_t rank) {
+Bracket<typename Source::Key> bracket(const Source& source, int64_t rank, double sigmas) {
   using T = typename Source::Key;
-  // n^(2/3) / 4 balances the cost of the sample against that of the keys inside the bracket.
+  // A sample of the order of n^(2/3) balances its own cost against that of the keys inside the bracket.
   const double root = std::cbrt(static_cast<double>(source.n));
-  const int64_t size = std::clamp<int64_t>(static_cast<int64_t>(root * root / 4), 256, int64_t{1} << 17);
+  const int64_t size = std::clamp<int64_t>(static_cast<int64_t>(Source::SAMPLE * root * root), 256, int64_t{1} << 18);
   std::vector<T> sample(size);
   for (int64_t i = 0; i < size; ++i) {
     const T key = source.at(sample_position(i, source.n));
@@ -102,37 +107,35 @@ Bracket<typename Source::Key> bracket(const Source& source, int64_t rank) {
   }
   const double share = static_cast<double>(rank) / static_cast<double>(source.n);
   const double middle = share * static_cast<double>(size);
-  // Four standard deviations of the sample's rank: one bracket in 16,000 misses.
-  const double width = 4.0 * std::sqrt(middle * std::max(0.0, 1.0 - share)) + 2.0;
-  const int64_t first = static_cast<int64_t>(std::floor(middle - width));
-  const int64_t last = static_cast<int64_t>(std::ceil(middle + width));
+  const double width = sigmas * std::sqrt(middle * std::max(0.0, 1.0 - share)) + 2.0;
+  const int64_t first = static_cast<int64_t>(std::floor(middle - width)) + 1;
+  const int64_t last = static_cast<int64_t>(std::ceil(middle + width)) + 1;
   Bracket<T> found{-std::numeric_limits<T>::infinity(), std::numeric_limits<T>::infinity()};
-  auto from = sample.begin();
-  if (first >= 0) {
-    std::nth_element(from, from + first, sample.end(), std::greater<T>());
-    found.high = sample[first];
-    from += first;
+  if (first >= 1) {
+    std::vector<T> copy(sample);
+    found.high = kth_largest(copy, first);
   }
-  if (last < size) {
-    std::nth_element(from, sample.begin() + last, sample.end(), std::greater<T>());
-    found.low = sample[last];
-  }
+  if (last <= size) found.low = kth_largest(sample, last);
   return found;
 }
 
-// The rank-th largest of values [n] without NaN; reorders them.
+// Three deviations: one bracket in 400 misses, and is tried again with eight.
+constexpr double SIGMAS = 3.0, MORE_SIGMAS = 8.0;
+
+// The rank-th largest of values without NaN; leaves them in any order.
 template <typename T>
-T kth_largest(T* values, int64_t n, int64_t rank) {
-  while (n > SMALL_SELECT) {
-    const Bracket<T> ends = bracket(StoredKeys<T>{values, n}, rank);
+T kth_largest(std::vector<T>& values, int64_t rank) {
+  while (static_cast<int64_t>(values.size()) > SMALL_SELECT) {
+    const int64_t n = static_cast<int64_t>(values.size());
+    const Bracket<T> ends = bracket(StoredKeys<T>{values.data(), n}, rank, SIGMAS);
     std::vector<T> inside;
-    inside.reserve(static_cast<size_t>(n / 8));
+    inside.reserve(static_cast<size_t>(n / 4));
     int64_t num_above = 0;
     uint64_t above[CHUNK_WORDS], middle[CHUNK_WORDS];
     for (int64_t first = 0; first < n; first += CHUNK) {
       const int64_t size = std::min(CHUNK, n - first);
       int64_t count;
-      num_above += split_keys(values + first, size, ends.low, ends.high, above, middle, &count);
+      num_above += split_keys(values.data() + first, size, ends.low, ends.high, above, middle, &count);
       for (int64_t word = 0; count > 0 && 64 * word < size; ++word) {
         for (uint64_t bits = middle[word]; bits != 0; bits &= bits - 1) {
           inside.push_back(values[first + 64 * word + __builtin_ctzll(bits)]);
@@ -141,11 +144,10 @@ T kth_largest(T* values, int64_t n, int64_t rank) {
     }
     const int64_t size = static_cast<int64_t>(inside.size());
     if (rank <= num_above || rank > num_above + size || size > n / 2) break;
-    std::copy(inside.begin(), inside.end(), values);
+    values.swap(inside);
     rank -= num_above;
-    n = size;
   }
-  std::nth_element(values, values + (rank - 1), values + n, std::greater<T>());
+  std::nth_element(values.begin(), values.begin() + (rank - 1), values.end(), std::greater<T>());
   return values[rank - 1];
 }
 
@@ -413,33 +415,36 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
     std::nth_element(values.begin(), values.begin() + (rank - 1), values.end(), before<T>);
     threshold = values[rank - 1];
   } else {
-    const Bracket<T> ends = bracket(source, rank);
-    // Where even the sample is tied around the rank, the threshold most likely is that key.
-    bool below_high = true;
-    if (ends.low < ends.high) {
-      Tensor scratch = torch::stable::new_empty(like, {(source.n + 63) / 64}, ScalarType::Long);
-      uint64_t* marks = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
-      CandidateLists<T> lists(num_chunks(source.n));
-      Counts counts(num_chunks(source.n));
-      const bool enough = split_all(source, ends, marks, lists, counts);
-      STD_TORCH_CHECK(enough, "select: out of memory");
-      if (counts.holds(rank)) {
-        std::vector<T> values;
-        values.reserve(counts.total_equal);
-        for (const Candidates<T>& list : lists.chunks) {
-          values.insert(values.end(), list.values, list.values + list.count);
+    for (const double sigmas : {SIGMAS, MORE_SIGMAS}) {
+      const Bracket<T> ends = bracket(source, rank, sigmas);
+      bool below_high = false;
+      // Where even the sample is tied around the rank, the threshold most likely is that key.
+      if (ends.low < ends.high) {
+        Tensor scratch = new_output(like, (source.n + 63) / 64, ScalarType::Long);
+        uint64_t* marks = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
+        CandidateLists<T> lists(num_chunks(source.n));
+        Counts counts(num_chunks(source.n));
+        const bool enough = split_all(source, ends, marks, lists, counts);
+        STD_TORCH_CHECK(enough, "select: out of memory");
+        if (counts.holds(rank)) {
+          std::vector<T> values;
+          values.reserve(counts.total_equal);
+          for (const Candidates<T>& list : lists.chunks) {
+            values.insert(values.end(), list.values, list.values + list.count);
+          }
+          threshold = kth_largest(values, rank - counts.total_greater);
+          emit_marked(lists, threshold, counts, source.n, take, marks, out);
+          return threshold;
         }
-        threshold = kth_largest(values.data(), counts.total_equal, rank - counts.total_greater);
-        emit_marked(lists, threshold, counts, source.n, take, marks, out);
+        below_high = counts.total_greater < rank;
+      }
+      // It may equal the end of the bracket that it lies at.
+      threshold = below_high ? ends.low : ends.high;
+      const Counts counts = count_around(source, threshold);
+      if (counts.holds(rank)) {
+        emit_around(source, threshold, counts, take, out);
         return threshold;
       }
-      below_high = counts.total_greater < rank;
-    }
-    threshold = below_high && ends.low < ends.high ? ends.low : ends.high;
-    const Counts counts = count_around(source, threshold);
-    if (counts.holds(rank)) {
-      emit_around(source, threshold, counts, take, out);
-      return threshold;
     }
     threshold = radix_threshold(source, rank);
   }

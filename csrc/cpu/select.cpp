@@ -24,7 +24,7 @@ void select_kernel(const Tensor& keys /* [n] */, int64_t k, int64_t* out /* [k] 
 Tensor select(const Tensor& keys, int64_t k) {
   check_vector(keys, "select", "keys");
   STD_TORCH_CHECK(k >= 0 && k <= keys.numel(), "select: k must lie in [0, ", keys.numel(), "], got ", k);
-  Tensor out = torch::stable::new_empty(keys, {k}, ScalarType::Long);
+  Tensor out = new_output(keys, k, ScalarType::Long);
   int64_t* indices = out.mutable_data_ptr<int64_t>();
   switch (keys.scalar_type()) {
     case ScalarType::Float:
@@ -86,8 +86,8 @@ void topk_kernel(const Tensor& keys, int64_t k, bool sorted, T* values /* [k] */
 std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted) {
   check_vector(keys, "topk", "keys");
   STD_TORCH_CHECK(k >= 0 && k <= keys.numel(), "topk: k must lie in [0, ", keys.numel(), "], got ", k);
-  Tensor values = torch::stable::new_empty(keys, {k});
-  Tensor indices = torch::stable::new_empty(keys, {k}, ScalarType::Long);
+  Tensor values = new_output(keys, k, keys.scalar_type());
+  Tensor indices = new_output(keys, k, ScalarType::Long);
   switch (keys.scalar_type()) {
     case ScalarType::Float:
       topk_kernel(keys, k, sorted, values.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>());

@@ -59,7 +59,7 @@ struct Wide {
 Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
   check_vector(indices, "shuffle", "indices");
   STD_TORCH_CHECK(indices.numel() <= LONGEST, "shuffle: indices must have at most 2^40 elements");
-  Tensor out = torch::stable::new_empty(indices, {indices.numel()});
+  Tensor out = new_output(indices, indices.numel(), indices.scalar_type());
   if (indices.numel() == 0) return out;
   switch (indices.element_size()) {
     case 1:
