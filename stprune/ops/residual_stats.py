@@ -29,7 +29,7 @@ class ResidualStats(NamedTuple):
     loss: torch.Tensor
     spatial: torch.Tensor
     temporal: torch.Tensor
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # shadows tuple.count, as the contract names it
 
 
 _Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
