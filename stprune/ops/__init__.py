@@ -4,6 +4,7 @@ from stprune.ops.draw import draw
 from stprune.ops.draw_nodes import draw_nodes
 from stprune.ops.draw_weighted import draw_weighted
 from stprune.ops.gather_nodes import gather_nodes
+from stprune.ops.gather_windows import gather_windows
 from stprune.ops.residual_stats import ResidualStats, residual_stats, score
 from stprune.ops.select import select, topk
 from stprune.ops.shuffle import permute, shuffle
@@ -14,6 +15,7 @@ __all__ = [
     "draw_nodes",
     "draw_weighted",
     "gather_nodes",
+    "gather_windows",
     "permute",
     "residual_stats",
     "score",
