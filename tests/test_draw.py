@@ -6,6 +6,7 @@ import torch
 import stprune
 from stprune import testing
 from stprune.reference import draw as reference
+from stprune.reference.check_range import check_range
 from stprune.reference.random import DRAW, words
 from stprune.testing import assert_chi_square
 
@@ -181,6 +182,15 @@ def test_more_items_than_a_float_can_count():
     assert int((parts - 1024).abs().max()) <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_check_range_matches_reference(dtype):
+    for n in testing.SIZES:
+        p = probabilities("mixed", n, dtype)
+        for high, total in ((1.0, True), (1.0, False), (0.5, False), (0.0, False)):
+            expected = check_range(p, high, total)
+            assert torch.equal(torch.ops.stprune.check_range(p, high, total), expected), (n, high)
+
+
 def test_errors():
     p = torch.full((10,), 0.5)
     draw = stprune.draw
@@ -214,7 +224,7 @@ def test_opcheck():
     p = torch.rand(100, generator=torch.Generator().manual_seed(0))
     torch.library.opcheck(torch.ops.stprune.draw.default, (p, None, 1, 2))
     torch.library.opcheck(torch.ops.stprune.draw.default, (p, round(float(p.sum())), 1, 2))
-    torch.library.opcheck(torch.ops.stprune.check_range.default, (p, 1.0))
+    torch.library.opcheck(torch.ops.stprune.check_range.default, (p, 1.0, True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -16,8 +16,6 @@ inline int64_t keep(const float* p, const uint32_t* words, int64_t n, uint64_t* 
 inline int64_t keep(const double* p, const uint32_t* words, int64_t n, uint64_t* bits) {
   return kernels().bernoulli_f64(p, words, n, bits);
 }
-inline void to_fixed(const float* p, int64_t n, int64_t* q) { kernels().fixed_point_f32(p, n, q); }
-inline void to_fixed(const double* p, int64_t n, int64_t* q) { kernels().fixed_point_f64(p, n, q); }
 
 // Index i is kept when its word is below p_i * 2^32. One pass marks, a second writes the indices.
 template <typename T>
@@ -104,14 +102,15 @@ BlockSums sum_block(const int64_t* q, int64_t n) {
   return sums;
 }
 
-// The running sum meets the items of a block in random order; whoever carries it over a multiple of 2^32 is kept.
-void mark_block(const int64_t* q, const int64_t* order, int64_t n, int64_t before, uint64_t* bits) {
+// The running sum meets the items of a block in random order; whoever carries it over a multiple of 2^32 is kept. An
+// item carries it over one at most, so the lowest bit of the whole part tells.
+void mark_block(const int64_t* q, const uint32_t* order, int64_t n, int64_t before, uint64_t* bits) {
   uint8_t kept[SYSTEMATIC_BLOCK] = {};
-  int64_t sum = before & (ONE - 1);
+  int64_t sum = before;
   for (int64_t j = 0; j < n; ++j) {
-    sum += q[order[j]];
-    kept[order[j]] = static_cast<uint8_t>(sum >> 32);
-    sum &= ONE - 1;
+    const int64_t next = sum + q[order[j]];
+    kept[order[j]] = static_cast<uint8_t>(((next ^ sum) >> 32) & 1);
+    sum = next;
   }
   kernels().pack(kept, SYSTEMATIC_BLOCK / 64, bits);
 }
@@ -137,7 +136,8 @@ Tensor draw_systematic(const Tensor& probability, int64_t count, int64_t seed, i
     all.most = std::max(all.most, block.most);
   }
   const int64_t rest = count * ONE - all.sum;
-  // The door asks for 0.5; rounding may add a little, and below 1 there always is an item to give to or take from.
+  // The door asks for 0.5 and what rounding adds; as long as it is below 1 there always are items to give to or take
+  // from.
   STD_TORCH_CHECK(std::abs(rest) <= ONE / 4 * 3, "draw: count must be the sum of probability to within 0.5");
 
   Spread spread{rest < 0 ? -1 : 1, 0, 0};
@@ -179,7 +179,8 @@ Tensor draw_systematic(const Tensor& probability, int64_t count, int64_t seed, i
   Permutation shape{};
   if (n >= SYSTEMATIC_BLOCK) shape = make_permutation(SYSTEMATIC_BLOCK, key, low_epoch, STREAM_SYSTEMATIC, 0);
   for_chunks(blocks, [&](int64_t block) {
-    int64_t local[SYSTEMATIC_BLOCK], order[SYSTEMATIC_BLOCK];
+    int64_t local[SYSTEMATIC_BLOCK];
+    uint32_t order[SYSTEMATIC_BLOCK];
     uint64_t bits[SYSTEMATIC_BLOCK / 64];
     const int64_t size = size_of(block), first = block * SYSTEMATIC_BLOCK;
     const int64_t* q = local;
@@ -199,7 +200,7 @@ Tensor draw_systematic(const Tensor& probability, int64_t count, int64_t seed, i
       } else {
         permutation = make_permutation(size, key, low_epoch, STREAM_SYSTEMATIC, number);
       }
-      kernels().permute(&permutation, 0, size, order);
+      kernels().permute_u32(&permutation, 0, size, order);
     }
     mark_block(q, order, size, before[block], bits);
     const int64_t place = before[block] >> 32;

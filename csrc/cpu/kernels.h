@@ -57,6 +57,8 @@ struct Kernels {
   void (*emit)(const uint64_t* bits, int64_t num_words, int64_t base, int64_t* out, int64_t count);
   // perm(start) .. perm(start + count - 1) for n >= PERMUTATION_SMALL.  out [count]
   void (*permute)(const Permutation* p, int64_t start, int64_t count, int64_t* out);
+  // The same for n <= 2^31.
+  void (*permute_u32)(const Permutation* p, int64_t start, int64_t count, uint32_t* out);
 };
 
 extern const Kernels kernels_baseline;

@@ -60,6 +60,9 @@ inline int64_t compare_keys(const double* x, int64_t n, double t, uint64_t* grea
   return kernels().compare_f64(x, n, t, greater, equal, count);
 }
 
+inline void to_fixed(const float* p, int64_t n, int64_t* q) { kernels().fixed_point_f32(p, n, q); }
+inline void to_fixed(const double* p, int64_t n, int64_t* q) { kernels().fixed_point_f64(p, n, q); }
+
 // Keys that lie in memory. SAMPLE times n^(2/3) keys make the sample (larger where a key is cheap). A source hands out
 // its keys in blocks of at most BLOCK, through a buffer if it computes them.
 template <typename T>

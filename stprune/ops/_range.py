@@ -1,4 +1,4 @@
-"""check_range: are all values in [0, high], and how many are positive? One pass."""
+"""check_range: are all values in [0, high], how many are positive, and what is their sum? One pass."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from stprune.ops._registry import define
 from stprune.reference.check_range import check_range as reference
 
 
-def _fake(values: torch.Tensor, high: float) -> torch.Tensor:
-    return values.new_empty((2,), dtype=torch.int64)
+def _fake(values: torch.Tensor, high: float, total: bool) -> torch.Tensor:
+    return values.new_empty((3,), dtype=torch.int64)
 
 
-define("check_range(Tensor values, float high) -> Tensor", reference, _fake)
+define("check_range(Tensor values, float high, bool total) -> Tensor", reference, _fake)
 
 
-def in_range(op: str, name: str, rule: str, values: torch.Tensor, high: float) -> int:
-    """How many values are positive, if all lie in [0, high]; ValueError with the first that does not."""
-    first, positive = torch.ops.stprune.check_range(values, high).tolist()
+def in_range(op: str, name: str, rule: str, values: torch.Tensor, high: float, *, total: bool = False) -> tuple[int, int]:
+    """How many values are positive, and their sum in units of 2^-32 if `total`.
+
+    Raises ValueError with the first value that does not lie in [0, high]. Reads one small tensor back from the device.
+    """
+    first, positive, units = torch.ops.stprune.check_range(values, high, total).tolist()
     if first >= 0:
         raise ValueError(f"{op}: {name} must {rule}, got {values[first].item():g} at index {first}")
-    return int(positive)
+    return int(positive), int(units)

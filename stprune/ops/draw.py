@@ -70,9 +70,10 @@ def draw(probability: torch.Tensor, *, seed: int, epoch: int, count: int | None 
         if n > _MOST:
             raise ValueError(f"draw: probability must have at most 2^30 elements when count is given, got {n}")
     probability = probability.contiguous()
-    in_range("draw", "probability", "lie in [0, 1]", probability, 1.0)
-    if count is not None:
-        total = float(probability.sum(dtype=torch.float64))
-        if not abs(total - count) <= 0.5:
-            raise ValueError(f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {total:g}")
+    _, units = in_range("draw", "probability", "lie in [0, 1]", probability, 1.0, total=count is not None)
+    # 0.5, and half a unit of rounding for each item.
+    if count is not None and abs(units - (count << 32)) > (1 << 31) + n // 2 + 1:
+        raise ValueError(
+            f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {units / 2**32:g}"
+        )
     return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]

@@ -72,7 +72,7 @@ def draw_weighted(
     seed, epoch = _check.seed_and_epoch("draw_weighted", seed, epoch)
     race = _check.choice("draw_weighted", "law", law, ("priority", "race")) == "race"
     weights = weights.contiguous()
-    positive = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
+    positive, _ = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
     if k > positive:
         raise ValueError(
             f"draw_weighted: more samples asked than have weight: k must lie in [0, {positive}] (the positive weights), got {k}"
