@@ -279,9 +279,7 @@ def _as_channels(target_channels: Any, num_channels: int) -> Any:
         raise TypeError(f"WindowDataset: target_channels must be an int or ints, got {target_channels!r}")
     channels = [operator.index(c) for c in wanted]
     if not all(0 <= c < num_channels for c in channels) or len(set(channels)) < len(channels):
-        raise ValueError(
-            f"WindowDataset: target_channels must be distinct and lie in [0, {num_channels}), got {channels}"
-        )
+        raise ValueError(f"WindowDataset: target_channels must be distinct and lie in [0, {num_channels}), got {channels}")
     if channels == list(range(channels[0], channels[0] + len(channels))):
         return slice(channels[0], channels[0] + len(channels))
     return channels

@@ -188,9 +188,7 @@ def _deviation(source: _Columns, first: int, last: int) -> Array:
         values, valid = source.read(row, min(row + rows, last))
         if np.isinf(values).any():
             place, column = np.argwhere(np.isinf(values))[0]
-            raise ValueError(
-                f"stationarity: series must be finite or NaN, got {values[place, column]} in row {row + place}"
-            )
+            raise ValueError(f"stationarity: series must be finite or NaN, got {values[place, column]} in row {row + place}")
         total += values.sum(axis=0)
         count += len(values) if valid is None else valid.sum(axis=0)
         shown = values if valid is None else np.where(valid, values, np.inf)
@@ -209,9 +207,7 @@ def _deviation(source: _Columns, first: int, last: int) -> Array:
     return np.where(high > low, np.sqrt(squares / np.maximum(count, 1)), 0.0)
 
 
-def _drift(
-    values: Array, valid: Array | None, past: int, future: int, stride: int, std: Array
-) -> tuple[Array, Array | int]:
+def _drift(values: Array, valid: Array | None, past: int, future: int, stride: int, std: Array) -> tuple[Array, Array | int]:
     """Sum over the nodes that count of |mean y - mean x| / std, and their number, for every window of the block."""
     windows = len(values) - past - future + 1
     x = _sliding_sum(values, past)[:windows:stride]
