@@ -888,6 +888,20 @@ def test_grids(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_channel_order(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    path = tmp_path / ("a.zarr" if kind == "zarr" else "a.nc")
+    names = ["wind", "flux", "t2m", "a", "z", "humidity"]
+    change = lambda d: d[["t2m"]].assign({n: d["t2m"] + i for i, n in enumerate(names)})[names]  # noqa: E731
+    write_grid(path, kind, change=change, **options)
+    series = read_series(path)
+    # A Zarr folder has no order of its own.
+    assert series.channels == tuple(sorted(names) if kind == "zarr" else names)
+    for channel, label in enumerate(series.channels):
+        assert np.allclose(series.values[..., channel], cube(TIMES, 3, 2).reshape(TIMES, 6) + names.index(label))
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
 @pytest.mark.parametrize(("kind", "options"), [KINDS[0], KINDS[2], KINDS[3]])
 def test_packed_grids(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     def change(dataset: Any) -> Any:
@@ -913,7 +927,7 @@ def test_packed_grids(tmp_path: Path, kind: str, options: dict[str, Any]) -> Non
         (lambda d: d.isel(time=[0, 1, 1, 2]), "time must increase strictly"),
         (lambda d: d.rename(time="step").drop_vars("step"), "dimensions must have one of time"),
         (lambda d: d[["height"]].expand_dims(x=2), "dimensions must have one of time"),
-        (lambda d: d.assign(flux=(("time", "level"), np.zeros((TIMES, 3)))), "(flux|t2m) must have the dimensions"),
+        (lambda d: d.assign(flux=(("time", "level"), np.zeros((TIMES, 3)))), "(flux|t2m|wind) must have the dimensions"),
         (lambda d: d.assign(t2m=d["t2m"] * np.inf), "finite in float32"),
         (lambda d: d.isel(time=slice(0, 0)), "not be empty|complete|have chunks"),
         (lambda d: d.assign(word=("time", ["a"] * TIMES)), "(hold real numbers|have the dimensions)"),

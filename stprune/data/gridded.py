@@ -59,7 +59,8 @@ def read_zarr(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
             # Only the metadata that was inspected is used, so consolidated copies are not.
             opened = xarray.open_zarr(path, consolidated=False, chunks=None, decode_timedelta=False)
         with opened as dataset:
-            return _read(path, name, key, dataset, max_bytes)
+            # A folder lists its arrays in any order; channels may not depend on it.
+            return _read(path, name, key, dataset[sorted(dataset.data_vars, key=str)], max_bytes)
 
 
 def _inspect(path: Path, max_bytes: int) -> None:

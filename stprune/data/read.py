@@ -57,7 +57,7 @@ def read_series(
     | BasicTS 0.x folder | ``data.dat`` with the shape in ``desc.json`` |
     | BasicTS 1.x folder | ``train_data.npy``, ``val_data.npy``, ``test_data.npy``, ``*_timestamps.npy``, ``meta.json`` |
     | ``.csv``, ``.tsv``, ``.txt`` | header of node names, optional first column of times; comma, semicolon or tab |
-    | netCDF, Zarr | places become nodes, variables become channels |
+    | netCDF, Zarr | places become nodes, variables channels: in the file's order (netCDF), by name (Zarr) |
     | folder with ``data.npz`` | that file |
 
     The format follows from the suffix and must agree with the content. Nothing is ever unpickled: object arrays, pickled
