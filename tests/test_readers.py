@@ -892,7 +892,7 @@ def test_grids(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
 def test_channel_order(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     path = tmp_path / ("a.zarr" if kind == "zarr" else "a.nc")
     names = ["wind", "flux", "t2m", "a", "z", "humidity"]
-    change = lambda d: d[["t2m"]].assign({n: d["t2m"] + i for i, n in enumerate(names)})[names]  # noqa: E731
+    change = lambda d: d[["t2m"]].assign({n: d["t2m"] + i for i, n in enumerate(names)})[names]
     write_grid(path, kind, change=change, **options)
     series = read_series(path)
     # A Zarr folder has no order of its own.
