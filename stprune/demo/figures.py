@@ -197,6 +197,7 @@ def score_histograms(scores: NDArray[np.float32], unit: str) -> str:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+        axes.tick_params(axis="x", which="both", length=3.5, pad=3.5)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("score of a window (MAE + half its spread over nodes and over time)" + (f" in {unit}" if unit else ""))
         axes.set_ylabel("windows in % per bin")

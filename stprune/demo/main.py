@@ -120,7 +120,9 @@ def _result(
         "total_seconds": total_seconds,
         "labels": labels,
         "rows": [asdict(row) for row in rows],
-        "findings": sentences(rows, labels, num_seeds=options.seeds),
+        "findings": sentences(
+            rows, labels, num_seeds=options.seeds, num_nodes=problem.num_nodes, repeated_nodes=constant + copies
+        ),
         "table": as_text(rows, columns(rows, labels, series.unit)),
         "runs": [record.as_json() for record in records],
     }

@@ -11,13 +11,17 @@ SEED_NOISE = 1.0
 OVERHEAD_LIMIT = 2.0
 
 
-def sentences(rows: list[Row], labels: dict[str, str], *, num_seeds: int) -> list[str]:
+def sentences(
+    rows: list[Row], labels: dict[str, str], *, num_seeds: int, num_nodes: int = 0, repeated_nodes: int = 0
+) -> list[str]:
     """State what the table shows, also where pruning loses.
 
     Args:
         rows: one per run, "full" among them.
         labels: label of every run name.
         num_seeds: how many seeds the rows average over.
+        num_nodes: nodes of the series.
+        repeated_nodes: how many of them are constant or copy another.
 
     Returns:
         One sentence or two per finding.
@@ -28,7 +32,12 @@ def sentences(rows: list[Row], labels: dict[str, str], *, num_seeds: int) -> lis
         found += _window_pruning(by_name, labels, num_seeds)
     if "nodes" in by_name and "st-prune" in by_name:
         found.append(_nodes_against_windows(by_name["nodes"], by_name["st-prune"]))
-    found.append(_overhead(rows, labels))
+    found += _overhead(rows, labels)
+    if repeated_nodes and "nodes" in by_name:
+        found.append(
+            f"{repeated_nodes} of the {num_nodes} nodes are constant or copy another up to scale, which makes dropping nodes "
+            "easier than in a series of distinct ones."
+        )
     if num_seeds == 1:
         found.append(
             f"One seed: differences below about {SEED_NOISE:.0f}% of the MAE can be chance. --seeds 3 shows the spread."
@@ -66,7 +75,8 @@ def _against_full(row: Row, labels: dict[str, str], num_seeds: int) -> str:
         if row.target_share is None
         else (f" It reached the full run's best validation MAE after {row.target_share:.0%} of the full run's time.")
     )
-    return f"{labels[row.name]} {verb} {cost} and gave {quality}{end}{reached}"
+    name = labels[row.name]
+    return f"{name[0].upper()}{name[1:]} {verb} {cost} and gave {quality}{end}{reached}"
 
 
 def _window_pruning(by_name: dict[str, Row], labels: dict[str, str], num_seeds: int) -> list[str]:
@@ -106,13 +116,26 @@ def _nodes_against_windows(nodes: Row, windows: Row) -> str:
     )
 
 
-def _overhead(rows: list[Row], labels: dict[str, str]) -> str:
+def _overhead(rows: list[Row], labels: dict[str, str]) -> list[str]:
+    full = next(row for row in rows if row.name == "full")
     pruned = [row for row in rows if row.name not in ("full", "full-short")]
-    if not pruned:
-        return "No pruned run was asked for."
-    worst = max(pruned, key=lambda row: row.overhead_of_full)
-    kept = "within" if worst.overhead_of_full <= OVERHEAD_LIMIT else "above"
-    return (
-        f"Deciding and scoring cost at most {worst.overhead_of_full:.2f}% of the full run's time ({labels[worst.name]}; "
-        f"{worst.overhead:.2f}% of its own), {kept} the limit of {OVERHEAD_LIMIT:.0f}%."
-    )
+    # A run of more steps than full training pays for each of them: it is told apart.
+    longer = [row for row in pruned if row.steps > full.steps]
+    others = [row for row in pruned if row.steps <= full.steps]
+    texts = []
+    if others:
+        worst = max(others, key=lambda row: row.overhead_of_full)
+        texts.append(
+            f"Deciding and scoring cost at most {worst.overhead_of_full:.2f}% of the full run's time ({labels[worst.name]}; "
+            f"{worst.overhead:.2f}% of its own), {_kept(worst)}."
+        )
+    texts += [
+        f"{labels[row.name]} takes {row.steps / full.steps:.1f} times as many steps as full training, and deciding and scoring "
+        f"cost {row.overhead_of_full:.2f}% of the full run's time ({row.overhead:.2f}% of its own), {_kept(row)}."
+        for row in longer
+    ]
+    return texts
+
+
+def _kept(row: Row) -> str:
+    return f"{'within' if row.overhead_of_full <= OVERHEAD_LIMIT else 'above'} the limit of {OVERHEAD_LIMIT:.0f}%"
