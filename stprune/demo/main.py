@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import textwrap
 import time
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +17,7 @@ from stprune.demo.data import DemoSeries, load, repeated_nodes
 from stprune.demo.options import MODEL_DIM, DemoOptions
 from stprune.demo.records import RunRecord, summarize
 from stprune.demo.runs import Group, label
-from stprune.demo.table import as_text, columns
+from stprune.demo.table import as_text, columns, legend
 from stprune.demo.train import LEARNING_RATE, Trainer
 from stprune.demo.verdict import sentences
 from stprune.demo.windows import Problem, prepare
@@ -62,7 +64,7 @@ def _introduction(options: DemoOptions, series: DemoSeries, problem: Problem) ->
     split = problem.split
     return (
         f"{series.name}: {series.values.shape[0]:,} steps x {problem.num_nodes} nodes, {len(split.train):,} training windows "
-        f"(one every {split.stride} steps), {len(split.test):,} test windows.\n"
+        f"({'all' if split.stride == 1 else f'one every {split.stride} steps'}), {len(split.test):,} test windows.\n"
         f"{options.model} on {machine.device_name(problem.device)}, {machine.cores()} cores, {options.epochs} epochs, "
         f"{len(options.runs)} runs taking turns" + (f", {options.seeds} seeds." if options.seeds > 1 else ".")
     )
@@ -97,7 +99,11 @@ def _result(
 ) -> dict[str, Any]:
     rows = summarize(records)
     labels = {name: label(name, keep_ratio=options.keep_ratio, node_ratio=options.node_ratio) for name in options.runs}
+    layout = columns(rows, labels, series.unit)
     constant, copies = repeated_nodes(series.values[: problem.split.border[0]])
+    findings = sentences(rows, labels, num_seeds=options.seeds, num_nodes=problem.num_nodes, repeated_nodes=constant + copies)
+    if options.quick:
+        findings.insert(0, "A quick run on a cut series: it shows that everything works; its numbers mean nothing.")
     settings = {key: str(value) if key == "output" else value for key, value in vars(options).items()}
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -120,10 +126,9 @@ def _result(
         "total_seconds": total_seconds,
         "labels": labels,
         "rows": [asdict(row) for row in rows],
-        "findings": sentences(
-            rows, labels, num_seeds=options.seeds, num_nodes=problem.num_nodes, repeated_nodes=constant + copies
-        ),
-        "table": as_text(rows, columns(rows, labels, series.unit)),
+        "legend": legend(layout),
+        "findings": findings,
+        "table": as_text(rows, layout),
         "runs": [record.as_json() for record in records],
     }
 
@@ -139,7 +144,8 @@ def _write(
 
 
 def _conclusion(result: dict[str, Any], options: DemoOptions) -> str:
-    findings = "\n".join(f"- {sentence}" for sentence in result["findings"])
-    return (
-        f"\n{result['table']}\n\n{findings}\n\n{result['total_seconds']:.0f} s in all. Report: {options.output / 'report.html'}"
-    )
+    width = min(110, shutil.get_terminal_size().columns)
+    findings = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in result["findings"]]
+    closing = f"{result['total_seconds']:.0f} s in all. Report: {options.output / 'report.html'}"
+    parts = [result["table"], textwrap.fill(result["legend"], width), "\n".join(findings), closing]
+    return "\n" + "\n\n".join(parts)

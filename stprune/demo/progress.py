@@ -35,7 +35,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for bar in (*reversed(self._bars.values()), self._total):
+        for bar in (self._total, *self._bars.values()):
             bar.close()
 
     def add(self, name: str, epochs: int) -> None:
@@ -64,7 +64,7 @@ class Progress:
     def _bar(self, title: str, total: int, *, position: int, hidden: bool = False) -> Any:
         return tqdm(
             total=total,
-            desc=f"{title:<26}",
+            desc=f"{title:<28}",
             position=position,
             unit="epoch",
             disable=hidden,
@@ -72,5 +72,5 @@ class Progress:
             # A log gets a line every quarter of a minute instead of ten a second.
             mininterval=0.2 if self._lines else 15.0,
             dynamic_ncols=self._lines,
-            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed} < {remaining}] {postfix}",
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed} < {remaining}{postfix}]",
         )

@@ -113,7 +113,7 @@ def cells(rows: list[Row], layout: list[Column]) -> list[list[str]]:
 
 
 def as_text(rows: list[Row], layout: list[Column]) -> str:
-    """The table as aligned plain text with a legend.
+    """The table as aligned plain text.
 
     Args:
         rows: one per run.
@@ -131,5 +131,9 @@ def as_text(rows: list[Row], layout: list[Column]) -> str:
         for line in lines
     ]
     texts.insert(1, "-" * len(texts[0]))
-    legend = "; ".join(f"{column.title}: {column.meaning}" for column in layout if column.meaning)
-    return "\n".join([*texts, "", legend])
+    return "\n".join(texts)
+
+
+def legend(layout: list[Column]) -> str:
+    """What the columns mean, in one line."""
+    return "; ".join(f"{column.title}: {column.meaning}" for column in layout if column.meaning)
