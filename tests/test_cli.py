@@ -164,6 +164,35 @@ def test_options_reach_the_demo(monkeypatch, tmp_path):
     }
 
 
+def restarts(monkeypatch, argv):
+    """What the program would be started as again, if it would."""
+    seen = []
+    monkeypatch.setattr(cli.sys, "argv", ["stprune", *argv])
+    monkeypatch.setattr(cli.sys, "orig_argv", ["python", "/bin/stprune", *argv])
+    monkeypatch.setattr(cli.os, "execve", lambda *call: seen.append(call))
+    monkeypatch.setattr(demo_main, "run_demo", lambda options: None)
+    assert cli.main() == 0
+    return seen
+
+
+def test_demo_restarts_once_with_threads_that_sleep_while_waiting(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    ((program, line, environment),) = restarts(monkeypatch, ["demo", "--quick"])
+    assert program == sys.executable
+    assert line == [sys.executable, "/bin/stprune", "demo", "--quick"]
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_demo_does_not_restart_against_the_callers_choice(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert restarts(monkeypatch, ["demo", "--quick"]) == []
+
+
+def test_info_does_not_restart(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert restarts(monkeypatch, ["info"]) == []
+
+
 def test_the_module_can_be_run_as_a_program():
     code = "import sys; from stprune.cli import main; sys.exit(main(['info']))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
