@@ -86,6 +86,21 @@ def test_property_small_pools(data):
     assert stprune.select(keys, k).tolist() == sorted(expected)
 
 
+@pytest.mark.parametrize("n", [300, 30_000])
+def test_every_nan_is_the_same_largest_key(n):
+    """A NaN with the sign bit set, or with a payload, is no smaller than another."""
+    bits = testing.named_keys("normal", n).view(torch.int32)
+    bits[5::7] = 0x7FC00000
+    plain = bits.clone().view(torch.float32)
+    bits[5::14] = -0x400000 + 3
+    keys = bits.view(torch.float32)
+    assert torch.equal(keys.isnan(), plain.isnan())
+    for k in testing.ranks(n):
+        assert torch.equal(stprune.select(keys, k), reference.select(plain, k))
+        assert torch.equal(reference.select(keys, k), reference.select(plain, k))
+        assert torch.equal(stprune.topk(keys, k).indices, reference.topk(plain, k, True)[1])
+
+
 def test_strided_and_misaligned_keys():
     keys = testing.named_keys("normal", 20_001)
     expected = reference.select(keys, 5000)

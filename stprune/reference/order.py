@@ -5,13 +5,17 @@ NaN first, then +inf down to -inf with -0 equal to +0, then the smaller index.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
 def descending_order(keys: torch.Tensor) -> torch.Tensor:
     """All indices of `keys` [n], largest key first, ties by the smaller index."""
-    # argsort(stable, descending) keeps the input order of equal keys; torch orders NaN as the largest and -0 as +0.
-    return torch.sort(keys.double(), stable=True, descending=True).indices
+    # A stable descending sort keeps the input order of equal keys. Radix sorts (CUDA) order by bits: one NaN, one zero.
+    keys = keys.double() + 0.0
+    keys = keys.masked_fill(keys.isnan(), math.nan)
+    return torch.sort(keys, stable=True, descending=True).indices
 
 
 def select(keys: torch.Tensor, k: int) -> torch.Tensor:
