@@ -613,8 +613,12 @@ def test_a_quick_demos_report_stands_alone_and_shows_the_numbers(outcome):
 def test_a_demo_of_one_method_trains_it_and_the_full_run_only(tmp_path, capsys):
     result = run_demo(DemoOptions(data="synthetic", quick=True, epochs=2, runs=("top-k",), model="staeformer", output=tmp_path))
     assert [row["name"] for row in result["rows"]] == ["full", "top-k"]
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert result["table"] in out
+    last = result["runs"][-1]["epochs"][-1]
+    # The bar: share done, time spent and left, data in use, validation MAE.
+    assert re.search(r"all runs +100% .* 4/4 \[\d\d:\d\d < 00:00", err)
+    assert f"keep 100%, val MAE {last['validation_mae']:.4g}" in err
     assert str(pathlib.Path(tmp_path) / "report.html") in out
 
 

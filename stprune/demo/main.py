@@ -84,9 +84,7 @@ def _train(options: DemoOptions, series: DemoSeries, problem: Problem) -> list[R
     for seed in range(options.seeds):
         group = Group(options, trainer, seed)
         group.start()
-        with Progress(options, seed) as progress:
-            for name, epochs in group.planned.items():
-                progress.add(name, epochs)
+        with Progress(options, seed, group.planned) as progress:
             for name, record, epochs in group.turns():
                 progress.add(name, epochs)
                 progress.advance(name, record)

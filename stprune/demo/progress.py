@@ -22,14 +22,17 @@ class Progress:
     Args:
         options: resolved options.
         seed: shown when there are several.
+        planned: epochs of every run that exists at the start.
     """
 
-    def __init__(self, options: DemoOptions, seed: int) -> None:
+    def __init__(self, options: DemoOptions, seed: int, planned: dict[str, int]) -> None:
         self._options = options
         self._lines = sys.stderr.isatty()
         title = "all runs" if options.seeds == 1 else f"seed {seed + 1}/{options.seeds}"
-        self._total: Any = self._bar(title, 0, position=0)
+        self._total: Any = self._bar(title, sum(planned.values()), position=0)
         self._bars: dict[str, Any] = {}
+        for name, epochs in planned.items():
+            self._open(name, epochs)
 
     def __enter__(self) -> Progress:
         return self
@@ -40,12 +43,13 @@ class Progress:
 
     def add(self, name: str, epochs: int) -> None:
         """Make room for a run, if it is new."""
-        if name in self._bars:
-            return
+        if name not in self._bars:
+            self._open(name, epochs)
+            self._total.total += epochs
+
+    def _open(self, name: str, epochs: int) -> None:
         text = label(name, keep_ratio=self._options.keep_ratio, node_ratio=self._options.node_ratio)
         self._bars[name] = self._bar(text, epochs, position=len(self._bars) + 1, hidden=not self._lines)
-        self._total.total += epochs
-        self._total.refresh()
 
     def advance(self, name: str, record: EpochRecord) -> None:
         """One epoch of a run is done."""
