@@ -1,10 +1,12 @@
 """gather_windows against slicing window by window, and against the reference, bit for bit."""
 
+import contextlib
 import itertools
 
 import pytest
 import torch
 
+from stprune import testing
 from stprune.ops import gather_windows
 from stprune.ops._window_recipe import LAYOUTS
 from stprune.reference.gather_windows import gather_windows as reference
@@ -259,6 +261,19 @@ def test_copies_keep_the_payload_of_a_nan():
     bits = torch.full((10, 2), 0x7FA12345, dtype=torch.int32)
     x, _ = gather_windows(bits.view(torch.float32), torch.tensor([1]), history=3, horizon=2, layout="BNT")
     assert bool((x.view(torch.int32) == 0x7FA12345).all())
+
+
+@pytest.mark.parametrize("isa", testing.isas() or [None])
+def test_half_precision_is_converted_exactly_by_every_instruction_set(isa):
+    with testing.isa(isa) if isa else contextlib.nullcontext():
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).reshape(64, 1024)
+        wide, _ = gather_windows(every, torch.arange(63), history=1, horizon=1, dtype=torch.float32)
+        assert_same(wide[:, 0, :, 0], every[:63].float())
+        # Rounding to half: ties, halves' denormals and what overflows, from float32 arithmetic.
+        x, _ = gather_windows(every, torch.arange(63), history=1, horizon=1, mean=1 / 3, std=1.7)
+        assert_same(x[:, 0, :, 0], ((every[:63].float() - 1 / 3) / 1.7).half())
+        x, _ = gather_windows(every[:, :1021], torch.arange(63), history=1, horizon=1, std=3e-2)
+        assert_same(x[:, 0, :, 0], (every[:63, :1021].float() / 3e-2).half())
 
 
 def test_denormals_survive():

@@ -8,6 +8,13 @@
 #include <limits>
 #include <type_traits>
 
+#if defined(STPRUNE_X86)
+#include <immintrin.h>
+#endif
+#include <torch/headeronly/util/Half.h>
+
+#include "cpu/kernels.h"
+
 namespace stprune {
 namespace {
 
@@ -58,19 +65,31 @@ struct Part {
 struct Tile {
   int64_t first, count, channel, width;
   const int64_t* drawn;  // [m] of this window, or null
-  int64_t node(int64_t i) const { return drawn == nullptr ? first + i : drawn[first + i]; }
 };
 
 // to[i * width + c] = from(node, channel), where that is at from[node * node_stride + channel * channel_stride].
 template <typename T>
 void collect(const T* from, int64_t node_stride, int64_t channel_stride, const Tile& tile, const int64_t* channels,
              T* to) {
-  for (int64_t i = 0; i < tile.count; ++i) {
-    const T* values = from + tile.node(i) * node_stride;
-    for (int64_t c = 0; c < tile.width; ++c) {
-      const int64_t channel = tile.channel + c;
-      *to++ = values[(channels == nullptr ? channel : channels[channel]) * channel_stride];
+  const int64_t* drawn = tile.drawn == nullptr ? nullptr : tile.drawn + tile.first;
+  from += tile.drawn == nullptr ? tile.first * node_stride : 0;
+  const auto values = [&](int64_t i) { return from + (drawn == nullptr ? i : drawn[i]) * node_stride; };
+  if (tile.width == 1) {
+    from += (channels == nullptr ? tile.channel : channels[tile.channel]) * channel_stride;
+    for (int64_t i = 0; i < tile.count; ++i) to[i] = *values(i);
+    return;
+  }
+  if (channels == nullptr) {
+    from += tile.channel * channel_stride;
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const T* node = values(i);
+      for (int64_t c = 0; c < tile.width; ++c) *to++ = node[c * channel_stride];
     }
+    return;
+  }
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const T* node = values(i);
+    for (int64_t c = 0; c < tile.width; ++c) *to++ = node[channels[tile.channel + c] * channel_stride];
   }
 }
 
@@ -92,6 +111,38 @@ template <typename From, typename To>
 void convert(const From* from, int64_t n, To* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
 }
+
+#if defined(STPRUNE_X86)
+// Half precision in software takes some 10 ns a value; the instructions for it give the same bits.
+inline bool has_half() { return &kernels() != &kernels_baseline && __builtin_cpu_supports("f16c"); }
+
+__attribute__((target("avx,f16c"))) inline int64_t widen_blocks(const c10::Half* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  }
+  return i;
+}
+
+__attribute__((target("avx,f16c"))) inline int64_t narrow_blocks(const float* from, int64_t n, c10::Half* to) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  return i;
+}
+
+inline void convert(const c10::Half* from, int64_t n, float* to) {
+  const int64_t done = has_half() ? widen_blocks(from, n, to) : 0;
+  convert<c10::Half, float>(from + done, n - done, to + done);
+}
+
+inline void convert(const float* from, int64_t n, c10::Half* to) {
+  const int64_t done = has_half() ? narrow_blocks(from, n, to) : 0;
+  convert<float, c10::Half>(from + done, n - done, to + done);
+}
+#endif
 
 template <typename A>
 struct Arithmetic {
