@@ -224,7 +224,7 @@ def test_traces_without_a_break():
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_same_bits_for_any_number_of_threads(dtype, threads):
-    x, node = values((7, 12, 300, 2), dtype), draw(7, 300, 900, distinct=False)
+    x, node = values((7, 60, 300, 2), dtype), draw(7, 300, 900, distinct=False)
     results = []
     for count in (1, 2, 3):
         threads(count)
