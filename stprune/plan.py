@@ -9,6 +9,7 @@ import torch
 from stprune.methods import Method, resolve
 from stprune.ops import _check, permute
 from stprune.ops.finite_mean import finite_mean
+from stprune.ops.plan_weights import scale_by_stratum, stratum_totals
 
 MIN_STRATUM = 30
 """A stratum with fewer kept samples than this merges with its neighbour (method.md, section 5)."""
@@ -125,50 +126,57 @@ def plan_epoch(
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
     rule = resolve(method)
     num_samples = scores.numel()
+    num_strata = 0
     if strata is not None:
-        strata = checked_strata(op, strata, num_samples).to(scores.device)
+        strata, num_strata = _labels(op, strata, num_samples)
+        strata = strata.to(scores.device)
     if keep_ratio == 1.0 or num_samples == 0:
         everything = torch.arange(num_samples, device=scores.device)
         weights = torch.ones(1, device=scores.device).expand(num_samples)
         return EpochPlan(epoch, everything, weights, num_samples, seed, 1.0)
-    probability = rule.inclusion(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-    _check_probability(rule.name, probability, scores)
-    indices = rule.draw(probability, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-    weights = rule.weights(probability[indices]).to(torch.float32)
+    indices, weights = rule.choose(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch)
     if strata is not None and rule.unbiased:
-        weights = calibrate(weights, strata[indices], torch.bincount(strata))
+        weights = calibrate(weights, indices, strata, num_strata)
     return EpochPlan(epoch, indices, weights, num_samples, seed, _mean(weights))
 
 
 def checked_strata(op: str, strata: torch.Tensor, num_samples: int) -> torch.Tensor:
     """`strata` if it is [num_samples] int64 labels >= 0."""
+    return _labels(op, strata, num_samples)[0]
+
+
+def _labels(op: str, strata: torch.Tensor, num_samples: int) -> tuple[torch.Tensor, int]:
+    """`strata` if it is [num_samples] int64 labels >= 0, and the largest label plus one."""
     strata = _check.index(op, "strata", strata)
     if strata.numel() != num_samples:
         raise ValueError(f"{op}: strata must have one label for each of {num_samples} samples, got {strata.numel()}")
-    if num_samples and int(strata.min()) < 0:
-        raise ValueError(f"{op}: strata must be labels >= 0, got {int(strata.min())}")
-    return strata
+    if num_samples == 0:
+        return strata, 0
+    low, high = (int(end) for end in torch.aminmax(strata))
+    if low < 0:
+        raise ValueError(f"{op}: strata must be labels >= 0, got {low}")
+    return strata, high + 1
 
 
-def calibrate(weights: torch.Tensor, label: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def calibrate(weights: torch.Tensor, indices: torch.Tensor, strata: torch.Tensor, num_strata: int) -> torch.Tensor:
     """Scale the weights so that each stratum's sum to its true size (eq. 10).
 
     Args:
-        weights: [K] float32 weights of the kept samples; not modified.
-        label: [K] int64 their strata.
-        sizes: [num_strata] int64 true sizes.
+        weights: [K] float32 weights of the kept samples; overwritten.
+        indices: [K] int64 the kept samples, ascending; not modified.
+        strata: [num_samples] int64 labels in [0, num_strata); not modified.
+        num_strata: how many strata.
 
     Returns:
-        [K] float32. Strata with fewer than 30 kept samples are first merged with a neighbour.
+        `weights`. Strata with fewer than 30 kept samples are first merged with a neighbour.
     """
-    kept = torch.bincount(label, minlength=sizes.numel())
-    group = torch.tensor(_merged(kept.tolist()), device=label.device)
+    sizes, kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
+    group = torch.tensor(_merged(kept.tolist()), device=strata.device)
     num_groups = int(group.max()) + 1
-    true = torch.zeros(num_groups, dtype=torch.float64, device=label.device).index_add_(0, group, sizes.double())
-    member = group[label]
-    total = torch.bincount(member, weights=weights.double(), minlength=num_groups)
+    nothing = torch.zeros(num_groups, dtype=torch.float64, device=strata.device)
+    true, total = nothing.index_add(0, group, sizes.double()), nothing.index_add(0, group, totals)
     # A group without kept samples cannot be represented; merging leaves none unless nothing at all was kept.
-    return (weights.double() * (true / total)[member]).to(torch.float32)
+    return scale_by_stratum(weights, members, (true / total)[group])
 
 
 def _merged(kept: list[int]) -> list[int]:
@@ -187,17 +195,3 @@ def _merged(kept: list[int]) -> list[int]:
 def _mean(weights: torch.Tensor) -> float:
     # Exact for equal weights, so that dividing by it gives exactly 1.
     return finite_mean(weights) if weights.numel() else 1.0
-
-
-def _check_probability(name: str, probability: torch.Tensor, scores: torch.Tensor) -> None:
-    """What a user's own method returned is as bad an input as any other."""
-    op = f"method {name}"
-    probability = _check.floating(op, "inclusion", probability)
-    if probability.shape != scores.shape:
-        raise ValueError(
-            f"{op}: inclusion must return one probability for each of {scores.numel()} samples, "
-            f"got shape {tuple(probability.shape)}"
-        )
-    low, high = (float(bound) for bound in torch.aminmax(probability))
-    if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(f"{op}: inclusion must return probabilities in [0, 1], got values in [{low:g}, {high:g}]")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stprune.ops import draw
-from stprune.ops.finite_mean import finite_mean
+from stprune.ops import _check, draw
+from stprune.ops.finite_mean import finite_stats
+from stprune.ops.plan_weights import inverse_at
 
 if TYPE_CHECKING:
     from stprune.table import ScoreTable
@@ -40,9 +41,22 @@ class Method:
         """[K] float32 weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 9)."""
         return probability.reciprocal()
 
+    def choose(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kept ids [K] int64, ascending, and their weights [K] float32: `inclusion`, `draw` and `weights` one after another.
+
+        A method may do the three in one where that is faster. Both tensors are new: a plan overwrites the weights.
+        """
+        probability = self.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        _check_probability(self.name, probability, scores)
+        indices = self.draw(probability, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        if getattr(self.weights, "__func__", None) is Method.weights:
+            return indices, inverse_at(probability, indices)
+        # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
+        return indices, self.weights(probability[indices]).to(torch.float32, copy=True).contiguous()
+
     def draw(self, probability: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         """[K] int64 ascending: the kept set. Systematic sampling with exact count unless a method says otherwise."""
-        total = finite_mean(probability) * probability.numel() if probability.numel() else 0.0
+        total = finite_stats(probability).sum
         asked = asked_count(keep_ratio, probability.numel())
         # Rounding the probabilities to float32 moves their sum by up to 2^-24 of it; that is no other count.
         count = asked if abs(total - asked) <= 0.5 + asked * 2.0**-24 else round(total)
@@ -56,6 +70,21 @@ class Method:
 def asked_count(keep_ratio: float, num_samples: int) -> int:
     """How many samples a keep ratio asks for; at least one, as an empty epoch trains nothing."""
     return max(1, round(keep_ratio * num_samples)) if num_samples else 0
+
+
+def _check_probability(name: str, probability: torch.Tensor, scores: torch.Tensor) -> None:
+    """What a user's own method returned is as bad an input as any other."""
+    op = f"method {name}"
+    probability = _check.floating(op, "inclusion", probability)
+    if probability.shape != scores.shape:
+        raise ValueError(
+            f"{op}: inclusion must return one probability for each of {scores.numel()} samples, "
+            f"got shape {tuple(probability.shape)}"
+        )
+    stats = finite_stats(probability)
+    if stats.count < probability.numel() or stats.least < 0.0 or stats.largest > 1.0:
+        low, high = (float(bound) for bound in torch.aminmax(probability))
+        raise ValueError(f"{op}: inclusion must return probabilities in [0, 1], got values in [{low:g}, {high:g}]")
 
 
 class _Adapted(Method):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from stprune.methods.base import Method
-from stprune.ops import draw, permute
+from stprune.ops import draw, draw_threshold, permute
 from stprune.ops.finite_mean import finite_mean
 
 
@@ -34,6 +34,12 @@ class InfoBatch(Method):
 
     def __init__(self, *, permutation: Callable[[int, int, int], torch.Tensor] | None = None) -> None:
         self.permutation = permutation
+
+    def choose(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        own = all(getattr(type(self), step) is getattr(InfoBatch, step) for step in ("inclusion", "draw", "weights"))
+        if own and self.permutation is None:
+            return draw_threshold(scores, keep_ratio, seed=seed, epoch=epoch, exact_count=True)
+        return super().choose(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         # float32(mean) as in the original, from a sum that no thread count changes. NaN < x is False: kept.

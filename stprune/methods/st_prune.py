@@ -8,7 +8,7 @@ import torch
 
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check
-from stprune.ops.budget import budget_probability
+from stprune.ops.budget import inclusion_budget
 
 
 class STPrune(Method):
@@ -36,18 +36,10 @@ class STPrune(Method):
         self.weight_cap = _check.real("STPrune", "weight_cap", weight_cap, 1.0, math.inf)
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
-        n = scores.numel()
-        known = torch.isfinite(scores)
-        num_known = int(known.sum())
-        if num_known == 0:
-            return torch.ones_like(scores, dtype=torch.float32)
-        minimum = keep_ratio / self.weight_cap
-        budget = min(float(num_known), max(asked_count(keep_ratio, n) - (n - num_known), math.ceil(minimum * num_known)))
-        size = scores if num_known == n else scores[known]
         # Losses are not negative; a score of one's own may be, and then teaches nothing.
-        size = size.clamp_min(0.0)
-        size = size.sqrt() if self.alpha == 0.5 else size.double().pow(self.alpha)
-        probability = budget_probability(size, budget, minimum)
-        if num_known == n:
-            return probability
-        return torch.ones_like(scores, dtype=torch.float32).masked_scatter_(known, probability)
+        return inclusion_budget(
+            scores,
+            alpha=self.alpha,
+            count=asked_count(keep_ratio, scores.numel()),
+            minimum=keep_ratio / self.weight_cap,
+        )

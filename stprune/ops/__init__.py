@@ -2,6 +2,7 @@
 
 from stprune.ops.draw import draw
 from stprune.ops.draw_nodes import draw_nodes
+from stprune.ops.draw_threshold import draw_threshold
 from stprune.ops.draw_weighted import draw_weighted
 from stprune.ops.gather_nodes import gather_nodes
 from stprune.ops.gather_windows import gather_windows
@@ -13,6 +14,7 @@ __all__ = [
     "ResidualStats",
     "draw",
     "draw_nodes",
+    "draw_threshold",
     "draw_weighted",
     "gather_nodes",
     "gather_windows",

@@ -1,0 +1,66 @@
+"""draw_threshold: keep what lies at or above the mean, and a share of the rest, in one op."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.ops import _check
+from stprune.ops._registry import define
+from stprune.reference import draw_threshold as reference
+
+
+def _fake(scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return scores.new_empty((size,), dtype=torch.int64), scores.new_empty((size,), dtype=torch.float32)
+
+
+define(
+    "draw_threshold(Tensor scores, float keep, bool exact_count, int seed, int epoch) -> (Tensor, Tensor)",
+    reference.draw_threshold,
+    _fake,
+)
+
+
+def draw_threshold(
+    scores: torch.Tensor, keep: float, *, seed: int, epoch: int, exact_count: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The threshold rule: scores at or above the mean are kept, of those below it a share `keep`.
+
+    The mean is that of the finite scores (see `finite_stats`), rounded to the scores' dtype; NaN and infinite scores are
+    kept. What lies below is kept on its own with probability `keep`, or, with `exact_count`, as the head of a random
+    order of all that lie below: int(keep * below) of them, and where that is 0, one with probability keep * below. A
+    kept sample below the mean weighs 1 / keep, any other 1: the weighted sum is unbiased (with `exact_count` up to the
+    rounding of the count).
+
+    Args:
+        scores: [n] float32, float64, bfloat16 or float16, n at most 2^40; not modified.
+        keep: share of the scores below the mean that is kept, in (0, 1].
+        seed: in [0, 2^63).
+        epoch: in [0, 2^32).
+        exact_count: keep an exact number of those below instead of each on its own.
+
+    Returns:
+        indices [K] int64, ascending, and weights [K] float32. Neither depends on device, thread count or instruction set.
+
+    Raises:
+        TypeError: `scores` is no floating tensor, or a number is none.
+        ValueError: `scores` is not one-dimensional, or a number lies outside its range.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops import draw_threshold
+        >>> scores = torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0, float("inf")])
+        >>> indices, weights = draw_threshold(scores, 0.5, seed=0, epoch=0, exact_count=True)
+        >>> len(indices), float(weights.sum()), indices[2:].tolist()
+        (4, 6.0, [4, 5])
+
+    Source:
+        Qin et al., "InfoBatch", ICLR 2024, Algorithm 1; eq. 6.
+    """
+    op = "draw_threshold"
+    scores = _check.vector(op, "scores", _check.floating(op, "scores", scores)).detach()
+    keep = _check.real(op, "keep", keep, 0.0, 1.0, low_open=True)
+    seed, epoch = _check.seed_and_epoch(op, seed, epoch)
+    # bfloat16 and float16 become float32, which is exact.
+    scores = scores.contiguous() if scores.dtype in (torch.float32, torch.float64) else scores.float()
+    return torch.ops.stprune.draw_threshold(scores, keep, bool(exact_count), seed, epoch)  # type: ignore[no-any-return]

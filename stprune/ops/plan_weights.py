@@ -1,0 +1,119 @@
+"""The weights of a plan: inverse probabilities, and their calibration by stratum (eq. 9-10)."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.ops._registry import define
+from stprune.reference import plan_weights as reference
+
+
+def _inverse_fake(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    return probability.new_empty(indices.shape, dtype=torch.float32)
+
+
+def _totals_fake(
+    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return (
+        strata.new_empty((num_strata,)),
+        strata.new_empty((num_strata,)),
+        strata.new_empty((num_strata,), dtype=torch.float64),
+        strata.new_empty(indices.shape, dtype=torch.int32),
+    )
+
+
+def _scale_fake(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> None:
+    return None
+
+
+define("inverse_at(Tensor probability, Tensor indices) -> Tensor", reference.inverse_at, _inverse_fake)
+define(
+    "stratum_totals(Tensor strata, Tensor indices, Tensor weights, SymInt num_strata) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference.stratum_totals,
+    _totals_fake,
+)
+define(
+    "scale_by_stratum(Tensor(a!) weights, Tensor members, Tensor factor) -> ()",
+    reference.scale_by_stratum,
+    _scale_fake,
+)
+
+
+def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Horvitz-Thompson weights of kept samples: float32(1 / probability[indices]) (eq. 9).
+
+    Args:
+        probability: [n] float32 or float64 in (0, 1]; not modified.
+        indices: [K] int64, ascending, in [0, n); not modified.
+
+    Returns:
+        [K] float32.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops.plan_weights import inverse_at
+        >>> inverse_at(torch.tensor([0.5, 1.0, 0.25]), torch.tensor([0, 2]))
+        tensor([2., 4.])
+
+    Source:
+        Horvitz, Thompson (1952); eq. 9.
+    """
+    return torch.ops.stprune.inverse_at(probability.contiguous(), indices.contiguous())  # type: ignore[no-any-return]
+
+
+def stratum_totals(
+    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many samples and kept samples each stratum has, and the total weight of the kept ones, in one pass.
+
+    Args:
+        strata: [num_samples] int64 labels in [0, num_strata); not modified.
+        indices: [K] int64 kept samples, ascending; not modified.
+        weights: [K] float32; not modified.
+        num_strata: how many strata, below 2^31.
+
+    Returns:
+        sizes [num_strata] int64, kept [num_strata] int64, totals [num_strata] float64, and members [K] int32, the stratum
+        of every kept sample. The totals are added up in an order that depends on the sizes alone; on a GPU without
+        compiled kernels the order is that of torch.bincount.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops.plan_weights import stratum_totals
+        >>> strata, weights = torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0])
+        >>> sizes, kept, totals, members = stratum_totals(strata, torch.tensor([1, 2]), weights, 2)
+        >>> sizes.tolist(), kept.tolist(), totals.tolist(), members.tolist()
+        ([2, 1], [1, 1], [2.0, 1.0], [0, 1])
+
+    Source:
+        Eq. 10.
+    """
+    return torch.ops.stprune.stratum_totals(  # type: ignore[no-any-return]
+        strata.contiguous(), indices.contiguous(), weights.contiguous(), num_strata
+    )
+
+
+def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply weights by the factor of each sample's stratum, in float64 and in place.
+
+    Args:
+        weights: [K] float32, contiguous; overwritten.
+        members: [K] int32 strata of the samples, as `stratum_totals` gives them; not modified.
+        factor: [num_strata] float64; not modified.
+
+    Returns:
+        `weights`.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops.plan_weights import scale_by_stratum
+        >>> factor = torch.tensor([0.5, 3.0], dtype=torch.float64)
+        >>> scale_by_stratum(torch.tensor([2.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32), factor)
+        tensor([1., 3.])
+
+    Source:
+        Eq. 10.
+    """
+    torch.ops.stprune.scale_by_stratum(weights, members.contiguous(), factor.contiguous())
+    return weights

@@ -1,0 +1,62 @@
+"""Reference of the weights of a plan: inverse probabilities, and their totals by stratum (eq. 9-10)."""
+
+from __future__ import annotations
+
+import torch
+
+# Samples of a part are summed one after the other; a multiple of the block of every kernel.
+CHUNK = 1 << 14
+# Parts at most, and how many totals all parts together may have: bounds the scratch to 32 MB.
+MOST_PARTS = 64
+MOST_TOTALS = 1 << 20
+LANES = 4
+
+
+def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """float32(1 / probability[indices]), [K]."""
+    return probability[indices].reciprocal().to(torch.float32)
+
+
+def part_size(num_samples: int, num_strata: int) -> int:
+    """Samples a part of the sums has: a function of the sizes alone, so that no thread count changes a total."""
+    chunks = -(-num_samples // CHUNK)
+    parts = max(1, min(MOST_PARTS, chunks, MOST_TOTALS // max(1, num_strata)))
+    return -(-chunks // parts) * CHUNK
+
+
+def stratum_totals(
+    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Samples, kept samples and total weight of every stratum, and the stratum of every kept sample.
+
+    The j-th kept sample adds to lane j % 4 of its stratum in the part its index lies in, in the order of j; lanes are added
+    as (0 + 1) + (2 + 3), parts one after the other.
+
+    Args:
+        strata: [num_samples] int64 in [0, num_strata).
+        indices: [K] int64, ascending.
+        weights: [K] float32.
+        num_strata: how many.
+
+    Returns:
+        sizes [num_strata] int64, kept [num_strata] int64, totals [num_strata] float64, members [K] int32.
+    """
+    label = strata[indices]
+    sizes = torch.bincount(strata, minlength=num_strata)
+    kept = torch.bincount(label, minlength=num_strata)
+    part = part_size(strata.numel(), num_strata)
+    parts = max(1, -(-strata.numel() // part))
+    lane = torch.arange(indices.numel(), device=indices.device) % LANES
+    place = ((indices // part) * num_strata + label) * LANES + lane
+    sums = torch.bincount(place, weights=weights.double(), minlength=parts * num_strata * LANES).double()
+    sums = sums.view(parts, num_strata, LANES)
+    by_part = (sums[..., 0] + sums[..., 1]) + (sums[..., 2] + sums[..., 3])
+    totals = torch.zeros(num_strata, dtype=torch.float64, device=strata.device)
+    for one in by_part:
+        totals = totals + one
+    return sizes, kept, totals, label.to(torch.int32)
+
+
+def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply weights [K] float32, in place, by the factor [num_strata] float64 of their stratum, in float64."""
+    weights.copy_((weights.double() * factor[members.long()]).to(torch.float32))
