@@ -228,7 +228,7 @@ def _conditions(result: dict[str, Any], options: DemoOptions) -> str:
             "Data",
             f"{data['source']}. Chronological split 6:2:2; z-score by the training part. Of {data['nodes']} nodes, "
             f"{data['constant_nodes']} are constant in the training part and {data['copied_nodes']} copy another up "
-            f"to scale, which helps node pruning. {_beginnings(data)} "
+            f"to scale. {_beginnings(data)} "
             f"({data['train_windows']:,}, all times of day occur); validation after every "
             f"epoch on {data['validation_windows']:,} fixed windows; test on all {data['test_windows']:,} windows of the "
             "last fifth. Evaluation always uses all nodes.",

@@ -35,8 +35,8 @@ def sentences(
     found += _overhead(rows, labels)
     if repeated_nodes and "nodes" in by_name:
         found.append(
-            f"{repeated_nodes} of the {num_nodes} nodes are constant or copy another up to scale, which makes dropping nodes "
-            "easier than in a series of distinct ones."
+            f"{repeated_nodes} of the {num_nodes} nodes are constant or copy another up to scale: dropping nodes may be "
+            "easier here than in a series of distinct ones."
         )
     if num_seeds == 1:
         found.append(
