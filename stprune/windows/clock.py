@@ -1,0 +1,79 @@
+"""Time of day and day of week of the rows of a series, as input features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stprune.windows._check import as_length
+
+DAY = np.timedelta64(1, "D")
+
+
+def time_features(
+    num_times: int,
+    *,
+    steps_per_day: int | None = None,
+    first_step: int = 0,
+    timestamps: np.ndarray[Any, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Time of day and day of week of every row, both in [0, 1): the two channels that `WindowDataset` appends to x.
+
+    An embedding index is ``round(feature * steps_per_day)``; truncation loses steps to float rounding.
+
+    Args:
+        num_times: rows of the series.
+        steps_per_day: rows in a day: time of day is ``(row + first_step) % steps_per_day / steps_per_day``, day of week
+            ``day % 7 / 7``.
+        first_step: steps between a Monday 00:00 and row 0, at least 0.
+        timestamps: [time] datetime64 in place of ``steps_per_day``: the same from the clock (Monday is 0), right also where
+            rows are missing.
+        dtype: float32 or float64; each feature is computed in float64 and rounded once.
+
+    Returns:
+        [time, 2].
+
+    Raises:
+        TypeError: a length is no int, ``timestamps`` is not datetime64, or ``dtype`` is another.
+        ValueError: not exactly one of ``steps_per_day`` and ``timestamps`` is given, a length is too small, or ``timestamps``
+            has another length or NaT.
+
+    Example:
+        >>> from stprune.windows.clock import time_features
+        >>> time_features(3, steps_per_day=4, first_step=3).tolist()
+        [[0.75, 0.0], [0.0, 0.1428571492433548], [0.25, 0.1428571492433548]]
+
+    Source:
+        The features of BasicTS and LargeST.
+    """
+    num_times = as_length("time_features", "num_times", num_times)
+    first_step = as_length("time_features", "first_step", first_step, least=0)
+    if dtype not in (torch.float32, torch.float64):
+        # In 16 bits the last minutes of a day round to 1.0, one step beyond a time-of-day embedding.
+        raise TypeError(f"time_features: dtype must be float32 or float64, got {dtype}")
+    if (steps_per_day is None) == (timestamps is None):
+        got = "neither" if timestamps is None else "both"
+        raise ValueError(f"time_features: exactly one of steps_per_day and timestamps must be given, got {got}")
+    if timestamps is None:
+        steps_per_day = as_length("time_features", "steps_per_day", steps_per_day)
+        day, step = np.divmod(np.arange(num_times) + first_step, steps_per_day)
+        return _table(step / steps_per_day, day % 7 / 7, dtype)
+    if not isinstance(timestamps, np.ndarray) or timestamps.dtype.kind != "M":
+        kind = getattr(timestamps, "dtype", type(timestamps).__name__)
+        raise TypeError(f"time_features: timestamps must be a datetime64 array, got {kind}")
+    if timestamps.shape != (num_times,) or bool(np.isnat(timestamps).any()):
+        raise ValueError(
+            f"time_features: timestamps must be one time for each of the {num_times} rows, got shape {timestamps.shape}, "
+            f"{int(np.isnat(timestamps).sum())} of them NaT"
+        )
+    days = timestamps.astype("datetime64[D]")
+    # Day 0 of datetime64, 1970-01-01, was a Thursday: 3 days after a Monday.
+    return _table((timestamps - days) / DAY, (days.astype(np.int64) + 3) % 7 / 7, dtype)
+
+
+def _table(time_of_day: np.ndarray[Any, Any], day_of_week: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.stack([time_of_day, day_of_week], axis=1)).to(dtype)
