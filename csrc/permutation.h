@@ -66,14 +66,23 @@ STPRUNE_HOST_DEVICE uint32_t feistel_step(uint32_t from, uint32_t to, uint32_t s
   return to >= size ? to - size : to;
 }
 
-// One application of the network to x in [0, a * b).
-STPRUNE_HOST_DEVICE int64_t feistel(const Permutation& p, int64_t x) {
-  uint32_t left = static_cast<uint32_t>(x / p.b), right = static_cast<uint32_t>(x % p.b);
+// One application of the network to the place with these halves: left in [0, a), right in [0, b).
+STPRUNE_HOST_DEVICE int64_t feistel_of_halves(const Permutation& p, uint32_t left, uint32_t right) {
   for (int r = 0; r < PERMUTATION_ROUNDS; r += 2) {
     left = feistel_step(right, left, p.a, p.keys[2 * r], p.keys[2 * r + 1]);
     right = feistel_step(left, right, p.b, p.keys[2 * r + 2], p.keys[2 * r + 3]);
   }
   return static_cast<int64_t>(left) * p.b + right;
+}
+
+// One application of the network to x in [0, a * b).
+STPRUNE_HOST_DEVICE int64_t feistel(const Permutation& p, int64_t x) {
+  // A 64-bit division costs a GPU several times one of 32 bits.
+  if (x >> 32 == 0) {
+    const uint32_t low = static_cast<uint32_t>(x), left = low / p.b;
+    return feistel_of_halves(p, left, low - left * p.b);
+  }
+  return feistel_of_halves(p, static_cast<uint32_t>(x / p.b), static_cast<uint32_t>(x % p.b));
 }
 
 STPRUNE_HOST_DEVICE int64_t permutation_at(const Permutation& p, int64_t position) {

@@ -1,0 +1,166 @@
+// The words kernels are written in: one source that nvcc compiles for the device and any C++ compiler for the host.
+//
+// A kernel is a struct with THREADS, a struct Shared and `operator()(block, shared)`. What its threads do stands in
+// phases, lambdas over the thread number t:
+//     block.phase([&](int t) { ... });   // ends with a barrier
+//     block.own([&](int t) { ... });     // no barrier: touches nothing that another thread touches before the next one
+// Values that outlive a phase are PerThread (a register on the device), what threads share is a SharedArray, and warps
+// talk through ballot, shuffles and match_any, which every thread of the block calls. Code outside of phases does the
+// same in all threads. On the host (emulate.h) the phases are loops, and the shared arrays report races, reads of what
+// nobody wrote and indices out of range: the kernels' logic is tested on machines without a GPU.
+#pragma once
+
+#include <stdint.h>
+
+#include "philox.h"
+
+namespace stprune {
+namespace {
+
+constexpr int WARP = 32;
+constexpr uint32_t ALL_LANES = 0xFFFFFFFFu;
+
+STPRUNE_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+STPRUNE_HOST_DEVICE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+STPRUNE_HOST_DEVICE int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+STPRUNE_HOST_DEVICE uint32_t lanes_below(int t) { return (1u << (t & (WARP - 1))) - 1; }
+
+}  // namespace
+}  // namespace stprune
+
+#if !defined(__CUDACC__)
+#include "cuda/emulate.h"
+#else
+
+// Broken promises of a caller (a node id out of range, say) stop the device, in release builds too.
+#undef NDEBUG
+#include <cuda_runtime.h>
+
+#include <cassert>
+
+#define STPRUNE_DEVICE __device__ __forceinline__
+#define STPRUNE_DEVICE_CHECK(condition) assert(condition)
+
+namespace stprune {
+namespace {
+
+STPRUNE_DEVICE int popcount(uint32_t x) { return __popc(x); }
+STPRUNE_DEVICE int leading_zeros(uint64_t x) { return __clzll(static_cast<int64_t>(x)); }
+STPRUNE_DEVICE int first_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
+STPRUNE_DEVICE int last_bit(uint32_t x) { return 31 - __clz(static_cast<int>(x)); }
+STPRUNE_DEVICE uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+STPRUNE_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+STPRUNE_DEVICE uint64_t bits_of(double x) { return static_cast<uint64_t>(__double_as_longlong(x)); }
+STPRUNE_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+STPRUNE_DEVICE double double_of(uint64_t bits) { return __longlong_as_double(static_cast<int64_t>(bits)); }
+
+STPRUNE_DEVICE void global_add(uint64_t* to, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+STPRUNE_DEVICE void global_min(uint64_t* to, uint64_t value) {
+  atomicMin(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+STPRUNE_DEVICE void global_min(int32_t* to, int32_t value) { atomicMin(to, value); }
+
+template <class T>
+struct PerThread {
+  T value;
+  STPRUNE_DEVICE T& operator[](int) { return value; }
+  STPRUNE_DEVICE const T& operator[](int) const { return value; }
+};
+
+template <class T, int N>
+struct SharedArray {
+  T cells[N];
+  STPRUNE_DEVICE T& operator[](int i) { return cells[i]; }
+  STPRUNE_DEVICE void add(int i, T value) { atomicAdd(&cells[i], value); }
+  STPRUNE_DEVICE void merge(int i, T bits) { atomicOr(&cells[i], bits); }
+};
+
+template <int COUNT>
+struct Block {
+  static constexpr int THREADS = COUNT;
+
+  STPRUNE_DEVICE int64_t index() const { return blockIdx.x; }
+  STPRUNE_DEVICE int64_t count() const { return gridDim.x; }
+  STPRUNE_DEVICE void sync() { __syncthreads(); }
+
+  template <class F>
+  STPRUNE_DEVICE void own(F f) {
+    f(static_cast<int>(threadIdx.x));
+  }
+  template <class F>
+  STPRUNE_DEVICE void phase(F f) {
+    f(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+
+  // Whether it holds in any thread of the block; a barrier.
+  STPRUNE_DEVICE bool any(const PerThread<bool>& x) { return __syncthreads_or(x.value) != 0; }
+  // The lanes of the warp in which it holds.
+  STPRUNE_DEVICE PerThread<uint32_t> ballot(const PerThread<bool>& x) { return {__ballot_sync(ALL_LANES, x.value)}; }
+  // The lanes of the warp that hold the same value.
+  STPRUNE_DEVICE PerThread<uint32_t> match_any(const PerThread<uint32_t>& x) {
+    return {__match_any_sync(ALL_LANES, x.value)};
+  }
+  // The value of the lane `distance` before; the own one in the first lanes.
+  template <class T>
+  STPRUNE_DEVICE PerThread<T> shuffle_up(const PerThread<T>& x, int distance) {
+    return {__shfl_up_sync(ALL_LANES, x.value, distance)};
+  }
+  template <class T>
+  STPRUNE_DEVICE PerThread<T> shuffle_xor(const PerThread<T>& x, int mask) {
+    return {__shfl_xor_sync(ALL_LANES, x.value, mask)};
+  }
+  // The value of a lane that each thread names.
+  template <class T>
+  STPRUNE_DEVICE PerThread<T> shuffle(const PerThread<T>& x, const PerThread<int>& lane) {
+    return {__shfl_sync(ALL_LANES, x.value, lane.value)};
+  }
+};
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::THREADS) run(const Kernel kernel) {
+  __shared__ typename Kernel::Shared shared;
+  Block<Kernel::THREADS> block;
+  kernel(block, shared);
+}
+
+// Launches a kernel on the stream; a CUDA error code, 0 when all went well. The current device is the stream's.
+template <class Kernel>
+int launch(const Kernel& kernel, int64_t blocks, void* stream) {
+  if (blocks <= 0) return 0;
+  if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
+  run<Kernel><<<static_cast<unsigned>(blocks), Kernel::THREADS, 0, static_cast<cudaStream_t>(stream)> > >(kernel);
+  return cudaGetLastError();
+}
+
+// Multiprocessors of the current device.
+inline int multiprocessors(int64_t* count) {
+  int device = 0, found = 0;
+  int error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
+  *count = found;
+  return error;
+}
+
+// Copies a number to the host and waits for it.
+inline int read_back(int64_t* host, const int64_t* device, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  const int error = cudaMemcpyAsync(host, device, sizeof(int64_t), cudaMemcpyDeviceToHost, on);
+  return error != cudaSuccess ? error : cudaStreamSynchronize(on);
+}
+
+inline const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+}  // namespace
+}  // namespace stprune
+
+#endif
+
+// Returns the error of a call that failed.
+#define STPRUNE_TRY(call)                         \
+  do {                                            \
+    const int stprune_error = (call);             \
+    if (stprune_error != 0) return stprune_error; \
+  } while (0)

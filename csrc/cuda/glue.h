@@ -1,0 +1,43 @@
+// What registrations of CUDA kernels share: the device and stream to launch on, scratch memory, and errors.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "check.h"
+#include "cuda/launchers.h"
+
+namespace stprune {
+namespace {
+
+// Makes the tensor's device the current one for its lifetime, and holds that device's current stream.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));
+  }
+  void* stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_ = nullptr;
+};
+
+// From torch's allocator, so that it belongs to the stream and to a captured graph.
+inline Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
+  return torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte);
+}
+
+inline void check_launch(int error, const char* op) {
+  STD_TORCH_CHECK(error == 0, op, ": CUDA error: ", stprune_cuda_error(error));
+}
+
+inline bool is_float64(const Tensor& tensor, const char* op, const char* argument) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", argument,
+                  " must be float32 or float64");
+  return dtype == ScalarType::Double;
+}
+
+}  // namespace
+}  // namespace stprune

@@ -1,0 +1,57 @@
+// What the CUDA sources offer to their registrations: launchers on raw device pointers. Each returns a CUDA error code,
+// 0 when all went well; launches on `stream`, whose device must be the current one; and waits for nothing unless it
+// says so. Scratch memory comes from the caller: `..._scratch` tells how many bytes.
+#pragma once
+
+#include <stdint.h>
+
+extern "C" {
+
+const char* stprune_cuda_error(int error);
+
+// wide: keys are float64, else float32. 0 <= k <= n.
+int64_t stprune_cuda_select_scratch(int wide, int64_t n, int64_t k);
+int stprune_cuda_select(int wide, const void* keys, int64_t n, int64_t k, void* scratch, int64_t* out, void* stream);
+
+int64_t stprune_cuda_topk_scratch(int wide, int64_t n, int64_t k, int sorted);
+int stprune_cuda_topk(int wide, const void* keys, int64_t n, int64_t k, int sorted, void* scratch, void* values,
+                      int64_t* indices, void* stream);
+
+// out: [3], as stprune/reference/check_range.py.
+int stprune_cuda_check_range(int wide, const void* values, int64_t n, double high, int total, int64_t* out,
+                             void* stream);
+
+// Bernoulli draw: `mark` counts, and waits for the stream to learn how many were drawn; `emit` writes as many indices.
+int64_t stprune_cuda_bernoulli_scratch(int64_t n);
+int stprune_cuda_bernoulli_mark(int wide, const void* probability, int64_t n, int64_t seed, int64_t epoch,
+                                void* scratch, int64_t* drawn, void* stream);
+int stprune_cuda_bernoulli_emit(int64_t n, void* scratch, int64_t* out, void* stream);
+
+// Systematic draw of exactly `count`; n <= 2^30.
+int64_t stprune_cuda_systematic_scratch(int64_t n);
+int stprune_cuda_systematic(int wide, const void* probability, int64_t n, int64_t count, int64_t seed, int64_t epoch,
+                            void* scratch, int64_t* out, void* stream);
+
+// out_weights is null for the race.
+int64_t stprune_cuda_draw_weighted_scratch(int64_t n);
+int stprune_cuda_draw_weighted(const float* weights, int64_t n, int64_t k, int64_t seed, int64_t epoch, int race,
+                               void* scratch, int64_t* indices, float* out_weights, void* stream);
+
+int stprune_cuda_permute(int64_t n, int64_t start, int64_t count, int64_t seed, int64_t epoch, int64_t stream_number,
+                         int64_t* out, void* stream);
+// size: bytes of an element, 1, 2, 4, 8 or 16.
+int stprune_cuda_shuffle(const void* from, int64_t n, int size, int64_t seed, int64_t epoch, void* out, void* stream);
+
+int stprune_cuda_draw_nodes(const int64_t* index, int64_t rows, int64_t num_nodes, int64_t count, int64_t seed,
+                            int64_t epoch, int64_t* out, void* stream);
+
+// Strides and `run` (one node's channels) in bytes.
+int stprune_cuda_gather_nodes(const void* x, const int64_t* node, int64_t samples, int64_t outer, int64_t num_nodes,
+                              int64_t m, int64_t run, int64_t sample_stride, int64_t outer_stride, void* out,
+                              void* stream);
+// kind: 0 float32, 1 float64, 2 bfloat16, 3 float16.
+int64_t stprune_cuda_gather_nodes_backward_scratch(int64_t samples, int64_t num_nodes, int64_t m);
+int stprune_cuda_gather_nodes_backward(int kind, const void* grad, const int64_t* node, int64_t samples, int64_t outer,
+                                       int64_t num_nodes, int64_t m, int64_t inner, void* scratch, void* out,
+                                       void* stream);
+}
