@@ -1,8 +1,9 @@
 // check_range: the first value outside [0, high] and how many are positive, in one pass; what draws check their input
 // with.
+#include <atomic>
 #include <limits>
 
-#include "cpu/order.h"
+#include "cpu/chunks.h"
 
 namespace stprune {
 namespace {

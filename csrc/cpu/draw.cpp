@@ -1,7 +1,9 @@
 // draw: samples with given inclusion probabilities, independently (Bernoulli) or exactly `count` of them (systematic).
+#include <cstdlib>
 #include <optional>
+#include <vector>
 
-#include "cpu/order.h"
+#include "cpu/chunks.h"
 #include "cpu/permute.h"
 
 namespace stprune {

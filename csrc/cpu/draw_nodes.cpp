@@ -1,7 +1,11 @@
 // draw_nodes: for each window the nodes with the smallest random words, a function of (seed, epoch, window).
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
 #include <numeric>
 
-#include "cpu/order.h"
+#include "cpu/chunks.h"
 
 namespace stprune {
 namespace {

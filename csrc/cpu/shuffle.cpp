@@ -1,5 +1,5 @@
 // shuffle: a counter-based random order of the given elements. permute: a stretch of that order, with nothing stored.
-#include "cpu/order.h"
+#include "cpu/chunks.h"
 #include "cpu/permute.h"
 
 namespace stprune {

@@ -1,0 +1,45 @@
+// Work in fixed chunks on torch's threads: what every op on a long vector shares.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "check.h"
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+
+namespace stprune {
+namespace {
+
+constexpr int64_t CHUNK_WORDS = CHUNK / 64;
+
+inline int64_t num_chunks(int64_t n) { return (n + CHUNK - 1) / CHUNK; }
+inline int64_t chunk_size(int64_t n, int64_t chunk) { return std::min(CHUNK, n - chunk * CHUNK); }
+
+// Runs body(chunk) for every chunk on torch's threads. The body must not throw.
+template <typename Body>
+void for_chunks(int64_t chunks, const Body& body) {
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) body(chunk);
+  });
+}
+
+// Clears all but the first `keep` bits.
+inline void keep_first(uint64_t* bits, int64_t num_words, int64_t keep) {
+  for (int64_t word = 0; word < num_words; ++word) {
+    const int64_t count = __builtin_popcountll(bits[word]);
+    if (count <= keep) {
+      keep -= count;
+      continue;
+    }
+    uint64_t kept = 0;
+    for (uint64_t rest = bits[word]; keep > 0; --keep, rest &= rest - 1) kept |= rest & (~rest + 1);
+    bits[word] = kept;
+  }
+}
+
+inline void to_fixed(const float* p, int64_t n, int64_t* q) { kernels().fixed_point_f32(p, n, q); }
+inline void to_fixed(const double* p, int64_t n, int64_t* q) { kernels().fixed_point_f64(p, n, q); }
+
+}  // namespace
+}  // namespace stprune

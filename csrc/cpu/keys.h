@@ -1,0 +1,90 @@
+// Keys: their order, where they come from, and the kernels by type.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu/chunks.h"
+
+namespace stprune {
+namespace {
+
+template <typename T>
+bool before(T a, T b) {
+  return std::isnan(a) ? !std::isnan(b) : a > b;
+}
+
+inline int64_t split_keys(const float* x, int64_t n, float low, float high, uint64_t* above, uint64_t* inside,
+                          int64_t* count) {
+  return kernels().split_f32(x, n, low, high, above, inside, count);
+}
+inline int64_t split_keys(const double* x, int64_t n, double low, double high, uint64_t* above, uint64_t* inside,
+                          int64_t* count) {
+  return kernels().split_f64(x, n, low, high, above, inside, count);
+}
+inline int64_t compare_keys(const float* x, int64_t n, float t, uint64_t* greater, uint64_t* equal, int64_t* count) {
+  return kernels().compare_f32(x, n, t, greater, equal, count);
+}
+inline int64_t compare_keys(const double* x, int64_t n, double t, uint64_t* greater, uint64_t* equal, int64_t* count) {
+  return kernels().compare_f64(x, n, t, greater, equal, count);
+}
+
+// Keys that lie in memory. SAMPLE times n^(2/3) keys make the sample (larger where a key is cheap). A source hands out
+// its keys in blocks of at most BLOCK, through a buffer if it computes them.
+template <typename T>
+struct StoredKeys {
+  using Key = T;
+  struct Buffer {};
+  static constexpr int64_t BLOCK = CHUNK;
+  static constexpr double SAMPLE = 0.5;
+  const T* keys;  // [n]
+  int64_t n;
+
+  T at(int64_t i) const { return keys[i]; }
+  const T* block(int64_t first, int64_t, Buffer&) const { return keys + first; }
+};
+
+// Calls body(keys, first, size) for the blocks of a chunk.
+template <typename Source, typename Body>
+void for_blocks(const Source& source, int64_t chunk, const Body& body) {
+  typename Source::Buffer buffer;
+  const int64_t end = chunk * CHUNK + chunk_size(source.n, chunk);
+  for (int64_t first = chunk * CHUNK; first < end; first += Source::BLOCK) {
+    const int64_t size = std::min(Source::BLOCK, end - first);
+    body(source.block(first, size, buffer), first, size);
+  }
+}
+
+// The order of keys as that of unsigned integers, for the radix search.
+inline uint32_t radix_code(float key) {
+  if (std::isnan(key)) return UINT32_MAX;
+  uint32_t bits;
+  const float plus_zero = key + 0.0f;
+  std::memcpy(&bits, &plus_zero, sizeof bits);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+inline uint64_t radix_code(double key) {
+  if (std::isnan(key)) return UINT64_MAX;
+  uint64_t bits;
+  const double plus_zero = key + 0.0;
+  std::memcpy(&bits, &plus_zero, sizeof bits);
+  return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
+}
+inline float radix_key(uint32_t code) {
+  if (code == UINT32_MAX) return std::numeric_limits<float>::quiet_NaN();
+  const uint32_t bits = code >> 31 ? code & 0x7FFFFFFFu : ~code;
+  float key;
+  std::memcpy(&key, &bits, sizeof key);
+  return key;
+}
+inline double radix_key(uint64_t code) {
+  if (code == UINT64_MAX) return std::numeric_limits<double>::quiet_NaN();
+  const uint64_t bits = code >> 63 ? code & 0x7FFFFFFFFFFFFFFFull : ~code;
+  double key;
+  std::memcpy(&key, &bits, sizeof key);
+  return key;
+}
+
+}  // namespace
+}  // namespace stprune
