@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
@@ -141,6 +142,9 @@ class WindowLoader:
                 raise RuntimeError(f"{_OP}: series must be on the CPU or on device {self.device}, got {tensor.device}")
             self.device = tensor.device
         self.sampler = _checked_sampler(sampler, self.num_windows, tensor.shape[1])
+        # Our own sampler's ids lie in range by construction.
+        self._checks_ids = sampler is not None and not isinstance(sampler, PruningSampler)
+        self._window_bytes = window * tensor[0].numel() * tensor.element_size()
         self._memory = self._new_memory()
 
     def __repr__(self) -> str:
@@ -212,12 +216,13 @@ class WindowLoader:
         return lambda index: draw_nodes(index, num_nodes=num_nodes, count=count, seed=seed, epoch=epoch)
 
     def _index(self, ids: np.ndarray[Any, Any]) -> Tensor:
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.num_windows:
-            bad = low if low < 0 else high
-            raise ValueError(f"{_OP}: sampler must yield ids in [0, {self.num_windows - 1}], got {bad}")
+        if self._checks_ids:
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.num_windows:
+                bad = low if low < 0 else high
+                raise ValueError(f"{_OP}: sampler must yield ids in [0, {self.num_windows - 1}], got {bad}")
         # A copy: ids may be a stretch of an array that somebody else still uses.
-        return torch.tensor(ids)
+        return torch.from_numpy(ids.copy())
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -229,21 +234,21 @@ class WindowLoader:
         node = None if draw is None else draw(index)
         num_nodes = self._recipe.series.shape[1] if node is None else node.shape[1]
         shapes = self._recipe.shapes(len(index), num_nodes, self.history, self.horizon)
+        dtype = self._recipe.dtype
         if pinned:
-            x, y = (torch.empty(shape, dtype=self._recipe.dtype, pin_memory=True) for shape in shapes)
+            x, y = (torch.empty(shape, dtype=dtype, pin_memory=True) for shape in shapes)
         else:
-            full = self._recipe.shapes(self.batch_size, num_nodes, self.history, self.horizon)
             x, y = (
-                memory.empty(shape, self._recipe.dtype, capacity=torch.Size(most).numel())
-                for memory, shape, most in zip(self._memory, shapes, full, strict=True)
+                # A block takes a full batch, so that a smaller one does not need its own.
+                memory.empty(shape, dtype, capacity=math.prod(shape) // len(index) * self.batch_size)
+                for memory, shape in zip(self._memory, shapes, strict=True)
             )
         # A thread beside training on the CPU takes one core and leaves the others alone; it is far ahead even so.
         parallel = pinned or self.prefetch == 0
         self._recipe.fill_in(self.start + self.stride * index, node, x, y, parallel=parallel)
-        row = self._recipe.series[0]
-        self._pages.touch(len(index) * (self.history + self.horizon) * row.numel() * row.element_size())
+        self._pages.touch(len(index) * self._window_bytes)
         batch = (index, x, y) if node is None else (index, node, x, y)
-        return batch if pinned else tuple(part.to(self.device) for part in batch)
+        return batch if pinned or self.device.type == "cpu" else tuple(part.to(self.device) for part in batch)
 
     def _sent_batch(
         self, ids: np.ndarray[Any, Any], draw: NodeDraw | None, stream: torch.cuda.Stream

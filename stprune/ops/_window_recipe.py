@@ -234,6 +234,8 @@ def _channels(op: str, target_channels: int | Sequence[int] | None, num_channels
 
 def _canonical(out: Tensor, layout: str) -> Tensor:
     """The [B, T, N, C] view of a tensor in the layout."""
+    if layout == "BTNC":
+        return out
     if "C" not in layout:
         out, layout = out.unsqueeze(-1), layout + "C"
     return out.permute([layout.index(axis) for axis in "BTNC"])
