@@ -9,9 +9,11 @@ from stprune.ops.gather_windows import gather_windows
 from stprune.ops.residual_stats import ResidualStats, residual_stats, score
 from stprune.ops.select import select, topk
 from stprune.ops.shuffle import permute, shuffle
+from stprune.ops.window_stats import WindowStats, window_stats
 
 __all__ = [
     "ResidualStats",
+    "WindowStats",
     "draw",
     "draw_nodes",
     "draw_threshold",
@@ -24,4 +26,5 @@ __all__ = [
     "select",
     "shuffle",
     "topk",
+    "window_stats",
 ]
