@@ -131,8 +131,9 @@ template <class Kernel>
 int launch(const Kernel& kernel, int64_t blocks, void* stream) {
   if (blocks <= 0) return 0;
   if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
-  run<Kernel><<<static_cast<unsigned>(blocks), Kernel::THREADS, 0, static_cast<cudaStream_t>(stream)> > >(kernel);
-  return cudaGetLastError();
+  void* arguments[] = {const_cast<Kernel*>(&kernel)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&run<Kernel>), dim3(static_cast<unsigned>(blocks)),
+                          dim3(Kernel::THREADS), arguments, 0, static_cast<cudaStream_t>(stream));
 }
 
 // Multiprocessors of the current device.

@@ -53,6 +53,8 @@ STPRUNE_DEVICE PhiloxWords tile_words(PhiloxKey key, uint32_t epoch, uint32_t st
 template <class Key>
 struct StoredKeys {
   using Code = typename CodeOf<Key>::Code;
+  // Tiles whose loads are in flight together: 16 keys a thread.
+  static constexpr int TILES_AT_ONCE = 4;
   const Key* keys;  // [n]
 
   STPRUNE_DEVICE Code at(int64_t i) const { return key_code(keys[i]); }
@@ -104,6 +106,8 @@ STPRUNE_DEVICE float race_numerator(uint32_t word) {
 template <bool RACE>
 struct WeightedKeys {
   using Code = uint32_t;
+  // Random words keep a thread busy; more tiles would not fit into its registers.
+  static constexpr int TILES_AT_ONCE = 2;
   const float* weights;  // [n]
   PhiloxKey key;
   uint32_t epoch;

@@ -179,19 +179,19 @@ struct Classify {
     for (int64_t chunk = block.index(); chunk < chunks; chunk += block.count()) {
       PerThread<uint32_t> marks, found;
       block.own([&](int t) { marks[t] = found[t] = 0; });
-      // Half a segment's loads are in flight at a time.
+      constexpr int TILES = Keys::TILES_AT_ONCE;
 #pragma unroll 1
-      for (int half = 0; half < SEGMENT_TILES; half += SEGMENT_TILES / 2) {
-        PerThread<Four<Code>> codes[SEGMENT_TILES / 2];
+      for (int tile = 0; tile < SEGMENT_TILES; tile += TILES) {
+        PerThread<Four<Code>> codes[TILES];
         block.own([&](int t) {
 #pragma unroll
-          for (int i = 0; i < SEGMENT_TILES / 2; ++i) {
-            const int64_t first = chunk * CHUNK_KEYS + t / WARP * SEGMENT + (half + i) * TILE;
+          for (int i = 0; i < TILES; ++i) {
+            const int64_t first = chunk * CHUNK_KEYS + t / WARP * SEGMENT + (tile + i) * TILE;
             codes[i][t] = keys.tile(first, n - first, t);
           }
         });
 #pragma unroll
-        for (int i = 0; i < SEGMENT_TILES / 2; ++i) sort_out(block, chunk, half + i, codes[i], low, high, marks, found);
+        for (int i = 0; i < TILES; ++i) sort_out(block, chunk, tile + i, codes[i], low, high, marks, found);
       }
       block.own([&](int t) {
         const int64_t segment = chunk * CHUNK_SEGMENTS + t / WARP;
