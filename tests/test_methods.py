@@ -257,3 +257,15 @@ def test_a_users_method_is_checked(returned, error, message):
 def test_bad_settings(name, kwargs):
     with pytest.raises(ValueError, match="must"):
         stprune.METHODS[name](**kwargs)
+
+
+@pytest.mark.parametrize("n", [1100, 1500, 2048, 4212, 9999, 70_001])
+def test_infobatch_finds_the_head_of_pools_of_every_size(n):
+    """The head of the order is found backwards; positions that do not exist must not be walked (they may never return)."""
+    for seed in range(40):
+        s = scores(n, seed)
+        pool = (s < s.mean()).nonzero().squeeze(1)
+        order = stprune.permute(pool.numel(), 0, pool.numel(), seed=seed, epoch=1)
+        expected = pool[order[: int(0.5 * pool.numel())]]
+        plan = kept("infobatch", s, seed=seed)
+        assert torch.equal(plan.indices[plan.weights > 1], expected.sort().values)
