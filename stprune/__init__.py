@@ -9,20 +9,25 @@ Two changed lines in a PyTorch loop:
 from stprune import _load
 from stprune._load import LibraryStatus, library_status
 from stprune.data import IndexedDataset, Series, read_series
+from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
 from stprune.methods import METHODS, Method
 from stprune.ops import (
     ResidualStats,
+    WindowStats,
     draw,
     draw_nodes,
+    draw_threshold,
     draw_weighted,
     gather_nodes,
+    gather_windows,
     permute,
     residual_stats,
     score,
     select,
     shuffle,
     topk,
+    window_stats,
 )
 from stprune.plan import EpochPlan, plan_epoch
 from stprune.sampler import PruningSampler
@@ -46,11 +51,15 @@ __all__ = [
     "ScoreTable",
     "Series",
     "WindowDataset",
+    "WindowLoader",
+    "WindowStats",
     "__version__",
     "draw",
     "draw_nodes",
+    "draw_threshold",
     "draw_weighted",
     "gather_nodes",
+    "gather_windows",
     "library_status",
     "permute",
     "plan_epoch",
@@ -63,4 +72,5 @@ __all__ = [
     "stationarity",
     "stratify",
     "topk",
+    "window_stats",
 ]
