@@ -319,7 +319,10 @@ def test_the_plain_and_the_pruned_loss_agree_at_weight_one(problem):
     index = torch.arange(8)
     x, y = problem.batch(problem.split.train[index])
     prediction = x[..., :1].detach().requires_grad_()
-    assert torch.equal(feed.loss(prediction, y, index, None).detach(), masked_mae(prediction, y, complete=True).detach())
+    # So the runs differ in what they train on, not in the loss; the sums may be taken in another order.
+    torch.testing.assert_close(
+        feed.loss(prediction, y, index, None), masked_mae(prediction, y, complete=True), rtol=1e-6, atol=0
+    )
 
 
 def test_equal_seeds_give_equal_weights_and_leave_the_global_state_alone(problem):
