@@ -9,6 +9,7 @@ from stprune.ops.gather_windows import gather_windows
 from stprune.ops.residual_stats import ResidualStats, residual_stats, score
 from stprune.ops.select import select, topk
 from stprune.ops.shuffle import permute, shuffle
+from stprune.ops.spacing import draw_spaced
 from stprune.ops.window_stats import WindowStats, window_stats
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "WindowStats",
     "draw",
     "draw_nodes",
+    "draw_spaced",
     "draw_threshold",
     "draw_weighted",
     "gather_nodes",
