@@ -212,8 +212,10 @@ bool run_tile(const Panel& panel, int64_t window, int64_t stop, int64_t g, doubl
     return false;
   }
   // Complete windows begin behind the last gap of this block and end before the first of the next.
-  const int64_t from = left_gap ? std::clamp((base + current_gaps.last) / shape.stride + 1, window, stop) : window;
-  const int64_t to = right_gap ? std::clamp((base + next_gaps.first) / shape.stride + 1, from, stop) : stop;
+  // First window behind a row; the first group may begin before the series, and rows before it are negative.
+  const auto behind = [&](int64_t row) { return row < 0 ? 0 : row / shape.stride + 1; };
+  const int64_t from = left_gap ? std::clamp(behind(base + current_gaps.last), window, stop) : window;
+  const int64_t to = right_gap ? std::clamp(behind(base + next_gaps.first), from, stop) : stop;
   run(window, from, true);
   run(from, to, false);
   run(to, stop, true);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,7 +209,9 @@ def deviation(moments: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         after = count + n
         step = np.where(count > 0, block_mean - mean, 0.0)
         share = n / np.maximum(after, 1.0)
-        squares += np.maximum(square - total * total / size, 0.0) + step * step * count * share
+        with np.errstate(invalid="ignore"):
+            # Infinite entries give NaN here and are refused later, where the row is known.
+            squares += np.maximum(square - total * total / size, 0.0) + step * step * count * share
         mean = np.where(count > 0, mean + step * share, block_mean)
         count = after
     std: np.ndarray[Any, Any] = np.sqrt(squares / np.maximum(count, 1.0))
@@ -228,10 +229,7 @@ def as_columns(op: str, series: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
     if isinstance(series, np.ndarray):
         if series.dtype.kind not in "fiu" or not series.dtype.isnative:
             raise TypeError(f"{op}: series must hold real numbers in native byte order, got {series.dtype}")
-        with warnings.catch_warnings():
-            # Read-only arrays and memory maps are only read here.
-            warnings.simplefilter("ignore", UserWarning)
-            series = torch.from_numpy(series) if series.dtype.name in _NUMPY else series
+        series = _as_tensor(series) if series.dtype.name in _NUMPY else series
     if not isinstance(series, torch.Tensor) or series.dtype not in _WIDENED:
         got = getattr(series, "dtype", type(series).__name__)
         raise TypeError(f"{op}: series must be a tensor or array of {', '.join(_NUMPY)} or bfloat16, got {got}")
@@ -246,6 +244,20 @@ def as_columns(op: str, series: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
 
 
 _NUMPY = ("float32", "float64", "float16", "int8", "uint8", "int16", "int32")
+
+
+class _Readable:
+    """An array's memory without its write protection, of which torch would warn: it is only read here."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.__array_interface__["data"][0], False)}
+
+
+def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Readable(array)))
 
 
 def as_deviation(op: str, node_std: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
