@@ -33,7 +33,7 @@ from stprune.plan import EpochPlan, plan_epoch
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
-from stprune.windows import WindowDataset, split_windows, stationarity, stratify
+from stprune.windows import WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
 
 _load.load(__path__)
 
@@ -54,6 +54,7 @@ __all__ = [
     "WindowLoader",
     "WindowStats",
     "__version__",
+    "chunk_order",
     "draw",
     "draw_nodes",
     "draw_threshold",
@@ -66,6 +67,7 @@ __all__ = [
     "read_series",
     "residual_stats",
     "score",
+    "score_dataset",
     "select",
     "shuffle",
     "split_windows",
