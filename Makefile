@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY = passive
 
 .PHONY: demo test lint format wheel sanitize clean
 
-demo: $(VENV)/.installed $(VENV)/.simbench
+demo: $(VENV)/.demo
 	$(BIN)/stprune demo $(ARGS)
 
 test: $(VENV)/.installed
@@ -50,8 +50,9 @@ $(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-# SimBench's data files sit inside its package; its dependencies are not needed to read them.
-$(VENV)/.simbench: | $(VENV)/.torch
+# The demo needs less than the tests. SimBench's data files sit inside its package; its dependencies are not needed to read them.
+$(VENV)/.demo: $(VENV)/.torch $(BUILD_INPUTS)
+	$(BIN)/pip install --quiet --editable ".[data,demo]"
 	$(BIN)/pip install --quiet --no-deps "simbench>=1.6,<2"
 	touch $@
 
