@@ -9,6 +9,7 @@ import torch
 from stprune.methods import Method, resolve
 from stprune.ops import _check, permute
 from stprune.ops.finite_mean import finite_mean
+from stprune.ops.plan_lookup import plan_lookup
 from stprune.ops.plan_weights import scale_by_stratum, stratum_totals
 
 MIN_STRATUM = 30
@@ -83,6 +84,51 @@ class EpochPlan:
     def to(self, device: torch.device | str) -> EpochPlan:
         """The same plan with its tensors on `device`."""
         return replace(self, indices=self.indices.to(device), weights=self.weights.to(device))
+
+
+class PlanWeights:
+    """A plan's ids and weights beside the scores, for training steps to look up.
+
+    Args:
+        plan: the epoch's plan, on the host.
+        device: the training device.
+    """
+
+    def __init__(self, plan: EpochPlan, device: torch.device) -> None:
+        self._plan = plan
+        self._indices, self._weights = plan.indices.to(device), plan.weights.to(device)
+        # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
+        self._mean = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
+        self._full = plan.is_full
+
+    def of(self, index: torch.Tensor, *, per_step: bool) -> torch.Tensor:
+        """The weights of samples.
+
+        Args:
+            index: [B] int64 sample ids; not modified.
+            per_step: divide by the plan's mean weight.
+
+        Returns:
+            [B] float32, on the device of `index`.
+
+        Raises:
+            ValueError: an id is not in the plan. For ids on a GPU the weight is NaN instead, as asking would wait for the
+                device; under torch.compile it is a RuntimeError.
+        """
+        indices, weights, mean = self._indices, self._weights, self._mean
+        if index.device != indices.device:
+            indices, weights, mean = self._plan.indices, self._plan.weights, mean.to(index.device)
+        divisor = mean if per_step else None
+        if torch.compiler.is_compiling():
+            return plan_lookup(index, indices, weights, full=self._full, mean_weight=divisor)
+        try:
+            return plan_lookup(index, indices, weights, full=self._full, mean_weight=divisor)
+        except RuntimeError as error:
+            _, known = self._plan.lookup(index)
+            if bool(known.all()):
+                raise
+            bad = int(index[~known][0])
+            raise ValueError(f"PrunedLoss: index must hold ids of the plan of epoch {self._plan.epoch}, got {bad}") from error
 
 
 def plan_epoch(

@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from stprune.batches import CHUNK, Batches
 from stprune.methods import Method, resolve
 from stprune.ops import _check, draw_nodes
-from stprune.plan import EpochPlan, checked_strata, plan_epoch
+from stprune.plan import EpochPlan, PlanWeights, checked_strata, plan_epoch
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -108,8 +108,8 @@ class PruningSampler(DistributedSampler[int]):
         self.epoch = 0
         self.shuffle = True
         self._plan: EpochPlan | None = None
+        self._weights: PlanWeights | None = None
         self._start = 0  # position of the epoch's order that iteration begins at: 0 unless resumed
-        self._consumed = 0  # samples this rank has scored since then
         self._reported = False
 
     def __repr__(self) -> str:
@@ -133,9 +133,10 @@ class PruningSampler(DistributedSampler[int]):
         if epoch > self.epoch:
             self.table.advance(epoch - self.epoch)
         self.epoch = epoch
-        self._start = self._consumed = 0
+        self._start = 0
+        self.table.restart_count()
         self._report_nonfinite()
-        self._plan = self._make_plan()
+        self._set_plan(self._make_plan())
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
@@ -150,8 +151,20 @@ class PruningSampler(DistributedSampler[int]):
     def plan(self) -> EpochPlan:
         """The current epoch's plan; epoch 0 is planned at first use."""
         if self._plan is None:
-            self._plan = self._make_plan()
+            return self._set_plan(self._make_plan())
         return self._plan
+
+    def _set_plan(self, plan: EpochPlan) -> EpochPlan:
+        self._plan = plan
+        self._weights = PlanWeights(plan, self.table.device)
+        return plan
+
+    def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
+        """The weights of samples in the current plan, see `PlanWeights.of`."""
+        if self._weights is None:
+            self._set_plan(self.plan)
+        assert self._weights is not None
+        return self._weights.of(index, per_step=per_step)
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
@@ -272,12 +285,13 @@ class PruningSampler(DistributedSampler[int]):
         Args:
             index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified.
         """
-        self.table.update(index, scores)
-        self._consumed += index.numel()
+        self.table.update(index, scores, counted=True)
 
     def to(self, device: torch.device | str) -> PruningSampler:
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
+        if self._plan is not None:
+            self._set_plan(self._plan)
         return self
 
     # --- resume ------------------------------------------------------------------------------------------------------
@@ -303,7 +317,7 @@ class PruningSampler(DistributedSampler[int]):
         prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True).
         """
         plan = self.plan
-        position = min(self._start + self._consumed * self.num_replicas, len(plan))
+        position = min(self._start + self.table.num_counted * self.num_replicas, len(plan))
         return {
             "version": _STATE_VERSION,
             "settings": self._settings(),
@@ -331,14 +345,15 @@ class PruningSampler(DistributedSampler[int]):
                 )
         self.table.load_state_dict(state["table"])
         self.epoch = int(state["epoch"])
-        self._start, self._consumed = int(state["position"]), 0
+        self._start = int(state["position"])
+        self.table.restart_count()
         self._reported = bool(state["reported"])
         num_samples = self.table.num_samples
         if state["indices"] is None:
             indices, weights = torch.arange(num_samples), torch.ones(1).expand(num_samples)
         else:
             indices, weights = state["indices"].cpu().clone(), state["weights"].cpu().clone()
-        self._plan = EpochPlan(self.epoch, indices, weights, num_samples, self.seed, float(state["mean_weight"]))
+        self._set_plan(EpochPlan(self.epoch, indices, weights, num_samples, self.seed, float(state["mean_weight"])))
 
 
 def _sized(data_source: Any) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
+from stprune.ops.table_update import table_update
 
 NEVER = -1
 """Epoch stamp of a sample that was never scored."""
@@ -59,15 +60,32 @@ class ScoreTable:
         if self.beta == 1.0:
             raise ValueError("ScoreTable: beta must lie in [0, 1), got 1")
         self.decay = _check.real("ScoreTable", "decay", decay, 0.0, 1.0, low_open=True)
-        self.epoch = 0
+        self._epoch = 0
         self._scores = torch.full((self.num_samples,), float("inf"), dtype=torch.float32, device=device)
         self._stamp = torch.full((self.num_samples,), NEVER, dtype=torch.int32, device=device)
         # Scored here since the last exchange between ranks.
         self._fresh = torch.zeros(self.num_samples, dtype=torch.bool, device=device)
         self._variance = torch.zeros_like(self._scores) if track_variance else None
+        # The epoch, and the samples counted since `restart_count`, beside the scores: an update reads and writes them without
+        # asking the host, also when a captured graph replays it.
+        self._state = torch.zeros(2, dtype=torch.int64, device=device)
 
     def __repr__(self) -> str:
         return f"ScoreTable(num_samples={self.num_samples}, device={self.device}, beta={self.beta}, decay={self.decay})"
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have ended."""
+        return self._epoch
+
+    @property
+    def num_counted(self) -> int:
+        """Samples of counted updates since `restart_count`. Waits for the table's device."""
+        return int(self._state[1])
+
+    def restart_count(self) -> None:
+        """Set `num_counted` to 0."""
+        self._state[1] = 0
 
     @property
     def device(self) -> torch.device:
@@ -94,49 +112,45 @@ class ScoreTable:
         self._scores = self._scores.to(device)
         self._stamp = self._stamp.to(device)
         self._fresh = self._fresh.to(device)
+        self._state = self._state.to(device)
         if self._variance is not None:
             self._variance = self._variance.to(device)
         return self
 
-    def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch. Nothing is copied to the host.
+    def update(self, index: torch.Tensor, scores: torch.Tensor, *, counted: bool = False) -> None:
+        """Take in the scores of a batch: one op, nothing is copied to the host.
 
         Args:
             index: [B] int64 sample ids in [0, num_samples); not modified. Where an id repeats, the last one wins.
             scores: [B] of any floating dtype, on the table's device; not modified.
+            counted: whether the batch counts towards `num_counted`.
 
         Raises:
             TypeError: `index` is not int64 or `scores` not floating.
-            ValueError: shapes differ, an id lies outside the table (checked where `index` lives on the CPU; on a GPU the
-                device asserts), or `scores` lives on another device.
+            ValueError: shapes differ, an id lies outside the table (checked where the table and `index` live on the CPU; on a
+                GPU the device asserts; a RuntimeError under torch.compile), or `scores` lives on another device.
         """
         op = "ScoreTable.update"
         index = _check.index(op, "index", index)
-        scores = _check.vector(op, "scores", _check.floating(op, "scores", scores)).detach()
+        scores = _check.vector(op, "scores", _check.floating(op, "scores", scores))
         if scores.shape != index.shape:
             raise ValueError(f"{op}: scores must have the shape of index {tuple(index.shape)}, got {tuple(scores.shape)}")
         if scores.device != self.device:
             raise ValueError(f"{op}: scores must live on the table's device {self.device}, got {scores.device}")
-        if index.numel() == 0:
+        if index.device != self.device:
+            _check_ids(op, index, self.num_samples)
+            index = index.to(self.device, non_blocking=True)
+        values = scores.detach().float().contiguous()
+        arguments = (self._scores, self._stamp, self._fresh, self._variance, self._state, index.contiguous(), values)
+        if torch.compiler.is_compiling():
+            table_update(*arguments, beta=self.beta, counted=counted)
             return
-        if index.device.type == "cpu":
-            low, high = (int(bound) for bound in torch.aminmax(index))
-            if low < 0 or high >= self.num_samples:
-                bad = low if low < 0 else high
-                raise ValueError(f"{op}: index must lie in [0, {self.num_samples - 1}], got {bad}")
-        index = index.to(self.device, non_blocking=True)
-        new = _last_of_each(index, scores.float())
-        old = self._scores[index]
-        # A score that is not finite is replaced, never averaged.
-        smooth = torch.isfinite(old)
-        mixed = torch.where(smooth, self.beta * old + (1.0 - self.beta) * new, new)
-        if self._variance is not None:
-            variance = self._variance[index]
-            mixed_variance = self.beta * variance + (1.0 - self.beta) * (new - old).square()
-            self._variance[index] = torch.where(smooth & torch.isfinite(new), mixed_variance, variance)
-        self._scores[index] = mixed
-        self._stamp[index] = self.epoch
-        self._fresh[index] = True
+        try:
+            table_update(*arguments, beta=self.beta, counted=counted)
+        except RuntimeError:
+            # The op looks at the ids before it writes; what it says is said again as an error of the argument.
+            _check_ids(op, index, self.num_samples)
+            raise
 
     def advance(self, num_epochs: int = 1) -> None:
         """End an epoch: samples not scored in it decay towards the mean, and every age grows.
@@ -152,7 +166,11 @@ class ScoreTable:
                 # +inf and NaN stay what they are; with no finite score at all there is no mean and nothing to move.
                 idle = (stamp != self.epoch) & torch.isfinite(scores)
                 scores.copy_(torch.where(idle, mean + keep * (scores - mean), scores))
-        self.epoch += num_epochs
+        self._set_epoch(self.epoch + num_epochs)
+
+    def _set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._state[0] = epoch
 
     def num_nonfinite(self) -> int:
         """How many samples were scored NaN or infinite last time (never scored ones do not count)."""
@@ -206,15 +224,17 @@ class ScoreTable:
                 )
         if (state["variance"] is None) != (self._variance is None):
             raise ValueError("ScoreTable.load_state_dict: track_variance must be the same in state and table")
-        self.epoch = int(state["epoch"])
+        self._set_epoch(int(state["epoch"]))
         self._scores.copy_(state["scores"])
         self._stamp.copy_(state["stamp"])
         if self._variance is not None:
             self._variance.copy_(state["variance"])
 
 
-def _last_of_each(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """values[i] of the last i with the same id: parallel writers of one id then all write the same bits."""
-    ordered, position = torch.sort(index, stable=True)
-    last = torch.searchsorted(ordered, index.contiguous(), right=True) - 1
-    return values[position[last]]
+def _check_ids(op: str, index: torch.Tensor, num_samples: int) -> None:
+    """Refuse ids on the CPU that lie outside the table."""
+    if index.device.type != "cpu" or index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= num_samples:
+        raise ValueError(f"{op}: index must lie in [0, {num_samples - 1}], got {low if low < 0 else high}")

@@ -160,6 +160,77 @@ def test_state_of_another_size_is_refused():
         table(4).load_state_dict(table(3).state_dict())
 
 
+# the op ---------------------------------------------------------------------------------------------------
+
+
+def columns(n, *, variance=True, seed=0):
+    """scores, stamp, fresh, variance and state of a table in use, with entries that are not finite."""
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.rand(n, generator=g)
+    scores[torch.rand(n, generator=g) < 0.2] = INF
+    scores[torch.rand(n, generator=g) < 0.1] = math.nan
+    stamp = torch.randint(-1, 3, (n,), generator=g, dtype=torch.int32)
+    return [
+        scores,
+        stamp,
+        torch.rand(n, generator=g) < 0.3,
+        torch.rand(n, generator=g) if variance else None,
+        torch.tensor([5, 17]),
+    ]
+
+
+@pytest.mark.parametrize("variance", [False, True])
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (50, 0), (50, 64), (1000, 257), (1 << 20, 40_000), (3000, 40_000)])
+def test_the_op_is_the_reference_bit_for_bit(n, size, variance, threads):
+    from stprune.reference import table_update as reference
+
+    g = torch.Generator().manual_seed(n + size)
+    index = torch.randint(0, n, (size,), generator=g)
+    values = torch.rand(size, generator=g)
+    values[::7] = math.nan
+    values[::11] = INF
+    expected = columns(n, variance=variance)
+    reference.table_update(*expected, index, values, 0.3, True)
+    for count in (1, 2, 3):
+        threads(count)
+        actual = columns(n, variance=variance)
+        torch.ops.stprune.table_update(*actual, index, values, 0.3, True)
+        for a, b in zip(actual, expected, strict=True):
+            assert a is b is None or torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+
+
+def test_the_op_checks_ids_before_it_writes():
+    for bad in (-1, 50, 2**62, -(2**62)):
+        actual = columns(50)
+        with pytest.raises(RuntimeError, match=r"index must lie in \[0, 49\]"):
+            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), 0.5, True)
+        for a, b in zip(actual, columns(50), strict=True):
+            assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+
+
+def test_the_op_passes_opcheck():
+    for variance in (False, True):
+        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), 0.5, True)
+        torch.library.opcheck(torch.ops.stprune.table_update.default, arguments)
+
+
+def test_counted_updates_are_counted():
+    t = table(6)
+    t.update(torch.tensor([0, 1]), torch.rand(2))
+    t.update(torch.tensor([0, 1, 1]), torch.rand(3), counted=True)
+    assert t.num_counted == 3
+    t.restart_count()
+    assert t.num_counted == 0
+
+
+def test_strided_ids_and_scores():
+    a, b = table(8), table(8)
+    index, scores = torch.tensor([1, 9, 5, 9, 1, 9]), torch.arange(6.0)
+    a.update(index[::2], scores[::2])
+    b.update(index[::2].clone(), scores[::2].clone())
+    assert torch.equal(a.scores, b.scores)
+
+
 def test_the_mean_does_not_depend_on_threads(threads):
     from stprune.ops.finite_mean import finite_mean
 

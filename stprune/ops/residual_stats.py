@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stprune.ops import _check
-from stprune.ops._registry import define, define_autograd
-from stprune.reference import residual_stats as reference
+from stprune.ops import _check, node_stats  # noqa: F401  node_stats: to be registered
+from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss
 
-LOSSES = ("mae", "mse", "huber")
-"""The losses that `residual_stats` and `score` know."""
+GRANULARITIES = ("window", "node")
 
 
 class ResidualStats(NamedTuple):
@@ -31,85 +29,10 @@ class ResidualStats(NamedTuple):
     temporal: torch.Tensor
     count: torch.Tensor  # type: ignore[assignment]  # shadows tuple.count, as the contract names it
 
-
-_Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def _fake(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    null_value: float | None,
-    loss: str,
-    huber_delta: float,
-) -> _Four:
-    samples = prediction.shape[0]
-    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    values = [prediction.new_empty((samples,), dtype=dtype) for _ in range(3)]
-    return values[0], values[1], values[2], prediction.new_empty((samples,), dtype=torch.int64)
-
-
-def _backward_fake(
-    grad_loss: torch.Tensor,
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    null_value: float | None,
-    loss: str,
-    huber_delta: float,
-    count: torch.Tensor,
-) -> torch.Tensor:
-    return torch.empty_like(prediction, memory_format=torch.contiguous_format)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Four) -> None:
-    prediction, target, mask, null_value, loss, huber_delta = inputs
-    _, spatial, temporal, count = output
-    ctx.mark_non_differentiable(spatial, temporal, count)
-    ctx.save_for_backward(prediction, target, mask, count)
-    ctx.options = (null_value, loss, huber_delta)
-
-
-def _backward(
-    ctx: Any, grad_loss: torch.Tensor, *unused: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None]:
-    prediction, target, mask, count = ctx.saved_tensors
-    grad = torch.ops.stprune.residual_stats_backward(grad_loss.contiguous(), prediction, target, mask, *ctx.options, count)
-    to_prediction, to_target = ctx.needs_input_grad[:2]
-    return grad if to_prediction else None, -grad if to_target else None, None, None, None, None
-
-
-def _backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    pass
-
-
-def _double_backward(ctx: Any, *grads: torch.Tensor) -> None:
-    raise RuntimeError(
-        "residual_stats: the loss can be differentiated once; a second derivative (create_graph=True followed by "
-        "another backward) is not supported"
-    )
-
-
-define(
-    "residual_stats(Tensor prediction, Tensor target, Tensor? mask, float? null_value, str loss, float huber_delta)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    reference.residual_stats,
-    _fake,
-)
-define_autograd("residual_stats", _backward, _setup_context)
-define(
-    "residual_stats_backward(Tensor grad_loss, Tensor prediction, Tensor target, Tensor? mask, float? null_value, "
-    "str loss, float huber_delta, Tensor count) -> Tensor",
-    reference.residual_stats_backward,
-    _backward_fake,
-)
-define_autograd("residual_stats_backward", _double_backward, _backward_setup_context)
-
-
-def _as_grid(tensor: torch.Tensor) -> torch.Tensor:
-    # Nodes and channels fold into one dimension. Sizes are spelled out: -1 is ambiguous for an empty tensor.
-    shape = tensor.shape
-    return tensor.reshape(shape[0], shape[1], math.prod(shape[2:])).contiguous()
+    @property
+    def nonfinite(self) -> torch.Tensor:
+        """[B] bool: samples whose loss is NaN or infinite, as an entry of theirs is."""
+        return ~torch.isfinite(self.loss)
 
 
 def _number(op: str, name: str, value: Any) -> float:
@@ -118,7 +41,8 @@ def _number(op: str, name: str, value: Any) -> float:
     return float(value)
 
 
-def _measure(op: str, prediction: Any, target: Any, mask: Any, null_value: Any, loss: Any, huber_delta: Any) -> ResidualStats:
+def _checked(op: str, prediction: Any, target: Any, mask: Any, dims: Any) -> tuple[Any, Any, Any, str | None]:
+    """The tensors as views [B, T, nodes and channels ...], and the checked dims."""
     prediction = _check.floating(op, "prediction", prediction)
     target = _check.floating(op, "target", target)
     if prediction.dim() < 2:
@@ -136,21 +60,11 @@ def _measure(op: str, prediction: Any, target: Any, mask: Any, null_value: Any, 
             raise RuntimeError(f"{op}: {name} must be on the prediction's device {prediction.device}, got {tensor.device}")
     if target.dtype != prediction.dtype:
         raise TypeError(f"{op}: target must have the prediction's dtype {prediction.dtype}, got {target.dtype}")
-    loss = _check.choice(op, "loss", loss, LOSSES)
-    if null_value is not None:
-        null_value = _number(op, "null_value", null_value)
-    huber_delta = _number(op, "huber_delta", huber_delta)
-    if not huber_delta > 0.0:
-        raise ValueError(f"{op}: huber_delta must be positive, got {huber_delta:g}")
-    stats = torch.ops.stprune.residual_stats(
-        _as_grid(prediction),
-        _as_grid(target),
-        None if mask is None else _as_grid(mask),
-        null_value,
-        loss,
-        huber_delta,
-    )
-    return ResidualStats(*stats)
+    dims = checked_dims(op, dims)
+    if dims is not None and len(dims) != prediction.dim():
+        raise ValueError(f"{op}: dims must name the prediction's {prediction.dim()} dimensions, got {dims!r}")
+    prediction, target = arranged(prediction, dims), arranged(target, dims)
+    return prediction, target, None if mask is None else arranged(mask, dims), dims
 
 
 def residual_stats(
@@ -161,32 +75,46 @@ def residual_stats(
     null_value: float | None = None,
     loss: str = "mae",
     huber_delta: float = 1.0,
+    mape_floor: float = 1e-4,
+    quantile: float = 0.5,
+    dims: str | None = None,
+    granularity: str = "window",
 ) -> ResidualStats:
     """Loss, spatial and temporal heterogeneity of the error, and number of entries, of every sample.
 
     With u = |prediction - target| and all means over the entries that count: `spatial` is the population standard
     deviation over nodes of the nodes' means over time, `temporal` that over steps of the steps' means over nodes.
     Channels fold into nodes. Nodes and steps without entries are left out, and a sample without entries gives 0, 0,
-    0 and count 0. Entries that are removed reach nothing, even where they hold NaN or infinity. Bits do not depend
-    on the number of threads.
+    0 and count 0. Entries that are removed reach nothing, even where they hold NaN or infinity. Bits depend neither on the
+    number of threads nor on the instruction set. One pass over prediction and target, in any layout, without a copy.
 
     Args:
-        prediction: [B, T, N, C], [B, T, N] or any [B, T, ...] float32, float64, bfloat16 or float16; not modified.
+        prediction: [B, T, N, C], [B, T, N] or any [B, T, ...] float32, float64, bfloat16 or float16, or what `dims` says;
+            not modified.
         target: shape, dtype and device of `prediction`; not modified.
         mask: the prediction's shape, bool, True where an entry counts; not modified. None: all count.
         null_value: removes entries whose target equals it (after rounding it to the target's dtype) or is NaN; NaN
             removes only NaN; None removes nothing, and a NaN then makes its own sample NaN.
-        loss: "mae", "mse" or "huber": what `loss` is the mean of. The heterogeneities are always those of u.
+        loss: "mae", "mse", "huber", "mape" (|e| / |target|, as a ratio; entries with |target| < mape_floor are left out of
+            everything) or "quantile" (the pinball loss): what `loss` is the mean of. The heterogeneities are always those of u.
         huber_delta: where the Huber loss becomes linear, positive, in the target's unit.
+        mape_floor: below this magnitude a target has no relative error, positive, in the target's unit.
+        quantile: which quantile the pinball loss aims at, in (0, 1); under-prediction costs `quantile`, over-prediction
+            1 - `quantile` times the error.
+        dims: what the dimensions are, one letter each: "BTNC" (as None), "BTN", "BNT", "BCHW", "BTCHW", any order of B, T,
+            N or H and W, and C. Grids and channels fold into nodes; without T there is one step.
+        granularity: "window" scores whole windows; "node" every node of each by itself, over its steps and channels.
 
     Returns:
-        `ResidualStats` of four [B] tensors in the order of the batch: loss, spatial and temporal float32 (float64 for
-        float64 input, sums never narrower than float32) and count int64. Gradients flow through `loss` alone, to
-        prediction and target, once.
+        `ResidualStats` of four [B] tensors ([B, N] for nodes, or [B, H, W]) in the order of the batch: loss, spatial and
+        temporal float32 (float64 for float64 input, sums never narrower than float32) and count int64. A node's spatial
+        heterogeneity is that of its channels. Gradients flow through `loss` alone, to prediction and target, once; not for
+        nodes.
 
     Raises:
         TypeError: no floating tensors, different dtypes, a mask that is not bool, or an option that is no number.
-        ValueError: fewer than two dimensions, different shapes, an unknown loss, or huber_delta not positive.
+        ValueError: fewer than two dimensions, different shapes, an unknown loss or granularity, dims that do not fit, or a
+            parameter of the loss outside its range.
         RuntimeError: tensors on different devices; or, in a backward, a second derivative.
 
     Example:
@@ -200,7 +128,29 @@ def residual_stats(
         Eq. 1-3 of the method (our definition). On a complete grid mean(u^2) is loss^2 (MAE) + spatial^2 + temporal^2 +
         the interaction, the two-way analysis of variance.
     """
-    return _measure("residual_stats", prediction, target, mask, null_value, loss, huber_delta)
+    op = "residual_stats"
+    prediction, target, mask, dims = _checked(op, prediction, target, mask, dims)
+    loss, parameter = checked_loss(op, loss, huber_delta, mape_floor, quantile)
+    if null_value is not None:
+        null_value = _number(op, "null_value", null_value)
+    granularity = _check.choice(op, "granularity", granularity, GRANULARITIES)
+    if granularity == "node":
+        inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
+        return ResidualStats(*torch.ops.stprune.node_stats(*inputs, null_value, loss, parameter))
+    _, mean, rest, count = torch.ops.stprune.pruned_loss(
+        prediction, target, mask, None, None, None, null_value, loss, parameter, 0.0, 0.0
+    )
+    return ResidualStats(mean, rest[0], rest[1], count)
+
+
+def _channels_last(x: torch.Tensor | None, dims: str | None) -> torch.Tensor | None:
+    """[B, T, nodes ..., C] without gradient; C is added where there is none."""
+    if x is None:
+        return None
+    letters = "NC"[: x.dim() - 2] if dims is None else "".join(letter for letter in dims if letter not in "BT")
+    if "C" not in letters:
+        return x.detach().unsqueeze(-1)
+    return x.detach().movedim(2 + letters.index("C"), -1)
 
 
 def score(
@@ -212,21 +162,25 @@ def score(
     mask: torch.Tensor | None = None,
     null_value: float | None = None,
     loss: str = "mae",
+    dims: str | None = None,
+    granularity: str = "window",
 ) -> torch.Tensor:
     """Score of every sample: its loss plus the heterogeneity of its error over nodes and over time.
 
     Args:
-        prediction: [B, T, N, C], [B, T, N] or any [B, T, ...] float32, float64, bfloat16 or float16; not modified.
+        prediction: [B, T, N, C], [B, T, N] or any [B, T, ...] float32, float64, bfloat16 or float16, or what `dims` says;
+            not modified.
         target: shape, dtype and device of `prediction`; not modified.
         spatial: weight of the spatial heterogeneity, finite and not negative.
         temporal: weight of the temporal heterogeneity, finite and not negative.
         mask: as in `residual_stats`.
         null_value: as in `residual_stats`.
-        loss: "mae", "mse" or "huber" (with delta 1).
+        loss: "mae", "mse", "huber" (with delta 1), "mape" or "quantile" (the median).
+        dims, granularity: as in `residual_stats`.
 
     Returns:
-        [B] float32 in the order of the batch, in the target's unit, without gradient. A sample without entries scores
-        0, a NaN among its entries makes it NaN. With both weights 0 it is the loss itself.
+        [B] float32 in the order of the batch ([B, N] for nodes), in the target's unit, without gradient. A sample without
+        entries scores 0, a NaN among its entries makes it NaN. With both weights 0 it is the loss itself.
 
     Raises:
         TypeError: as `residual_stats`; or a weight that is no number.
@@ -241,17 +195,31 @@ def score(
     Source:
         Eq. 4 of the method (our definition); spatial = temporal = 0 is the loss score of InfoBatch.
     """
+    op = "score"
     weights = []
     for name, value in (("spatial", spatial), ("temporal", temporal)):
-        value = _number("score", name, value)
+        value = _number(op, name, value)
         if not 0.0 <= value < math.inf:
             raise ValueError(f"score: {name} must be finite and at least 0, got {value:g}")
         weights.append(value)
-    with torch.no_grad():
-        stats = _measure("score", prediction, target, mask, null_value, loss, 1.0)
-        total = stats.loss
+    prediction, target, mask, dims = _checked(op, prediction, target, mask, dims)
+    loss, parameter = checked_loss(op, loss, 1.0, 1e-4, 0.5)
+    if null_value is not None:
+        null_value = _number(op, "null_value", null_value)
+    granularity = _check.choice(op, "granularity", granularity, GRANULARITIES)
+    if granularity == "node":
+        inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
+        stats = torch.ops.stprune.node_stats(*inputs, null_value, loss, parameter)
+        total: torch.Tensor = stats[0]
         # A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
-        for weight, term in zip(weights, (stats.spatial, stats.temporal), strict=True):
+        for weight, term in zip(weights, stats[1:3], strict=True):
             if weight > 0.0:
                 total = torch.add(total, term, alpha=weight)
         return total.to(torch.float32)
+    options = (mask, None, None, None, null_value, loss, parameter, *weights)
+    rest = torch.ops.stprune.pruned_loss(prediction.detach(), target.detach(), *options)[2]
+    result: torch.Tensor = rest[2].to(torch.float32)
+    return result
+
+
+__all__ = ["LOSSES", "ResidualStats", "residual_stats", "score"]

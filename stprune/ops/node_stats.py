@@ -1,0 +1,30 @@
+"""node_stats: what residual_stats measures, for every node by itself."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.ops._registry import define
+from stprune.reference import residual_stats as reference
+
+
+def _fake(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    null_value: float | None,
+    loss: str,
+    parameter: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = (prediction.shape[0], *prediction.shape[2:-1])
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    values = [prediction.new_empty(shape, dtype=dtype) for _ in range(3)]
+    return values[0], values[1], values[2], prediction.new_empty(shape, dtype=torch.int64)
+
+
+define(
+    "node_stats(Tensor prediction, Tensor target, Tensor? mask, float? null_value, str loss, float parameter)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    reference.node_stats,
+    _fake,
+)

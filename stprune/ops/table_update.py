@@ -1,0 +1,65 @@
+"""table_update: takes the scores of a batch into a table, in place."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.ops._registry import define
+from stprune.reference import table_update as reference
+
+
+def _fake(
+    scores: torch.Tensor,
+    stamp: torch.Tensor,
+    fresh: torch.Tensor,
+    variance: torch.Tensor | None,
+    state: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    beta: float,
+    counted: bool,
+) -> None:
+    return None
+
+
+define(
+    "table_update(Tensor(a!) scores, Tensor(b!) stamp, Tensor(c!) fresh, Tensor(d!)? variance, Tensor(e!) state, "
+    "Tensor index, Tensor values, float beta, bool counted) -> ()",
+    reference.table_update,
+    _fake,
+)
+
+
+def table_update(
+    scores: torch.Tensor,
+    stamp: torch.Tensor,
+    fresh: torch.Tensor,
+    variance: torch.Tensor | None,
+    state: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    beta: float,
+    counted: bool = False,
+) -> None:
+    """Take in the scores of a batch: smoothing, variance, stamp and mark in one op without a sort (eq. 5).
+
+    Args:
+        scores: [n] float32; visited entries move to `beta * old + (1 - beta) * new`. A stored value that is not finite is
+            replaced. Modified.
+        stamp: [n] int32; visited entries become state[0]. Modified.
+        fresh: [n] bool; visited entries become True. Modified.
+        variance: [n] float32 running variance, or None. Modified.
+        state: [2] int64: the epoch, and the number of samples counted, which grows by B if `counted`. Modified.
+        index: [B] int64 ids in [0, n); where one repeats, the last wins. Not modified.
+        values: [B] float32 new scores. Not modified.
+        beta: weight of the old score.
+        counted: whether the batch counts.
+
+    Raises:
+        RuntimeError: an id lies outside the table (on a GPU the device asserts); nothing was changed then.
+
+    Source:
+        Eq. 5.
+    """
+    torch.ops.stprune.table_update(scores, stamp, fresh, variance, state, index, values, beta, counted)

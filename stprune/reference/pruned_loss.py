@@ -1,0 +1,144 @@
+"""Reference of pruned_loss: eq. 1-4 and 13 in float64, and the gradient."""
+
+from __future__ import annotations
+
+import torch
+
+_Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def kept_entries(target: torch.Tensor, mask: torch.Tensor | None, null_value: float | None) -> torch.Tensor:
+    """Which entries count, bool of the target's shape: the mask's, less null and NaN targets."""
+    kept = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
+    if null_value is not None:
+        # Rounded to the data's dtype first: 0.1 marks the entries that hold bfloat16's nearest to 0.1.
+        null = target.new_full((), null_value, dtype=torch.float64).to(target.dtype)
+        kept = kept & (target != null) & ~target.isnan()
+    return kept
+
+
+def spread(u: torch.Tensor, kept: torch.Tensor, dim: int) -> torch.Tensor:
+    """Population standard deviation of the means over `dim`; groups without entries are left out."""
+    count = kept.sum(dim)
+    present = count > 0
+    mean = u.sum(dim) / count.clamp(min=1)
+    groups = present.sum(1).clamp(min=1)
+    centre = torch.where(present, mean, 0.0).sum(1) / groups
+    deviation = torch.where(present, mean - centre[:, None], 0.0)
+    return (deviation.square().sum(1) / groups).sqrt()
+
+
+def _folded(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, T, F]: what follows the steps folds into columns."""
+    if tensor.dim() == 2:
+        return tensor.unsqueeze(2)
+    return tensor.flatten(2) if tensor.numel() else tensor.new_empty((*tensor.shape[:2], tensor.shape[2:].numel()))
+
+
+def _residual(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    affine: torch.Tensor | None,
+    null_value: float | None,
+    loss: str,
+    parameter: float,
+) -> _Tensors:
+    """The error (0 where it does not count), the target the loss sees, which entries count, and the affine map."""
+    kept = kept_entries(target, mask, null_value)
+    kept = _folded(kept)
+    p, t = _folded(prediction).double(), _folded(target).double()
+    # [5, 1 or B, 1, F]
+    a = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64, device=p.device).view(5, 1, 1, 1)
+    if affine is not None:
+        a = affine.double().unsqueeze(2)
+    p, t = p * a[0] + a[1], t * a[2] + a[3]
+    if loss == "mape":
+        kept = kept & ~(t.abs() < parameter)
+    return torch.where(kept, (p - t) * a[4], 0.0), t, kept, a
+
+
+def pruned_loss(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    affine: torch.Tensor | None,
+    horizon: torch.Tensor | None,
+    null_value: float | None,
+    loss: str,
+    parameter: float,
+    spatial: float,
+    temporal: float,
+) -> _Tensors:
+    """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] of [B, T, ...] inputs."""
+    error, t, kept, _ = _residual(prediction, target, mask, affine, null_value, loss, parameter)
+    u = error.abs()
+    if loss == "mae":
+        term = u
+    elif loss == "mse":
+        term = u.square()
+    elif loss == "huber":
+        term = torch.where(u <= parameter, 0.5 * u.square(), parameter * (u - 0.5 * parameter))
+    elif loss == "mape":
+        term = torch.where(kept, u / t.abs(), 0.0)
+    else:
+        term = torch.where(error < 0, parameter * u, (1.0 - parameter) * u)
+    if horizon is not None:
+        term = term * horizon.double()[:, None]
+    count = kept.sum((1, 2))
+    total = term.sum((1, 2))
+    weighted = total if weight is None else torch.where(count > 0, total * weight.double(), 0.0)
+    value = weighted.sum() / count.sum().clamp(min=1)
+    mean = total / count.clamp(min=1)
+    spreads = spread(u, kept, 1), spread(u, kept, 2)
+    score = mean
+    for factor, term in zip((spatial, temporal), spreads, strict=True):
+        # A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
+        score = score + factor * term if factor > 0.0 else score
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), count
+
+
+def pruned_loss_backward(
+    grad_value: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    affine: torch.Tensor | None,
+    horizon: torch.Tensor | None,
+    null_value: float | None,
+    loss: str,
+    parameter: float,
+    count: torch.Tensor,
+    target_too: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of grad_value * value + sum_b grad_loss[b] * loss[b]; that of the target is [0] unless asked for."""
+    error, t, kept, a = _residual(prediction, target, mask, affine, null_value, loss, parameter)
+    scale = torch.zeros_like(count, dtype=torch.float64)
+    if grad_value is not None:
+        share = grad_value.double() / count.sum().clamp(min=1)
+        scale = scale + (share if weight is None else share * weight.double())
+    if grad_loss is not None:
+        scale = scale + grad_loss.double() / count.clamp(min=1)
+    scale = scale[:, None, None] if horizon is None else scale[:, None, None] * horizon.double()[:, None]
+    slope = error.sign()
+    if loss == "mse":
+        slope = 2.0 * error
+    elif loss == "huber":
+        slope = error.clamp(-parameter, parameter)
+    elif loss == "mape":
+        slope = error.sign() / t.abs()
+    elif loss == "quantile":
+        slope = torch.where(error < 0, -parameter, (1.0 - parameter) * error.sign())
+    to_prediction = torch.where(kept, scale * slope * a[4] * a[0], 0.0)
+    out = torch.empty_like(prediction).copy_(to_prediction.view(prediction.shape))
+    if not target_too:
+        return out, target.new_empty((0,))
+    to_target = -slope * a[4]
+    if loss == "mape":
+        to_target = to_target - t.sign() * error.abs() / t.square()
+    to_target = torch.where(kept, scale * to_target * a[2], 0.0)
+    return out, torch.empty_like(target).copy_(to_target.view(target.shape))

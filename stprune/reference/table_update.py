@@ -1,0 +1,45 @@
+"""Reference of table_update: eq. 5 for the visited samples."""
+
+from __future__ import annotations
+
+import torch
+
+
+def table_update(
+    scores: torch.Tensor,
+    stamp: torch.Tensor,
+    fresh: torch.Tensor,
+    variance: torch.Tensor | None,
+    state: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    beta: float,
+    counted: bool,
+) -> None:
+    """Move the visited samples to `beta * old + (1 - beta) * new`, stamp them, and count them in state[1] if asked."""
+    if index.device.type == "cpu" and index.numel():
+        low, high = (int(bound) for bound in torch.aminmax(index))
+        if low < 0 or high >= scores.numel():
+            bad = low if low < 0 else high
+            raise RuntimeError(f"table_update: index must lie in [0, {scores.numel() - 1}], got {bad}")
+    new = last_of_each(index, values)
+    old = scores[index]
+    # A score that is not finite is replaced, never averaged.
+    smooth = torch.isfinite(old)
+    mixed = torch.where(smooth, beta * old + (1.0 - beta) * new, new)
+    if variance is not None:
+        before = variance[index]
+        moved = beta * before + (1.0 - beta) * (new - old).square()
+        variance[index] = torch.where(smooth & torch.isfinite(new), moved, before)
+    scores[index] = mixed
+    stamp[index] = state[0].to(torch.int32)
+    fresh[index] = True
+    if counted:
+        state[1] += index.numel()
+
+
+def last_of_each(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """values[i] of the last i with the same id: parallel writers of one id then all write the same bits."""
+    ordered, position = torch.sort(index, stable=True)
+    last = torch.searchsorted(ordered, index.contiguous(), right=True) - 1
+    return values[position[last]]
