@@ -1,0 +1,112 @@
+"""The Triton kernel of window_stats: its results under Triton's interpreter, and that it compiles for real GPUs."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+KERNEL = pathlib.Path(__file__).resolve().parents[1] / "kernels" / "window_stats.py"
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+# In a process of its own: TRITON_INTERPRET must be set before the kernel's module is imported, and is not undone.
+INTERPRETED = """
+import importlib.util, math, sys
+import torch
+from stprune.reference.window_stats import window_stats as reference
+
+spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
+kernel = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernel)
+generator = torch.Generator().manual_seed(0)
+
+
+def check(series, history, horizon, stride, phase, null_value, inverse_std, per_node):
+    arguments = (series, history, horizon, stride, phase, null_value, inverse_std, per_node)
+    actual, infinite = kernel.window_stats(*arguments)
+    expected, wanted = reference(*arguments)
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.allclose(actual, expected, rtol=2e-7, atol=1e-8, equal_nan=True), arguments[1:]
+    assert bool(infinite) == bool(wanted)
+
+
+cases = [(4, 3, 1, 0), (3, 5, 1, 6), (1, 0, 1, 0), (6, 2, 3, 5), (2, 2, 9, 1), (5, 1, 1, 3)]
+for case, shape in enumerate(cases):
+    dtype, share = ((torch.float32, 0.0), (torch.float32, 0.3), (torch.float64, 0.8))[case % 3]
+    series = 1e4 + torch.randn(19, 37, generator=generator, dtype=torch.float64)
+    series[torch.rand(series.shape, generator=generator) < share] = math.nan if case % 2 else 0.0
+    series[5:16, 2] = 7.0
+    series[:, 3] = math.nan
+    inverse_std = torch.rand(37, generator=generator, dtype=torch.float64)
+    inverse_std[4] = 0.0
+    for per_node in (True, False):
+        check(series.to(dtype), *shape, None if case % 2 else 0.0, inverse_std, per_node)
+
+# Constant windows give exact zeros; an infinite entry is found; fewer programs than groups go round.
+series = torch.full((20, 3), 0.1)
+series[0] = 5e5
+constant, _ = kernel.window_stats(series, 3, 2, 1, 0, None, torch.ones(3, dtype=torch.float64), True)
+assert bool((constant[1:5, 1:] == 0).all()) and bool((constant[1, 0] > 0).all())
+series[11, 1] = math.inf
+assert bool(kernel.window_stats(series, 3, 2, 1, 0, None, torch.ones(3, dtype=torch.float64), False)[1])
+kernel.SCRATCH_BYTES = 1
+check(torch.randn(20, 5, generator=generator), 2, 2, 1, 0, None, torch.ones(5, dtype=torch.float64), False)
+print("ok")
+"""
+
+COMPILED = """
+import importlib.util, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
+kernel = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernel)
+numbers = ("row_stride", "num_columns", "num_windows", "num_groups", "length", "history", "stride", "phase")
+for dtype in ("fp32", "fp64"):
+    for per_node in (True, False):
+        constants = {"PER_NODE": per_node, "HAS_NULL": per_node}
+        constants |= {name: getattr(kernel, name) for name in ("BLOCK_NODE", "NUM_ARRAYS")}
+        signature = {
+            "series": "*" + dtype, "inverse_std": "*fp64", "null": "*" + dtype, "scratch": "*fp64", "sums": "*fp64",
+            "nodes": "*fp32", "infinite": "*i32",
+        }
+        signature |= {name: "i32" for name in numbers} | {name: "constexpr" for name in constants}
+        for capability in (80, 90, 100):
+            compiled = triton.compile(
+                ASTSource(kernel._window_stats_kernel, signature=signature, constexprs=constants),
+                target=GPUTarget("cuda", capability, 32),
+                options={"num_warps": kernel.NUM_WARPS},
+            )
+            assert compiled.metadata.shared <= 227 * 1024
+            assert compiled.asm["cubin"]
+            print(dtype, per_node, capability)
+"""
+
+
+def run(script: str, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(KERNEL)],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+@needs_triton
+def test_matches_reference_in_the_interpreter() -> None:
+    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
+
+
+@needs_triton
+def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12
