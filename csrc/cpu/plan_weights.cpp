@@ -1,5 +1,6 @@
 // inverse_at: Horvitz-Thompson weights of kept samples. stratum_totals and scale_by_stratum: their calibration (eq.
 // 10). Totals are summed in parts and lanes that depend on the sizes alone (stprune/reference/plan_weights.py).
+#include <bit>
 #include <tuple>
 
 #include "cpu/order.h"
@@ -56,16 +57,19 @@ Tensor inverse_at(const Tensor& probability, const Tensor& indices) {
   return out;
 }
 
-// What a part of the samples adds to every stratum, in LANES each: equal neighbours do not wait for each other.
-struct Part {
-  int64_t* sizes;
-  int64_t* kept;
-  double* totals;
-};
+// A total weight and, as one addition does for both, how many it is of.
+typedef double Total __attribute__((vector_size(16)));
 
+// Labels, and a power of two that bounds the places they may ask for.
 struct Labels {
   const int64_t* of;  // [n]
-  int64_t num_strata;
+  int64_t num_strata, places;
+};
+
+// What a part of the samples adds to every stratum, in LANES each: equal neighbours do not wait for each other.
+struct Part {
+  int64_t* sizes;  // [places * LANES]
+  Total* totals;   // [places * LANES]
 };
 
 // The samples [first, stop) and the kept ones among them, which begin at j. Returns the next j, or -1 for a label or an
@@ -73,10 +77,9 @@ struct Labels {
 int64_t add_chunk(const Labels& labels, const int64_t* index, const float* weight, int64_t kept, int64_t first,
                   int64_t stop, int64_t j, const Part& part, int32_t* member) {
   const int64_t* label = labels.of;
-  const uint64_t num_strata = static_cast<uint64_t>(labels.num_strata);
-  uint64_t wrong = 0;
-  for (int64_t i = first; i < stop; ++i) wrong |= static_cast<uint64_t>(label[i]) >= num_strata;
-  if (wrong != 0) return -1;
+  uint64_t seen = 0;
+  for (int64_t i = first; i < stop; ++i) seen |= static_cast<uint64_t>(label[i]);
+  if (seen >= static_cast<uint64_t>(labels.places)) return -1;
   int64_t i = first;
   for (; i + LANES <= stop; i += LANES) {
     for (int64_t lane = 0; lane < LANES; ++lane) ++part.sizes[label[i + lane] * LANES + lane];
@@ -86,10 +89,9 @@ int64_t add_chunk(const Labels& labels, const int64_t* index, const float* weigh
   for (; j < end; ++j) {
     // Of ascending indices none lies outside.
     if (static_cast<uint64_t>(index[j] - first) >= static_cast<uint64_t>(stop - first)) return -1;
-    const int64_t stratum = label[index[j]], place = stratum * LANES + j % LANES;
+    const int64_t stratum = label[index[j]];
     member[j] = static_cast<int32_t>(stratum);
-    ++part.kept[place];
-    part.totals[place] += static_cast<double>(weight[j]);
+    part.totals[stratum * LANES + j % LANES] += Total{static_cast<double>(weight[j]), 1.0};
   }
   return j;
 }
@@ -107,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, 
   STD_TORCH_CHECK(num_strata >= 0 && num_strata <= std::numeric_limits<int32_t>::max(), op,
                   ": num_strata must lie in [0, 2^31 - 1]");
   const int64_t n = strata.numel(), kept = indices.numel();
-  const Labels labels{strata.const_data_ptr<int64_t>(), num_strata};
+  const Labels labels{strata.const_data_ptr<int64_t>(), num_strata,
+                      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(1, num_strata))))};
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const float* weight = weights.const_data_ptr<float>();
   Tensor members = new_output(strata, kept, ScalarType::Int);
@@ -118,14 +121,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, 
       std::max<int64_t>(1, std::min({MOST_PARTS, chunks, MOST_TOTALS / std::max<int64_t>(1, num_strata)}));
   const int64_t part_size = (chunks + most - 1) / most * CHUNK;
   const int64_t parts = part_size == 0 ? 0 : (n + part_size - 1) / part_size;
-  const int64_t width = num_strata * LANES;
-  std::vector<int64_t> counts(2 * parts * width);
-  std::vector<double> sums(parts * width);
+  const int64_t width = labels.places * LANES;
+  std::vector<int64_t> counts(parts * width);
+  std::vector<Total> sums(parts * width);
   std::atomic<int64_t> done{0};
   for_chunks(parts, [&](int64_t number) {
     const int64_t begin = number * part_size, end = std::min(n, begin + part_size);
-    const Part part{counts.data() + 2 * number * width, counts.data() + (2 * number + 1) * width,
-                    sums.data() + number * width};
+    const Part part{counts.data() + number * width, sums.data() + number * width};
     const int64_t start = std::lower_bound(index, index + kept, begin) - index;
     int64_t j = start;
     for (int64_t first = begin; first < end && j >= 0; first += CHUNK) {
@@ -134,27 +136,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, 
     if (j >= 0) done.fetch_add(j - start, std::memory_order_relaxed);
     if (j < 0) done.store(std::numeric_limits<int64_t>::min() / 2);
   });
-  STD_TORCH_CHECK(done.load() == kept, op, ": strata must lie in [0, ", num_strata, "), indices ascend in [0, ", n,
-                  ")");
+  const char* rule = ": strata must lie in [0, num_strata), indices ascend in [0, n)";
+  STD_TORCH_CHECK(done.load() == kept, op, rule);
 
   Tensor size_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Long);
   Tensor kept_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Long);
   Tensor total_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Double);
   int64_t *size_to = size_out.mutable_data_ptr<int64_t>(), *kept_to = kept_out.mutable_data_ptr<int64_t>();
   double* total_to = total_out.mutable_data_ptr<double>();
-  for (int64_t stratum = 0; stratum < num_strata; ++stratum) {
-    int64_t size = 0, drawn = 0;
-    double total = 0.0;
+  for (int64_t stratum = 0; stratum < labels.places; ++stratum) {
+    int64_t size = 0;
+    Total total{};
     for (int64_t number = 0; number < parts; ++number) {
-      const int64_t* c = counts.data() + 2 * number * width + stratum * LANES;
-      const double* s = sums.data() + number * width + stratum * LANES;
+      const int64_t* c = counts.data() + number * width + stratum * LANES;
+      const Total* t = sums.data() + number * width + stratum * LANES;
       size += c[0] + c[1] + c[2] + c[3];
-      drawn += c[width] + c[width + 1] + c[width + 2] + c[width + 3];
-      total += (s[0] + s[1]) + (s[2] + s[3]);
+      total += (t[0] + t[1]) + (t[2] + t[3]);
+    }
+    if (stratum >= num_strata) {
+      STD_TORCH_CHECK(size == 0, op, rule);
+      continue;
     }
     size_to[stratum] = size;
-    kept_to[stratum] = drawn;
-    total_to[stratum] = total;
+    kept_to[stratum] = static_cast<int64_t>(total[1]);
+    total_to[stratum] = total[0];
   }
   return {size_out, kept_out, total_out, members};
 }

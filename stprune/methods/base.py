@@ -47,8 +47,11 @@ class Method:
         A method may do the three in one where that is faster. Both tensors are new: a plan overwrites the weights.
         """
         probability = self.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-        _check_probability(self.name, probability, scores)
-        indices = self.draw(probability, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        total = _checked_total(self.name, probability, scores)
+        if getattr(self.draw, "__func__", None) is Method.draw and probability.dtype == torch.float32:
+            indices = _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        else:
+            indices = self.draw(probability, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
         if getattr(self.weights, "__func__", None) is Method.weights:
             return indices, inverse_at(probability, indices)
         # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
@@ -56,11 +59,8 @@ class Method:
 
     def draw(self, probability: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         """[K] int64 ascending: the kept set. Systematic sampling with exact count unless a method says otherwise."""
-        total = finite_stats(probability).sum
-        asked = asked_count(keep_ratio, probability.numel())
-        # Rounding the probabilities to float32 moves their sum by up to 2^-24 of it; that is no other count.
-        count = asked if abs(total - asked) <= 0.5 + asked * 2.0**-24 else round(total)
-        return draw(probability, seed=seed, epoch=epoch, count=count)
+        total = _checked_total(self.name, probability, probability)
+        return _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
 
     def scores_of(self, table: ScoreTable) -> torch.Tensor:
         """What the method ranks samples by; the table's scores unless a method adds to them."""
@@ -72,8 +72,8 @@ def asked_count(keep_ratio: float, num_samples: int) -> int:
     return max(1, round(keep_ratio * num_samples)) if num_samples else 0
 
 
-def _check_probability(name: str, probability: torch.Tensor, scores: torch.Tensor) -> None:
-    """What a user's own method returned is as bad an input as any other."""
+def _checked_total(name: str, probability: torch.Tensor, scores: torch.Tensor) -> float:
+    """Sum of the probabilities; what a user's own method returned is as bad an input as any other."""
     op = f"method {name}"
     probability = _check.floating(op, "inclusion", probability)
     if probability.shape != scores.shape:
@@ -85,6 +85,27 @@ def _check_probability(name: str, probability: torch.Tensor, scores: torch.Tenso
     if stats.count < probability.numel() or stats.least < 0.0 or stats.largest > 1.0:
         low, high = (float(bound) for bound in torch.aminmax(probability))
         raise ValueError(f"{op}: inclusion must return probabilities in [0, 1], got values in [{low:g}, {high:g}]")
+    return stats.sum
+
+
+def _draw_exactly(probability: torch.Tensor, total: float, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+    """Systematic sampling of probabilities that were checked and have this sum."""
+    n = probability.numel()
+    asked = asked_count(keep_ratio, n)
+    # Rounding the probabilities to float32 moves their sum by up to 2^-24 of it; that is no other count.
+    count = asked if abs(total - asked) <= 0.5 + asked * 2.0**-24 else round(total)
+    if probability.dtype != torch.float32 or n > 2**30:
+        return draw(probability, seed=seed, epoch=epoch, count=count)
+    if abs(total - count) > 0.5:
+        # From some 2^25 samples on the rounding can add up to more than a draw takes: undone in float64.
+        certain = probability >= 1.0
+        num_certain = int(certain.sum())
+        share = (count - num_certain) / (total - num_certain)
+        return draw(
+            torch.where(certain, 1.0, (probability.double() * share).clamp_max(1.0)), seed=seed, epoch=epoch, count=count
+        )
+    # Past the door of `draw`, whose checks would read all probabilities once more.
+    return torch.ops.stprune.draw(probability.contiguous(), count, seed, epoch)  # type: ignore[no-any-return]
 
 
 class _Adapted(Method):

@@ -1,0 +1,131 @@
+"""inverse_at, stratum_totals and scale_by_stratum against the reference bit for bit, and what they refuse."""
+
+import pytest
+import torch
+
+import stprune
+from stprune import testing
+from stprune.ops.plan_weights import inverse_at, scale_by_stratum, stratum_totals
+from stprune.reference import plan_weights as reference
+
+
+def case(n, num_strata, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    strata = torch.randint(0, max(1, num_strata), (n,), generator=generator)
+    indices = (torch.rand(n, generator=generator) < 0.4).nonzero().flatten()
+    weights = 1 / torch.rand(indices.numel(), generator=generator).clamp_min(0.05)
+    return strata, indices, weights, num_strata
+
+
+def assert_reference(arguments):
+    for actual, expected in zip(stratum_totals(*arguments), reference.stratum_totals(*arguments), strict=True):
+        testing.assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("num_strata", [1, 2, 10, 1000, 50_000])
+def test_totals_match_reference(num_strata, threads):
+    for n in (*testing.SIZES[1:], 300_001):
+        assert_reference(case(n, num_strata))
+    for count in (1, 2, 3, 8):
+        threads(count)
+        assert_reference(case(300_001, num_strata))
+
+
+def test_totals_are_the_totals():
+    strata, indices, weights, num_strata = case(100_000, 7)
+    sizes, kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
+    assert torch.equal(sizes, torch.bincount(strata))
+    assert torch.equal(kept, torch.bincount(strata[indices]))
+    assert torch.equal(members.long(), strata[indices])
+    torch.testing.assert_close(totals, torch.bincount(strata[indices], weights=weights.double()), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_inverse_and_scale_match_reference(dtype, threads):
+    for count in (1, 3):
+        threads(count)
+        for n in (*testing.SIZES[1:], 100_001):
+            strata, indices, weights, _ = case(n, 5)
+            p = torch.rand(n, generator=torch.Generator().manual_seed(2), dtype=dtype).clamp_min(0.01)
+            testing.assert_same(inverse_at(p, indices), reference.inverse_at(p, indices))
+            members, factor = strata[indices].int(), torch.linspace(0.1, 3, 5, dtype=torch.float64)
+            expected = weights.clone()
+            reference.scale_by_stratum(expected, members, factor)
+            testing.assert_same(scale_by_stratum(weights, members, factor), expected)
+
+
+def test_nothing_kept_or_nothing_there():
+    none = torch.empty(0, dtype=torch.int64)
+    sizes, kept, totals, members = stratum_totals(torch.tensor([1, 1]), none, torch.empty(0), 3)
+    assert (sizes.tolist(), kept.tolist(), totals.tolist(), members.tolist()) == ([0, 2, 0], [0, 0, 0], [0.0, 0.0, 0.0], [])
+    assert stratum_totals(none, none, torch.empty(0), 0)[0].tolist() == []
+    assert inverse_at(torch.ones(3), none).tolist() == []
+
+
+@pytest.mark.parametrize("stratum", [-1, 3, 4, 2**40])
+@pytest.mark.skipif(not testing.isas(), reason="the compiled CPU library is not built")
+def test_labels_and_indices_out_of_range_are_refused(stratum):
+    strata, indices, weights, _ = case(40_000, 3)
+    wrong = strata.clone()
+    wrong[20_000] = stratum
+    with pytest.raises(RuntimeError, match="strata must lie in"):
+        stratum_totals(wrong, indices, weights, 3)
+    for place, index in ((0, -1), (-1, 40_000)):
+        bad = indices.clone()
+        bad[place] = index
+        with pytest.raises(RuntimeError, match="indices ascend"):
+            stratum_totals(strata, bad, weights, 3)
+        with pytest.raises(RuntimeError, match="indices must lie in"):
+            inverse_at(torch.ones(40_000), bad)
+    before = weights.clone()
+    members = strata[indices].int()
+    members[7] = 3
+    with pytest.raises(RuntimeError, match="members must lie in"):
+        scale_by_stratum(weights, members, torch.ones(3, dtype=torch.float64))
+    assert torch.equal(weights, before)
+
+
+def test_a_methods_own_weights_are_not_overwritten():
+    kept = {}
+
+    class Own(stprune.methods.InfoBatch):
+        name = "own"
+
+        def weights(self, probability):
+            kept["weights"] = probability.reciprocal()
+            kept["before"] = kept["weights"].clone()
+            return kept["weights"]
+
+    scores = torch.empty(1000).log_normal_(generator=torch.Generator().manual_seed(0))
+    strata = torch.arange(1000) % 4
+    plan = stprune.plan_epoch(scores, method=Own(), keep_ratio=0.3, epoch=1, seed=0, strata=strata)
+    assert not torch.equal(plan.weights, kept["before"])
+    assert torch.equal(kept["weights"], kept["before"])
+
+
+def test_probabilities_whose_rounding_adds_up_are_still_drawn_exactly():
+    """Their float32 sum may miss the asked count by more than a draw takes; the count is kept all the same."""
+    n = 1 << 21
+    asked = round(0.9 * n)
+    p = torch.full((n,), asked / n)
+    p[:1000] = 1.0
+    off = float(p.double().sum()) - asked
+    p[1000:3000] -= (off - 0.55) / 2000
+    assert 0.5 < float(p.double().sum()) - asked < 0.5 + asked * 2.0**-24
+
+    class Rounded(stprune.Method):
+        def inclusion(self, scores, *, keep_ratio, seed, epoch):
+            return p
+
+    plan = stprune.plan_epoch(torch.ones(n), method=Rounded(), keep_ratio=0.9, epoch=0, seed=0)
+    assert len(plan) == asked
+    assert torch.equal(plan.indices[:1000], torch.arange(1000))
+
+
+def test_opcheck():
+    strata, indices, weights, _ = case(5000, 4)
+    ops = torch.ops.stprune
+    torch.library.opcheck(ops.inverse_at.default, (torch.rand(5000) + 0.1, indices))
+    torch.library.opcheck(ops.stratum_totals.default, (strata, indices, weights, 4))
+    factor = torch.rand(4, dtype=torch.float64)
+    torch.library.opcheck(ops.scale_by_stratum.default, (weights, strata[indices].int(), factor))
