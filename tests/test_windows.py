@@ -404,16 +404,32 @@ def test_stationarity_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     largest = 0
     original = drift_module._block
 
-    def watched(cube, first, last, left, right):  # type: ignore[no-untyped-def]
+    def watched(cube, mask, *cut):  # type: ignore[no-untyped-def]
         nonlocal largest
-        block = original(cube, first, last, left, right)
-        largest = max(largest, block.size)
+        block = original(cube, mask, *cut)
+        largest = max(largest, block.numel())
         return block
 
     monkeypatch.setattr(drift_module, "_block", watched)
-    for nodes, window in ((3, 12), (3, 700), (2000, 12)):
-        stationarity(torch.randn(1500, nodes), history=window, horizon=window)
-    assert 0 < largest <= 2 * 4096
+    # Neither can be read in place: one has a mask, the other a dtype that is widened.
+    for nodes, window in ((3, 12), (3, 600), (80, 12)):
+        series = torch.randn(6000, nodes)
+        for options in ({"series": series, "mask": series < 1}, {"series": series.bfloat16()}):
+            largest = 0
+            stationarity(**options, history=window, horizon=window)  # type: ignore[arg-type]
+            assert 0 < largest <= max(drift_module.BLOCK, 4 * window * nodes, 1024 * nodes)
+
+
+def test_stationarity_is_the_drift_of_window_stats() -> None:
+    from stprune.ops import window_stats
+
+    for name in SERIES:
+        series = named_series(name)
+        for options in ({"history": 12, "horizon": 12}, {"history": 5, "horizon": 2, "stride": 3, "null_value": 0.0}):
+            drift = window_stats(series, **options).drift  # type: ignore[arg-type]
+            everything = torch.ones_like(series, dtype=torch.bool)
+            for actual in (stationarity(series, **options), stationarity(series, mask=everything, **options)):  # type: ignore[arg-type]
+                assert torch.equal(actual.nan_to_num(-1), drift.nan_to_num(-1))
 
 
 @settings(deadline=None, max_examples=60)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stprune.ops.window_stats import LONGEST, deviation, from_sums, invert
+from stprune.reference.window_stats import MOMENT_ROWS, SPAN
 from stprune.windows._check import as_length, as_range, as_series
 
-Array = np.ndarray[Any, Any]
-
-# Numbers of one working block. 2^20 float64 are 8 MiB, so the half dozen blocks alive at once stay near the last-level
-# cache; ten times more is no faster and ten times the memory, ten times less pays Python's loop over the blocks.
+# Numbers copied at a time where the series cannot be read in place. 2^20 float32 are 4 MiB and stay in the last-level
+# cache; ten times less pays Python's loop over the blocks.
 BLOCK = 1 << 20
 
 
@@ -32,10 +32,12 @@ def stationarity(
     """Drift of every window: how far its horizon lies from its history, in standard deviations of the nodes.
 
     It is a property of the data, not of a model, so it is computed once. Channels count as further nodes: leave out
-    time features (``series[..., :1]``) and channels that are never predicted. The sums are float64 and never subtracted
-    from each other, so an offset of 1e6 or a drop in scale costs no accuracy; they are formed in one thread in a fixed
-    order, so that every machine and rank finds the same strata. O(time * nodes) time whatever the window's length, and
-    a few blocks of 8 MiB beside the result; memory maps are read in blocks.
+    time features (``series[..., :1]``) and channels that are never predicted. It is the drift of `window_stats`, with the
+    same bits, for any dtype, with a mask and over part of the rows: sums are float64 and never subtracted from each
+    other, so an offset of 1e6 or a drop in scale costs no accuracy, and every machine, thread count and rank finds the
+    same strata. O(time * nodes) time whatever the window's length. float32 and float64 series are read in place; others,
+    and those with a mask or a node stride, are copied in blocks of 2^20 numbers, or of the rows of two windows by at most
+    4,096 columns where that is more.
 
     Args:
         series: [time, node] or [time, node, channel], any real dtype and unit; NaN is missing. Not modified.
@@ -72,22 +74,20 @@ def stationarity(
     first, last = as_range("stationarity", cube.shape[0], start, stop, past + future)
     valid_cube = None if mask is None else _as_mask(mask, tuple(series.shape))
 
-    windows = (last - first - past - future) // step + 1
-    total, count = np.zeros(windows), np.zeros(windows, dtype=np.int64)
-    columns = cube.shape[1] * cube.shape[2]
-    # Columns are cut only when even one window of all of them exceeds a block: cutting rows reads memory in order.
-    width = max(1, min(columns, BLOCK // (past + future)))
-    for left in range(0, columns, width):
-        source = _Columns(cube, valid_cube, null_value, left, min(left + width, columns))
-        std = _deviation(source, first, last)
-        for window, chunk in _chunks(windows, step, past + future, source.width):
-            row = first + window * step
-            values, valid = source.read(row, row + (chunk - 1) * step + past + future)
-            drift, counted = _drift(values, valid, past, future, step, std)
-            total[window : window + chunk] += drift
-            count[window : window + chunk] += counted
-    with np.errstate(invalid="ignore"):
-        return torch.from_numpy((total / count).astype(np.float32))
+    if past + future > LONGEST:
+        raise ValueError(f"stationarity: history + horizon must be at most {LONGEST}, got {past + future}")
+    source = _Source(cube, valid_cube, None if null_value is None else float(null_value), first, last)
+    total: Tensor | None = None
+    # Spans of columns are summed in their order: the same bits as all columns at once.
+    for left in range(0, source.columns, SPAN):
+        right = min(left + SPAN, source.columns)
+        inverse = invert(deviation(source.moments(left, right)))
+        sums = torch.cat(
+            [source.sums(rows, past, future, step, inverse, left, right) for rows in source.cuts(step, past + future)]
+        )
+        total = sums if total is None else total + sums
+    assert total is not None
+    return from_sums(total[None], (past + future) * source.columns).drift
 
 
 def stratify(values: Tensor, *, num_strata: int = 8) -> Tensor:
@@ -135,117 +135,101 @@ def stratify(values: Tensor, *, num_strata: int = 8) -> Tensor:
     return torch.where(values != values, edges.numel(), labels)
 
 
-class _Columns:
-    """Blocks of some columns of the series as float64 with the missing entries named."""
+class _Source:
+    """Rows [first, last) of the series as blocks that the compiled kernels read."""
 
-    def __init__(self, cube: Any, mask: Any, null_value: float | None, left: int, right: int) -> None:
+    def __init__(self, cube: Any, mask: Any, null_value: float | None, first: int, last: int) -> None:
         self.cube, self.mask, self.null_value = cube, mask, null_value
-        self.left, self.right = left, right
-        self.width = right - left
+        self.first, self.last = first, last
+        self.columns = cube.shape[1] * cube.shape[2]
+        self.in_place = mask is None and _is_readable(cube)
 
-    def read(self, first: int, last: int) -> tuple[Array, Array | None]:
-        """Rows [first, last): values [rows, width] with 0 where missing, and validity, None when all are valid."""
-        values = _block(self.cube, first, last, self.left, self.right)
-        valid = ~np.isnan(values)
-        if self.mask is not None:
-            valid &= _block(self.mask, first, last, self.left, self.right) != 0
+    def read(self, begin: int, end: int, left: int, right: int) -> Tensor:
+        """Rows [begin, end) after the first and some columns, [rows, columns] float32 or float64, NaN where masked out."""
+        return _block(self.cube, self.mask, self.first + begin, self.first + end, left, right)
+
+    def moments(self, left: int, right: int) -> np.ndarray[Any, Any]:
+        """What the columns' deviations are made of, [blocks, 4, columns]."""
+        rows = self.last - self.first
+        # Whole blocks of moments, so that no cut shows in them.
+        step = rows if self.in_place else max(1, BLOCK // (right - left) // MOMENT_ROWS) * MOMENT_ROWS
+        parts = []
+        for begin in range(0, rows, step):
+            block = self.read(begin, min(begin + step, rows), left, right)
+            part = torch.ops.stprune.node_moments(block, self.null_value)
+            if not bool(part[:, 2:].isfinite().all()):
+                self._refuse_infinite(block, begin)
+            parts.append(part.numpy())
+        return np.concatenate(parts)
+
+    def cuts(self, stride: int, window: int) -> Iterator[tuple[int, int]]:
+        """(begin, end) of rows whose windows are measured together: no window is in two of them."""
+        rows = self.last - self.first
+        windows = (rows - window) // stride + 1
+        width = min(self.columns, SPAN)
+        # Neighbouring cuts share window - stride rows; twice the window keeps what is read twice below the half.
+        height = rows if self.in_place else max(BLOCK // width, 2 * window)
+        chunk = (max(height, window) - window) // stride + 1
+        for first in range(0, windows, chunk):
+            yield first * stride, (min(first + chunk, windows) - 1) * stride + window
+
+    def sums(
+        self, rows: tuple[int, int], past: int, future: int, stride: int, inverse: Tensor, left: int, right: int
+    ) -> Tensor:
+        """Sums over the columns [windows, 8] of the windows in the rows."""
+        block = self.read(*rows, left, right)
+        phase = rows[0] % (past + future)
+        sums, _ = torch.ops.stprune.window_stats(block, past, future, stride, phase, self.null_value, inverse, False)
+        return sums[0]
+
+    def _refuse_infinite(self, block: Tensor, begin: int) -> None:
+        infinite = block.isinf()
         if self.null_value is not None:
-            valid &= values != self.null_value
-        if valid.all():
-            return values, None
-        values[~valid] = 0.0
-        return values, valid
+            infinite &= block != self.null_value
+        if bool(infinite.any()):
+            row, column = infinite.nonzero()[0].tolist()
+            raise ValueError(
+                f"stationarity: series must be finite or NaN, got {float(block[row, column])} in row {self.first + begin + row}"
+            )
 
 
-def _block(cube: Any, first: int, last: int, left: int, right: int) -> Array:
-    """A float64 copy of rows [first, last) and columns [left, right), columns being (node, channel) pairs."""
+def _is_readable(cube: Any) -> bool:
+    """Whether the compiled kernels can read the series where it lies."""
+    if isinstance(cube, Tensor):
+        channels, nodes = cube.shape[2], cube.shape[1]
+        dense = (channels == 1 or cube.stride(2) == 1) and (nodes == 1 or cube.stride(1) == channels)
+        return dense and cube.device.type == "cpu" and cube.dtype in (torch.float32, torch.float64)
+    strides = tuple(stride / cube.itemsize for stride in cube.strides)
+    dense = (cube.shape[2] == 1 or strides[2] == 1) and (cube.shape[1] == 1 or strides[1] == cube.shape[2])
+    return dense and strides[0] >= 0 and cube.flags.writeable and cube.dtype in (np.float32, np.float64)
+
+
+def _block(cube: Any, mask: Any, first: int, last: int, left: int, right: int) -> Tensor:
+    """Rows [first, last) and columns [left, right), columns being (node, channel) pairs; a copy where one is needed."""
     channels = cube.shape[2]
     # Whole nodes are read, then cut: only these rows of these nodes are ever copied.
     nodes = slice(left // channels, -(-right // channels))
-    block = cube[first:last, nodes]
-    if isinstance(block, Tensor):
-        block = block.detach().to("cpu", torch.float64).numpy()
-    flat = np.asarray(block).reshape(last - first, -1)
     begin = left - nodes.start * channels
-    return np.array(flat[:, begin : begin + right - left], dtype=np.float64)
+    block = _flat(cube[first:last, nodes])[:, begin : begin + right - left]
+    if mask is not None:
+        kept = _flat(mask[first:last, nodes])[:, begin : begin + right - left]
+        block = torch.where(kept != 0, block, torch.nan)
+    return block if block.shape[1] == 1 or block.stride(1) == 1 else block.contiguous()
 
 
-def _chunks(windows: int, stride: int, window: int, width: int) -> Iterator[tuple[int, int]]:
-    """(first window, number of windows) so that the rows they span fill about one block."""
-    rows = max(window, BLOCK // width)
-    # Neighbouring chunks share window - stride rows; twice the window keeps what is read twice below the half.
-    chunk = max(1, (max(rows, 2 * window) - window) // stride + 1)
-    for first in range(0, windows, chunk):
-        yield first, min(chunk, windows - first)
-
-
-def _deviation(source: _Columns, first: int, last: int) -> Array:
-    """Population standard deviation of every column over its valid entries; 0 where constant or empty."""
-    rows = max(1, BLOCK // source.width)
-    count, total = np.zeros(source.width), np.zeros(source.width)
-    low, high = np.full(source.width, np.inf), np.full(source.width, -np.inf)
-    for row in range(first, last, rows):
-        values, valid = source.read(row, min(row + rows, last))
-        if np.isinf(values).any():
-            place, column = np.argwhere(np.isinf(values))[0]
-            raise ValueError(f"stationarity: series must be finite or NaN, got {values[place, column]} in row {row + place}")
-        total += values.sum(axis=0)
-        count += len(values) if valid is None else valid.sum(axis=0)
-        shown = values if valid is None else np.where(valid, values, np.inf)
-        low = np.minimum(low, shown.min(axis=0))
-        high = np.maximum(high, values.max(axis=0) if valid is None else np.where(valid, values, -np.inf).max(axis=0))
-    # A second pass around the mean: the one-pass formula loses every digit at an offset of 1e6.
-    mean = total / np.maximum(count, 1)
-    squares = np.zeros(source.width)
-    for row in range(first, last, rows):
-        values, valid = source.read(row, min(row + rows, last))
-        values -= mean
-        if valid is not None:
-            values[~valid] = 0.0
-        squares += np.square(values, out=values).sum(axis=0)
-    # A constant is recognised by its extremes: its sum of squares is rounding noise, not 0.
-    return np.where(high > low, np.sqrt(squares / np.maximum(count, 1)), 0.0)
-
-
-def _drift(values: Array, valid: Array | None, past: int, future: int, stride: int, std: Array) -> tuple[Array, Array | int]:
-    """Sum over the nodes that count of |mean y - mean x| / std, and their number, for every window of the block."""
-    windows = len(values) - past - future + 1
-    x = _sliding_sum(values, past)[:windows:stride]
-    y = _sliding_sum(values, future)[past : past + windows : stride]
-    measurable = std > 0
-    if valid is None:
-        difference = np.abs(y / future - x / past)
-        return (difference[:, measurable] / std[measurable]).sum(axis=1), int(measurable.sum())
-    ones = valid.astype(np.float64)
-    num_x = _sliding_sum(ones, past)[:windows:stride]
-    num_y = _sliding_sum(ones, future)[past : past + windows : stride]
-    counts = (num_x > 0) & (num_y > 0) & measurable
-    difference = np.abs(y / np.maximum(num_y, 1) - x / np.maximum(num_x, 1)) / np.where(measurable, std, 1.0)
-    return np.where(counts, difference, 0.0).sum(axis=1), counts.sum(axis=1)
-
-
-def _sliding_sum(values: Array, length: int) -> Array:
-    """Sums of ``length`` neighbouring rows, [rows - length + 1, width], in three additions per entry.
-
-    Rows are grouped in blocks of ``length``; a window is the tail of one block and the head of the next (van Herk's
-    scheme for running maxima). Nothing is subtracted, so a sum is as accurate as adding its own rows: the usual
-    difference of two running totals loses the small values that follow large ones.
-    """
-    rows, width = values.shape
-    if length == 1:
-        return values
-    blocks = -(-rows // length)
-    heads = np.zeros((blocks, length, width))
-    heads.reshape(-1, width)[:rows] = values
-    tails = heads.copy()
-    for place in range(1, length):
-        heads[:, place] += heads[:, place - 1]
-        tails[:, length - 1 - place] += tails[:, length - place]
-    sums = tails.reshape(-1, width)[: rows - length + 1]
-    # A window that begins with its block is that block's tail alone.
-    ends = heads.reshape(-1, width)[length - 1 : rows]
-    ends[::length] = 0.0
-    return sums + ends
+def _flat(block: Any) -> Tensor:
+    """[rows, columns] on the CPU: bool stays, float32 and what it holds exactly is float32, all else float64."""
+    if isinstance(block, Tensor):
+        tensor = block.detach().cpu()
+    else:
+        array = np.asarray(block)
+        exact = array.dtype in (np.float32, np.bool_)
+        if not exact:
+            array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64, copy=False)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if tensor.dtype not in (torch.float32, torch.float64, torch.bool):
+        tensor = tensor.to(torch.float32 if tensor.element_size() <= 2 else torch.float64)
+    return tensor.reshape(tensor.shape[0], -1)
 
 
 def _as_mask(mask: Any, shape: tuple[int, ...]) -> Any:
