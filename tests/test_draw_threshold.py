@@ -141,6 +141,35 @@ def test_narrow_dtypes_and_awkward_memory(dtype):
             assert torch.equal(actual, wanted)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_out_is_written_in_front_and_nowhere_else(exact, threads):
+    scores = lognormal(40_001)
+    expected = draw_threshold(scores, 0.4, seed=3, epoch=4, exact_count=exact)
+    count = expected[0].numel()
+    for number in (1, 3):
+        threads(number)
+        for size in (count, count + 1, 40_001):
+            out = (torch.full((size,), -1), torch.full((size,), -1.0))
+            drawn = draw_threshold(scores, 0.4, seed=3, epoch=4, exact_count=exact, out=out)
+            for buffer, view, wanted in zip(out, drawn, expected, strict=True):
+                assert view.data_ptr() == buffer.data_ptr()
+                assert torch.equal(view, wanted)
+                assert bool((buffer[count:] == -1).all())
+
+
+def test_out_that_does_not_fit_is_left_alone():
+    scores = lognormal(1000)
+    count = draw_threshold(scores, 0.5, seed=0, epoch=0)[0].numel()
+    out = (torch.full((count,), -1), torch.full((count - 1,), -1.0))
+    with pytest.raises(ValueError, match=f"out must have at least {count} elements, got {count - 1}"):
+        draw_threshold(scores, 0.5, seed=0, epoch=0, out=out)
+    assert bool((out[0] == -1).all() and (out[1] == -1).all())
+    with pytest.raises(TypeError, match=r"out indices must be torch.int64, got torch.float32"):
+        draw_threshold(scores, 0.5, seed=0, epoch=0, out=(torch.empty(1000), torch.empty(1000)))
+    with pytest.raises(ValueError, match="out weights must be contiguous"):
+        draw_threshold(scores, 0.5, seed=0, epoch=0, out=(torch.empty(1000).long(), torch.empty(2000)[::2]))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -162,3 +191,5 @@ def test_errors(change, error, message):
 def test_opcheck():
     for exact in (False, True):
         torch.library.opcheck(torch.ops.stprune.draw_threshold.default, (lognormal(5000), 0.5, exact, 1, 2))
+        out = (torch.zeros(5000, dtype=torch.int64), torch.zeros(5000))
+        torch.library.opcheck(torch.ops.stprune.draw_threshold_into.default, (*out, lognormal(5000), 0.5, exact, 1, 2))

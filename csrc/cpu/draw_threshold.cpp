@@ -106,51 +106,93 @@ void mark_exact(const T* scores, T threshold, const Draw& draw, Marks& marks) {
   });
 }
 
-template <typename T>
-std::tuple<Tensor, Tensor> draw_kernel(const Tensor& scores, const Draw& draw, bool exact_count) {
-  const T* x = scores.const_data_ptr<T>();
-  const int64_t n = scores.numel(), words = num_chunks(n) * CHUNK_WORDS;
-  const T threshold = static_cast<T>(mean_of(finite_stats_of(x, n)));
-  Tensor scratch = new_output(scores, 2 * words, ScalarType::Long);
-  uint64_t* bits = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
-  Marks marks{n, bits, bits + words, std::vector<int64_t>(num_chunks(n)), std::vector<int64_t>(num_chunks(n))};
-  if (exact_count) {
-    mark_exact(x, threshold, draw, marks);
-  } else {
-    mark_bernoulli(x, threshold, draw, marks);
+// The marks of a draw, and what writes their indices and weights.
+class Drawn {
+ public:
+  Drawn(const Tensor& scores, const Draw& draw, bool exact_count)
+      : words_(num_chunks(scores.numel()) * CHUNK_WORDS),
+        scratch_(new_output(scores, 2 * words_, ScalarType::Long)),
+        weight_(1.0f / static_cast<float>(draw.keep)) {
+    uint64_t* bits = reinterpret_cast<uint64_t*>(scratch_.mutable_data_ptr<int64_t>());
+    const int64_t n = scores.numel();
+    marks_ = {n, bits, bits + words_, std::vector<int64_t>(num_chunks(n)), std::vector<int64_t>(num_chunks(n))};
+    if (scores.scalar_type() == ScalarType::Float) {
+      mark(scores.const_data_ptr<float>(), draw, exact_count);
+    } else {
+      mark(scores.const_data_ptr<double>(), draw, exact_count);
+    }
+    total_ = scan(marks_.counts, marks_.offsets);
   }
-  const int64_t total = scan(marks.counts, marks.offsets);
-  Tensor indices = new_output(scores, total, ScalarType::Long);
-  Tensor weights = new_output(scores, total, ScalarType::Float);
-  int64_t* index = indices.mutable_data_ptr<int64_t>();
-  float* weight = weights.mutable_data_ptr<float>();
-  const float other = 1.0f / static_cast<float>(draw.keep);
-  for_chunks(num_chunks(n), [&](int64_t chunk) {
-    const int64_t size = (chunk_size(n, chunk) + 63) / 64, offset = marks.offsets[chunk], count = marks.counts[chunk];
-    kernels().emit(marks.kept_of(chunk), size, chunk * CHUNK, index + offset, count);
-    plan_kernels().emit_weights(marks.kept_of(chunk), marks.below_of(chunk), size, other, weight + offset, count);
-  });
-  return {indices, weights};
+
+  int64_t total() const { return total_; }
+
+  void write(int64_t* indices /* [total] */, float* weights /* [total] */) const {
+    for_chunks(num_chunks(marks_.n), [&](int64_t chunk) {
+      const int64_t size = (chunk_size(marks_.n, chunk) + 63) / 64;
+      const int64_t offset = marks_.offsets[chunk], count = marks_.counts[chunk];
+      kernels().emit(marks_.kept_of(chunk), size, chunk * CHUNK, indices + offset, count);
+      plan_kernels().emit_weights(marks_.kept_of(chunk), marks_.below_of(chunk), size, weight_, weights + offset,
+                                  count);
+    });
+  }
+
+ private:
+  template <typename T>
+  void mark(const T* x, const Draw& draw, bool exact_count) {
+    const T threshold = static_cast<T>(mean_of(finite_stats_of(x, marks_.n)));
+    if (exact_count) {
+      mark_exact(x, threshold, draw, marks_);
+    } else {
+      mark_bernoulli(x, threshold, draw, marks_);
+    }
+  }
+
+  int64_t words_;
+  Tensor scratch_;
+  float weight_;
+  Marks marks_{};
+  int64_t total_ = 0;
+};
+
+Drawn drawn(const Tensor& scores, double keep, bool exact_count, int64_t seed, int64_t epoch) {
+  check_vector(scores, "draw_threshold", "scores");
+  const ScalarType dtype = scores.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "draw_threshold: unsupported dtype");
+  STD_TORCH_CHECK(keep >= 0.0 && keep <= 1.0, "draw_threshold: keep must lie in [0, 1]");
+  STD_TORCH_CHECK(scores.numel() <= int64_t{1} << 40, "draw_threshold: scores must have at most 2^40 elements");
+  return Drawn(scores, Draw{keep, philox_key(seed), static_cast<uint32_t>(epoch)}, exact_count);
 }
 
 std::tuple<Tensor, Tensor> draw_threshold(const Tensor& scores, double keep, bool exact_count, int64_t seed,
                                           int64_t epoch) {
-  check_vector(scores, "draw_threshold", "scores");
-  STD_TORCH_CHECK(keep >= 0.0 && keep <= 1.0, "draw_threshold: keep must lie in [0, 1]");
-  STD_TORCH_CHECK(scores.numel() <= int64_t{1} << 40, "draw_threshold: scores must have at most 2^40 elements");
-  const Draw draw{keep, philox_key(seed), static_cast<uint32_t>(epoch)};
-  switch (scores.scalar_type()) {
-    case ScalarType::Float:
-      return draw_kernel<float>(scores, draw, exact_count);
-    case ScalarType::Double:
-      return draw_kernel<double>(scores, draw, exact_count);
-    default:
-      STD_TORCH_CHECK(false, "draw_threshold: unsupported dtype");
+  const Drawn found = drawn(scores, keep, exact_count, seed, epoch);
+  Tensor indices = new_output(scores, found.total(), ScalarType::Long);
+  Tensor weights = new_output(scores, found.total(), ScalarType::Float);
+  found.write(indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>());
+  return {indices, weights};
+}
+
+// Into the front of buffers that the caller owns; returns how many. Nothing is written where they are too small.
+Tensor draw_threshold_into(Tensor indices, Tensor weights, const Tensor& scores, double keep, bool exact_count,
+                           int64_t seed, int64_t epoch) {
+  check_vector(indices, "draw_threshold", "indices");
+  check_vector(weights, "draw_threshold", "weights");
+  check_dtype(indices, ScalarType::Long, "draw_threshold", "indices");
+  check_dtype(weights, ScalarType::Float, "draw_threshold", "weights");
+  const Drawn found = drawn(scores, keep, exact_count, seed, epoch);
+  if (found.total() <= indices.numel() && found.total() <= weights.numel()) {
+    found.write(indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>());
   }
+  Tensor count = torch::stable::new_empty(scores, {1}, ScalarType::Long);
+  *count.mutable_data_ptr<int64_t>() = found.total();
+  return count;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("draw_threshold", TORCH_BOX(&draw_threshold)); }
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
+  m.impl("draw_threshold", TORCH_BOX(&draw_threshold));
+  m.impl("draw_threshold_into", TORCH_BOX(&draw_threshold_into));
+}
 
 }  // namespace stprune

@@ -14,15 +14,33 @@ def _fake(scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch
     return scores.new_empty((size,), dtype=torch.int64), scores.new_empty((size,), dtype=torch.float32)
 
 
+def _into_fake(
+    indices: torch.Tensor, weights: torch.Tensor, scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int
+) -> torch.Tensor:
+    return scores.new_empty((1,), dtype=torch.int64)
+
+
 define(
     "draw_threshold(Tensor scores, float keep, bool exact_count, int seed, int epoch) -> (Tensor, Tensor)",
     reference.draw_threshold,
     _fake,
 )
+define(
+    "draw_threshold_into(Tensor(a!) indices, Tensor(b!) weights, Tensor scores, float keep, bool exact_count, int seed, "
+    "int epoch) -> Tensor",
+    reference.draw_threshold_into,
+    _into_fake,
+)
 
 
 def draw_threshold(
-    scores: torch.Tensor, keep: float, *, seed: int, epoch: int, exact_count: bool = False
+    scores: torch.Tensor,
+    keep: float,
+    *,
+    seed: int,
+    epoch: int,
+    exact_count: bool = False,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The threshold rule: scores at or above the mean are kept, of those below it a share `keep`.
 
@@ -38,13 +56,18 @@ def draw_threshold(
         seed: in [0, 2^63).
         epoch: in [0, 2^32).
         exact_count: keep an exact number of those below instead of each on its own.
+        out: buffers for indices (int64) and weights (float32), contiguous, on the device of `scores`, n elements are
+            always enough; overwritten. Half the time of a draw goes into fresh memory, which a second draw into the same
+            buffers does not need.
 
     Returns:
-        indices [K] int64, ascending, and weights [K] float32. Neither depends on device, thread count or instruction set.
+        indices [K] int64, ascending, and weights [K] float32: with `out`, views of its front. Neither depends on device,
+        thread count or instruction set.
 
     Raises:
         TypeError: `scores` is no floating tensor, or a number is none.
-        ValueError: `scores` is not one-dimensional, or a number lies outside its range.
+        ValueError: `scores` is not one-dimensional, a number lies outside its range, or `out` is not contiguous or too
+            small (then nothing is written).
 
     Example:
         >>> import torch
@@ -63,4 +86,21 @@ def draw_threshold(
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
     # bfloat16 and float16 become float32, which is exact.
     scores = scores.contiguous() if scores.dtype in (torch.float32, torch.float64) else scores.float()
-    return torch.ops.stprune.draw_threshold(scores, keep, bool(exact_count), seed, epoch)  # type: ignore[no-any-return]
+    if out is None:
+        return torch.ops.stprune.draw_threshold(scores, keep, bool(exact_count), seed, epoch)  # type: ignore[no-any-return]
+    indices, weights = (_buffer(*named) for named in (("indices", out[0], torch.int64), ("weights", out[1], torch.float32)))
+    count = int(torch.ops.stprune.draw_threshold_into(indices, weights, scores, keep, bool(exact_count), seed, epoch))
+    if count > min(indices.numel(), weights.numel()):
+        have = min(indices.numel(), weights.numel())
+        raise ValueError(f"{op}: out must have at least {count} elements, got {have}")
+    return indices[:count], weights[:count]
+
+
+def _buffer(name: str, buffer: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    op, name = "draw_threshold", f"out {name}"
+    buffer = _check.vector(op, name, _check.tensor(op, name, buffer))
+    if buffer.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype}, got {buffer.dtype}")
+    if not buffer.is_contiguous():
+        raise ValueError(f"{op}: {name} must be contiguous, got strides {buffer.stride()}")
+    return buffer
