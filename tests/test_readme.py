@@ -1,0 +1,70 @@
+"""The README: its code runs, its commands exist, its figures are those of a committed row."""
+
+import json
+import pathlib
+import re
+
+import torch
+from torch.utils.data import DataLoader
+
+import stprune
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_python_block_runs():
+    torch.manual_seed(0)
+    series = torch.rand(60, 5, 1)
+    model = torch.nn.Linear(1, 1)
+    names = {
+        "stprune": stprune,
+        "torch": torch,
+        "DataLoader": DataLoader,
+        "train_set": stprune.WindowDataset(series, history=12, horizon=12),
+        "series": series,
+        "model": lambda x, node=None: model(x),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }
+    assert len(blocks("python")) >= 2
+    for code in blocks("python"):
+        exec(code, names)
+    assert bool(torch.isfinite(names["loss"]))
+
+
+def test_every_command_exists():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for code in blocks("sh"):
+        for line in code.splitlines():
+            words = line.split("#")[0].split()
+            if words[:1] == ["make"]:
+                assert words[1] in targets, line
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_result_table_is_a_committed_row():
+    """Every number of the demo table stands in the newest row of benchmarks/results/demo.jsonl."""
+    row = json.loads((ROOT / "benchmarks" / "results" / "demo.jsonl").read_text().splitlines()[-1])
+    tables = [block for block in README.split("\n\n") if block.startswith("| run | test MAE |")]
+    assert len(tables) == 1
+    lines = tables[0].splitlines()[2:]
+    assert len(lines) == len(row["rows"])
+    for line, run in zip(lines, row["rows"], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == f"{run['mae'][0]:.4f}", line
+        assert cells[2] in ("", f"{run['mae_change'][0]:+.1f}%"), line
+        assert cells[3:7] == [
+            f"{run['epochs']:.0f}",
+            f"{run['steps']:,.0f}",
+            f"{run['seconds'][0]:.0f} s",
+            f"{run['speedup'][0]:.2f}x",
+        ], line
+        assert cells[7] in ("", f"{run['overhead_of_full']:.1f}%"), line
