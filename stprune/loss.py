@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
-from stprune.ops.pruned_loss import arranged, channels_of, checked_dims, checked_loss
+from stprune.ops.pruned_loss import arranged, channels_of, checked_dims, checked_loss, pruned_loss
 from stprune.sampler import PruningSampler
 
 _OP = "PrunedLoss"
@@ -66,6 +66,11 @@ class PrunedLoss(torch.nn.Module):
         Eq. 1-4, 9, 10, 13 (our definition of ST-Prune's rescaling).
     """
 
+    mean: torch.Tensor | None
+    std: torch.Tensor | None
+    node_scale: torch.Tensor | None
+    horizon_weights: torch.Tensor | None
+
     def __init__(
         self,
         sampler: PruningSampler,
@@ -108,7 +113,10 @@ class PrunedLoss(torch.nn.Module):
             ("node_scale", _numbers("node_scale", node_scale, positive=True)),
             ("horizon_weights", _horizon(horizon_weights)),
         ):
-            self.register_buffer(name, value, persistent=False)
+            if value is None:  # a plain attribute is found sooner than a module's
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, value, persistent=False)
         self._columns: tuple[Any, torch.Tensor] | None = None
 
     def extra_repr(self) -> str:
@@ -143,9 +151,13 @@ class PrunedLoss(torch.nn.Module):
             RuntimeError: a second derivative is asked for.
         """
         _check_batch(prediction, target, mask, node, self.dims)
-        affine, horizon = self._affine(prediction, node), self._horizon(prediction)
-        p, t = arranged(prediction, self.dims), arranged(target, self.dims)
-        options = (None if mask is None else arranged(mask, self.dims), affine, horizon, self.null_value)
+        affine = None if self.mean is None and self.node_scale is None else self._affine(prediction, node)
+        horizon = None if self.horizon_weights is None else self._horizon(prediction, self.horizon_weights)
+        p, t = prediction, target
+        if self.dims is not None:
+            p, t = arranged(p, self.dims), arranged(t, self.dims)
+            mask = None if mask is None else arranged(mask, self.dims)
+        options = (mask, affine, horizon, self.null_value)
         if not (self.training and torch.is_grad_enabled()):
             return self._fused(p, t, None, *options)[0]
         if index is None:
@@ -153,10 +165,12 @@ class PrunedLoss(torch.nn.Module):
         index = _check.index(_OP, "index", index)
         if index.numel() != p.shape[0]:
             raise ValueError(f"{_OP}: index must hold one id for each of {p.shape[0]} samples, got {index.numel()}")
-        if self.sampler.table.device != p.device:
-            self.sampler.to(p.device)
+        device = p.device
+        if self.sampler.table.device != device:
+            self.sampler.to(device)
         weight = self.sampler.weights_of(index, per_step=self.rescale == "per_step")
-        weight = weight.to(p.device, torch.float64 if p.dtype == torch.float64 else torch.float32, non_blocking=True)
+        if p.dtype == torch.float64 or weight.device != device:
+            weight = weight.to(device, _accumulator(p), non_blocking=True)
         value, rest = self._fused(p, t, weight, *options)
         self.sampler.update(index, rest[2])
         return value
@@ -171,7 +185,7 @@ class PrunedLoss(torch.nn.Module):
         horizon: torch.Tensor | None,
         null_value: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        value, _, rest, _ = torch.ops.stprune.pruned_loss(
+        value, _, rest, _ = pruned_loss(
             prediction,
             target,
             mask,
@@ -186,20 +200,15 @@ class PrunedLoss(torch.nn.Module):
         )
         return value, rest
 
-    def _horizon(self, prediction: torch.Tensor) -> torch.Tensor | None:
-        weights = self.horizon_weights
-        if not isinstance(weights, torch.Tensor):
-            return None
+    def _horizon(self, prediction: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         at = 1 if self.dims is None else self.dims.find("T")
         steps = prediction.shape[at] if at >= 0 else 1
         if weights.numel() != steps:
             raise ValueError(f"{_OP}: horizon_weights must have one weight for each of {steps} steps, got {weights.numel()}")
         return weights.to(prediction.device, _accumulator(prediction))
 
-    def _affine(self, prediction: torch.Tensor, node: torch.Tensor | None) -> torch.Tensor | None:
+    def _affine(self, prediction: torch.Tensor, node: torch.Tensor | None) -> torch.Tensor:
         """[5, 1 or B, F]: factor and offset of prediction and of target, factor of their difference."""
-        if self.mean is None and self.node_scale is None:
-            return None
         sizes, counts_nodes = channels_of(prediction.shape, self.dims)
         key = (tuple(sizes), prediction.device, _accumulator(prediction))
         if node is None and self._columns is not None and self._columns[0] == key:

@@ -140,8 +140,10 @@ class ScoreTable:
         if index.device != self.device:
             _check_ids(op, index, self.num_samples)
             index = index.to(self.device, non_blocking=True)
-        values = scores.detach().float().contiguous()
-        arguments = (self._scores, self._stamp, self._fresh, self._variance, self._state, index.contiguous(), values)
+        index, values = index.contiguous(), scores.detach().contiguous()
+        if values.dtype != torch.float32:
+            values = values.float()
+        arguments = (self._scores, self._stamp, self._fresh, self._variance, self._state, index, values)
         if torch.compiler.is_compiling():
             table_update(*arguments, beta=self.beta, counted=counted)
             return

@@ -20,6 +20,8 @@ define(
     _fake,
 )
 
+_OP = torch.ops.stprune.plan_lookup.default
+
 
 def plan_lookup(
     index: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, *, full: bool, mean_weight: torch.Tensor | None = None
@@ -45,5 +47,5 @@ def plan_lookup(
         >>> plan_lookup(torch.tensor([7, 2]), torch.tensor([2, 5, 7]), torch.tensor([1.0, 2.0, 4.0]), full=False)
         tensor([4., 1.])
     """
-    result: torch.Tensor = torch.ops.stprune.plan_lookup(index.contiguous(), indices, weights, full, mean_weight)
+    result: torch.Tensor = _OP(index.contiguous(), indices, weights, full, mean_weight)
     return result

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stprune.ops import _check, node_stats  # noqa: F401  node_stats: to be registered
-from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss
+from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss, pruned_loss
 
 GRANULARITIES = ("window", "node")
 
@@ -137,9 +137,7 @@ def residual_stats(
     if granularity == "node":
         inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
         return ResidualStats(*torch.ops.stprune.node_stats(*inputs, null_value, loss, parameter))
-    _, mean, rest, count = torch.ops.stprune.pruned_loss(
-        prediction, target, mask, None, None, None, null_value, loss, parameter, 0.0, 0.0
-    )
+    _, mean, rest, count = pruned_loss(prediction, target, mask, None, None, None, null_value, loss, parameter, 0.0, 0.0)
     return ResidualStats(mean, rest[0], rest[1], count)
 
 
@@ -217,7 +215,7 @@ def score(
                 total = torch.add(total, term, alpha=weight)
         return total.to(torch.float32)
     options = (mask, None, None, None, null_value, loss, parameter, *weights)
-    rest = torch.ops.stprune.pruned_loss(prediction.detach(), target.detach(), *options)[2]
+    rest = pruned_loss(prediction.detach(), target.detach(), *options)[2]
     result: torch.Tensor = rest[2].to(torch.float32)
     return result
 

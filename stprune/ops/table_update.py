@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from stprune.ops._registry import define
+from stprune.ops._registry import _LIBRARY, define
 from stprune.reference import table_update as reference
 
 
@@ -22,12 +27,37 @@ def _fake(
     return None
 
 
+@functools.cache
+def _launcher() -> Callable[..., None] | None:
+    """The Triton kernel's launcher, imported at the first call; None where triton is not installed."""
+    try:
+        launcher: Callable[..., None] = importlib.import_module("stprune.kernels.table_update").table_update
+    except ImportError:
+        return None
+    return launcher
+
+
+def _cuda(scores: torch.Tensor, *arguments: Any) -> None:
+    launcher = _launcher()
+    if launcher is None:
+        # Indexing asserts on the device that ids are in range, as is done here for the kernel.
+        reference.table_update(scores, *arguments)
+        return
+    index, num_samples = arguments[4], scores.numel()
+    inside = ((index >= 0) & (index < num_samples)).all()
+    torch._assert_async(inside, f"table_update: index must lie in [0, {num_samples - 1}]")
+    launcher(scores, *arguments)
+
+
 define(
     "table_update(Tensor(a!) scores, Tensor(b!) stamp, Tensor(c!) fresh, Tensor(d!)? variance, Tensor(e!) state, "
     "Tensor index, Tensor values, float beta, bool counted) -> ()",
     reference.table_update,
     _fake,
 )
+
+_LIBRARY.impl("table_update", _cuda, "CUDA")
+_OP = torch.ops.stprune.table_update.default
 
 
 def table_update(
@@ -62,4 +92,4 @@ def table_update(
     Source:
         Eq. 5.
     """
-    torch.ops.stprune.table_update(scores, stamp, fresh, variance, state, index, values, beta, counted)
+    _OP(scores, stamp, fresh, variance, state, index, values, beta, counted)

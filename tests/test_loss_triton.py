@@ -1,0 +1,200 @@
+"""The Triton kernels of the loss and the table: their results under Triton's interpreter, and that they compile for GPUs."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+LOAD = """
+import importlib.util, math, sys
+import torch
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, f"{sys.argv[1]}/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kernel, table = load("pruned_loss"), load("table_update")
+"""
+
+# In a process of its own: TRITON_INTERPRET must be set before the kernels are imported, and is not undone.
+INTERPRETED = (
+    LOAD
+    + """
+from stprune.reference import pruned_loss as reference
+from stprune.reference import table_update as table_reference
+
+generator = torch.Generator().manual_seed(0)
+kernel.BLOCK_COLUMN, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = 16, 4, 2
+
+
+def draw(*shape):
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=None):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    target = draw(*shape) * 3 + 5
+    prediction = target + draw(*shape) * 4 - 2
+    target[draw(*shape) < 0.2] = 0.0
+    mask = draw(*shape) < 0.7
+    mask[0] = False
+    prediction[~mask] = math.nan if masked else 1.0
+    prediction, target = prediction.to(dtype), target.to(other or dtype)
+    if permuted:
+        prediction = prediction.transpose(1, 2).contiguous().transpose(1, 2)
+        target = target.transpose(0, 1).contiguous().transpose(0, 1)
+    weight, affine, horizon = draw(shape[0]), draw(5, 1, math.prod(shape[2:])) + 0.5, draw(shape[1])
+    parameter = {"huber": 0.8, "mape": 4.0, "quantile": 0.3}.get(loss, 1.0)
+    arguments = (prediction, target, mask if masked else None)
+    arguments += tuple(x.to(wide) if extras else None for x in (weight, affine, horizon))
+    arguments += (null_value, loss, parameter)
+    actual = kernel.pruned_loss(*arguments, 0.4, 0.7)
+    expected = reference.pruned_loss(*arguments, 0.4, 0.7)
+    tolerance = 1e-11 if dtype == torch.float64 else 3e-6
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    count = expected[3]
+    of_value, of_loss = torch.tensor(0.7, dtype=wide), draw(shape[0]).to(wide)
+    for pair in ((of_value, None), (of_value, of_loss)):
+        grads = kernel.pruned_loss_backward(*pair, *arguments, count, True)
+        wanted = reference.pruned_loss_backward(*pair, *arguments, count, True)
+        tolerance = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+        for a, b in zip(grads, wanted, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-11 if dtype == torch.float64 else 1e-6)
+
+
+for loss in kernel.LOSSES:
+    check((2, 3, 21), torch.float32, loss, True, True, 0.0)
+    check((2, 5, 7), torch.float64, loss, False, False, None)
+    check((2, 3, 9, 2), torch.bfloat16, loss, False, True, 0.0, permuted=True)
+check((3, 40, 5), torch.float32, "mae", False, False, 0.0)  # tall
+check((3, 4, 5), torch.float32, "mae", False, False, math.nan)
+check((2, 3, 5, 3), torch.float16, "huber", True, False, None, permuted=True)
+check((2, 3, 20), torch.bfloat16, "mae", True, False, 0.0, other=torch.float32)
+check((2, 3), torch.float32, "mse", True, True, 0.0)
+for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
+    empty = torch.zeros(shape)
+    arguments = (empty, empty, None, None, None, None, None, "mae", 1.0)
+    assert kernel.pruned_loss(*arguments, 0.5, 0.5)[0] == 0.0
+    assert kernel.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0]).long(), False)[0].shape == shape
+
+table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
+for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (7, 0, True)):
+    scores = draw(n).float()
+    scores[draw(n) < 0.2] = math.inf
+    scores[draw(n) < 0.2] = math.nan
+    columns = [scores, torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.bool)]
+    columns += [draw(n).float() if with_variance else None, torch.tensor([5, 17])]
+    index = torch.randint(0, n, (size,), generator=generator)
+    values = draw(size).float()
+    values[::9] = math.nan
+    results = []
+    for update in (table.table_update, table_reference.table_update):
+        copy = [None if x is None else x.clone() for x in columns]
+        update(*copy, index, values, 0.3, True)
+        results.append(copy)
+    for a, b in zip(*results, strict=True):
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
+print("ok")
+"""
+)
+
+COMPILED = (
+    LOAD
+    + """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+INTEGERS = {"num_steps", "num_columns", "num_samples", "num_tiles", "inner", "size"}
+DOUBLES = {"rows", "spreads", "means", "sums"}
+WHOLE = {"count", "number", "state", "index"}
+
+
+def compile_for_all(function, constants, pointers, num_warps):
+    signature = {}
+    for name in function.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in INTEGERS:
+            signature[name] = "i32"
+        elif name in DOUBLES:
+            signature[name] = "*fp64"
+        elif name in WHOLE:
+            signature[name] = "*i64"
+        elif name in pointers:
+            signature[name] = pointers[name]
+        else:
+            assert name.split("_")[0] in ("p", "t", "m", "gp", "gt", "affine"), name
+            signature[name] = "i64"
+    for capability in (80, 90, 100):
+        compiled = triton.compile(
+            ASTSource(function, signature=signature, constexprs=constants),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": num_warps},
+        )
+        assert compiled.metadata.shared <= 227 * 1024
+        assert compiled.asm["cubin"]
+        print(function.__name__, capability)
+
+
+for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
+    of = "*fp64" if wide else "*fp32"
+    pointers = {"prediction": "*" + dtype, "target": "*" + dtype, "mask": "*i1", "affine": of, "horizon": of, "weight": of}
+    pointers |= {"grad_value": of, "grad_loss": of, "grad_prediction": "*" + dtype, "grad_target": "*" + dtype}
+    pointers |= {"loss": of, "rest": of, "value": of}
+    for loss in (0, 3):
+        constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "NULL_KIND": 2, "NULL": 0.1}
+        constants |= {"HAS_AFFINE": loss == 3, "WIDE": wide}
+        tile = {**constants, "TALL": loss == 3, "BLOCK_COLUMN": kernel.BLOCK_COLUMN}
+        compile_for_all(kernel._pruned_loss_tile_kernel, tile, pointers, kernel.NUM_WARPS)
+        flags = ("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO")
+        backward = {**constants, **dict.fromkeys(flags, True), "BLOCK_COLUMN": kernel.BLOCK_COLUMN}
+        compile_for_all(kernel._pruned_loss_backward_kernel, backward, pointers, kernel.NUM_WARPS)
+    sample = {"SPATIAL": 0.5, "TEMPORAL": 0.5, "HAS_HORIZON": True, "BLOCK_STEP": kernel.BLOCK_STEP}
+    compile_for_all(kernel._pruned_loss_sample_kernel, sample, pointers, 1)
+    batch = {"HAS_WEIGHT": True, "BLOCK_SAMPLE": kernel.BLOCK_SAMPLE}
+    compile_for_all(kernel._pruned_loss_batch_kernel, batch, pointers, kernel.NUM_WARPS)
+pointers = {"scores": "*fp32", "stamp": "*i32", "fresh": "*i1", "variance": "*fp32", "values": "*fp32"}
+for flag in (True, False):
+    constants = {"BETA": 0.3, "REST": 0.7, "HAS_VARIANCE": flag, "COUNTED": flag}
+    constants |= {"BLOCK_ID": table.BLOCK_ID, "BLOCK_OTHER": table.BLOCK_OTHER}
+    compile_for_all(table._table_update_kernel, constants, pointers, table.NUM_WARPS)
+"""
+)
+
+
+def run(script: str, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(KERNELS)],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+@needs_triton
+def test_match_the_reference_in_the_interpreter() -> None:
+    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
+
+
+@needs_triton
+def test_compile_ahead_of_time(tmp_path: pathlib.Path) -> None:
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2)
