@@ -235,6 +235,25 @@ def test_draw_nodes(num_nodes, count):
     same(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
 
 
+def window_with_a_tie(num_nodes):
+    """A window in which two nodes of different tiles have the same word, and that word's rank (from 1)."""
+    for window in range(2000):
+        word = reference_nodes.node_words(torch.tensor([window]), num_nodes, 5, 6)[0]
+        ordered, order = word.sort(stable=True)
+        equal = (ordered[1:] == ordered[:-1]).nonzero().flatten()
+        if equal.numel() and int(order[equal[0]]) // 1024 < int(order[equal[0] + 1]) // 1024:
+            return window, int(equal[0]) + 1
+    raise AssertionError("no window has a tie")
+
+
+def test_draw_nodes_with_equal_words():
+    window, rank = window_with_a_tie(8600)
+    index = torch.tensor([window])
+    for count in (rank - 1, rank, rank + 1, rank + 2):
+        got = stprune.draw_nodes(index.to(CUDA), num_nodes=8600, count=count, seed=5, epoch=6)
+        same(got, reference_nodes.draw_nodes(index, 8600, count, 5, 6))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 7, 1), (2, 3, 50, 3), (64, 12, 170, 1), (2, 5, 9, 600)])
 def test_gather_nodes(shape, dtype):

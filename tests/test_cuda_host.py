@@ -430,6 +430,25 @@ def test_draw_nodes(kernels, num_nodes, count):
     assert torch.equal(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
 
 
+def window_with_a_tie(num_nodes):
+    """A window in which two nodes of different tiles have the same word, and that word's rank (from 1)."""
+    for window in range(2000):
+        word = reference_nodes.node_words(torch.tensor([window]), num_nodes, 5, 6)[0]
+        ordered, order = word.sort(stable=True)
+        equal = (ordered[1:] == ordered[:-1]).nonzero().flatten()
+        if equal.numel() and int(order[equal[0]]) // 1024 < int(order[equal[0] + 1]) // 1024:
+            return window, int(equal[0]) + 1
+    raise AssertionError("no window has a tie")
+
+
+def test_draw_nodes_with_equal_words(kernels):
+    """32-bit words of 8,600 nodes collide once in a hundred windows; the smaller node comes first."""
+    window, rank = window_with_a_tie(8600)
+    for count in (rank - 1, rank, rank + 1, rank + 2):
+        expected = reference_nodes.draw_nodes(torch.tensor([window]), 8600, count, 5, 6)
+        assert torch.equal(kernels.draw_nodes(torch.tensor([window]), 8600, count, 5, 6), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 7, 1), (2, 3, 50, 3), (4, 12, 170, 2), (2, 5, 9, 600)])
 def test_gather_nodes(kernels, shape, dtype):

@@ -27,14 +27,9 @@ struct BernoulliMark {
     for (int tile = 0; tile < SEGMENT_TILES; ++tile) {
       PerThread<Four<T>> p;
       PerThread<PhiloxWords> words;
-      PerThread<int64_t> rest;
       block.own([&](int t) {
         const int64_t first = chunk * CHUNK_KEYS + t / WARP * SEGMENT + tile * TILE;
-        rest[t] = n - first;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          p[t].item[j] = tile_offset(t, j) < rest[t] ? probability[first + tile_offset(t, j)] : T(0);
-        }
+        p[t] = load_tile(probability + first, n - first, t);
         words[t] = tile_words(key, epoch, STREAM_DRAW, first, t);
       });
       PerThread<Four<uint32_t>> ballots;

@@ -38,11 +38,17 @@ struct RangeOf {
       first[t] = ~uint64_t{0};
       positive[t] = units[t] = 0;
       for (int64_t base = block.index() * THREADS * EACH; base < n; base += block.count() * THREADS * EACH) {
+        T loaded[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
           const int64_t index = base + i * THREADS + t;
-          if (index >= n) continue;
-          const T value = values[index];
+          loaded[i] = T(0);  // in the range, and not positive
+          if (index < n) loaded[i] = values[index];
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+          const int64_t index = base + i * THREADS + t;
+          const T value = loaded[i];
           const bool good = value >= T(0) && value <= high;
           if (!good && static_cast<uint64_t>(index) < first[t]) first[t] = static_cast<uint64_t>(index);
           positive[t] += value > T(0);

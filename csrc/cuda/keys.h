@@ -11,16 +11,16 @@
 namespace stprune {
 namespace {
 
-// NaN, +inf .. -inf with -0 = +0, as an unsigned number that falls along this order.
+// NaN, +inf .. -inf with -0 = +0, as an unsigned number that falls along this order. Without branches: between loads
+// they would make each wait for the one before.
 STPRUNE_DEVICE uint32_t key_code(float key) {
-  if (key != key) return 0xFFFFFFFFu;
-  const uint32_t bits = bits_of(key + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
+  const uint32_t bits = bits_of(key + 0.0f), flipped = bits ^ ((bits >> 31 ? 0x7FFFFFFFu : 0u) | 0x80000000u);
+  return key != key ? 0xFFFFFFFFu : flipped;
 }
 STPRUNE_DEVICE uint64_t key_code(double key) {
-  if (key != key) return 0xFFFFFFFFFFFFFFFFull;
-  const uint64_t bits = bits_of(key + 0.0);
-  return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
+  constexpr uint64_t SIGN = 0x8000000000000000ull;
+  const uint64_t bits = bits_of(key + 0.0), flipped = bits ^ ((bits >> 63 ? ~SIGN : 0) | SIGN);
+  return key != key ? ~uint64_t{0} : flipped;
 }
 
 template <class Key>
@@ -44,29 +44,43 @@ struct Four {
   T item[4];
 };
 
+// A lane's four of `size` elements at `from`; 0 where there are none.
+template <class T>
+STPRUNE_DEVICE Four<T> load_tile(const T* from, int64_t size, int lane) {
+  Four<T> values;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int offset = tile_offset(lane, j);
+    values.item[j] = T(0);
+    if (offset < size) values.item[j] = from[offset];
+  }
+  return values;
+}
+
 STPRUNE_DEVICE PhiloxWords tile_words(PhiloxKey key, uint32_t epoch, uint32_t stream, int64_t first, int lane) {
   const uint64_t c = philox_counter(first + tile_offset(lane, 0));
   return philox(key, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), epoch, stream);
 }
 
+// A source of keys hands out a lane's four values of a tile (0 from index first + size on), and turns them into codes.
+// The two are apart so that the loads of several tiles can be in flight together.
+
 // Keys that lie in memory.
 template <class Key>
 struct StoredKeys {
   using Code = typename CodeOf<Key>::Code;
+  using Value = Key;
   // Tiles whose loads are in flight together: 16 keys a thread.
   static constexpr int TILES_AT_ONCE = 4;
   const Key* keys;  // [n]
 
-  STPRUNE_DEVICE Code at(int64_t i) const { return key_code(keys[i]); }
-  // The codes of a lane's four keys of the tile that starts at `first`; 0 from index first + size on.
-  STPRUNE_DEVICE Four<Code> tile(int64_t first, int64_t size, int lane) const {
-    Four<Code> codes;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int offset = tile_offset(lane, j);
-      codes.item[j] = offset < size ? key_code(keys[first + offset]) : Code{0};
-    }
-    return codes;
+  STPRUNE_DEVICE Value value(int64_t i) const { return keys[i]; }
+  STPRUNE_DEVICE Code code(Value value, int64_t) const { return key_code(value); }
+  STPRUNE_DEVICE Four<Value> load(int64_t first, int64_t size, int lane) const {
+    return load_tile(keys + first, size, lane);
+  }
+  STPRUNE_DEVICE Four<Code> codes(const Four<Value>& values, int64_t, int) const {
+    return {{key_code(values.item[0]), key_code(values.item[1]), key_code(values.item[2]), key_code(values.item[3])}};
   }
 };
 
@@ -106,27 +120,31 @@ STPRUNE_DEVICE float race_numerator(uint32_t word) {
 template <bool RACE>
 struct WeightedKeys {
   using Code = uint32_t;
+  using Value = float;
   // Random words keep a thread busy; more tiles would not fit into its registers.
   static constexpr int TILES_AT_ONCE = 2;
   const float* weights;  // [n]
   PhiloxKey key;
   uint32_t epoch;
 
-  STPRUNE_DEVICE Code code(uint32_t word, float weight) const {
+  STPRUNE_DEVICE Code code_of(uint32_t word, float weight) const {
     constexpr float LARGEST = 0x1.fffffep127f;
-    if (!(weight > 0.0f)) return ~0x7F800000u;  // +inf
     const float quotient = (RACE ? race_numerator(word) : priority_numerator(word)) / weight;
-    return ~bits_of(quotient > LARGEST ? LARGEST : quotient);
+    const uint32_t key = bits_of(quotient > LARGEST ? LARGEST : quotient);
+    return ~(weight > 0.0f ? key : 0x7F800000u);  // +inf
   }
-  STPRUNE_DEVICE Code at(int64_t i) const { return code(philox_word_at(key, epoch, STREAM_WEIGHTED, i), weights[i]); }
-  STPRUNE_DEVICE Four<Code> tile(int64_t first, int64_t size, int lane) const {
+  STPRUNE_DEVICE Value value(int64_t i) const { return weights[i]; }
+  STPRUNE_DEVICE Code code(Value value, int64_t i) const {
+    return code_of(philox_word_at(key, epoch, STREAM_WEIGHTED, i), value);
+  }
+  STPRUNE_DEVICE Four<Value> load(int64_t first, int64_t size, int lane) const {
+    return load_tile(weights + first, size, lane);
+  }
+  STPRUNE_DEVICE Four<Code> codes(const Four<Value>& values, int64_t first, int lane) const {
     const PhiloxWords words = tile_words(key, epoch, STREAM_WEIGHTED, first, lane);
     Four<Code> codes;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int offset = tile_offset(lane, j);
-      codes.item[j] = offset < size ? code(words.word[j], weights[first + offset]) : Code{0};
-    }
+    for (int j = 0; j < 4; ++j) codes.item[j] = code_of(words.word[j], values.item[j]);
     return codes;
   }
 };

@@ -116,11 +116,17 @@ struct Bracket {
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
     PerThread<Code> codes[EACH];
     block.own([&](int t) {
+      // All loads first: the sample lies all over the memory.
+      typename Keys::Value values[EACH];
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         const int64_t sample = t + static_cast<int64_t>(i) * THREADS;
-        codes[i][t] = sample < size ? keys.at(size == n ? sample : sample_position(sample, n)) : Code{0};
+        values[i] = 0;
+        if (sample < size) values[i] = keys.value(position(sample));
       }
+#pragma unroll
+      for (int i = 0; i < EACH; ++i)
+        codes[i][t] = keys.code(values[i], position(t + static_cast<int64_t>(i) * THREADS));
     });
     const Code high = rank_high < 1 ? ~Code{0} : kth(block, shared, codes, rank_high);
     const Code low = rank_low > size ? Code{0} : rank_low == rank_high ? high : kth(block, shared, codes, rank_low);
@@ -133,6 +139,8 @@ struct Bracket {
       state->above = state->inside = 0;
     });
   }
+
+  STPRUNE_DEVICE int64_t position(int64_t sample) const { return size == n ? sample : sample_position(sample, n); }
 
   STPRUNE_DEVICE Code kth(Block<THREADS>& block, Shared& shared, const PerThread<Code> (&codes)[EACH],
                           int64_t rank) const {
@@ -182,16 +190,23 @@ struct Classify {
       constexpr int TILES = Keys::TILES_AT_ONCE;
 #pragma unroll 1
       for (int tile = 0; tile < SEGMENT_TILES; tile += TILES) {
-        PerThread<Four<Code>> codes[TILES];
+        PerThread<Four<typename Keys::Value>> values[TILES];
         block.own([&](int t) {
 #pragma unroll
           for (int i = 0; i < TILES; ++i) {
             const int64_t first = chunk * CHUNK_KEYS + t / WARP * SEGMENT + (tile + i) * TILE;
-            codes[i][t] = keys.tile(first, n - first, t);
+            values[i][t] = keys.load(first, n - first, t);
           }
         });
 #pragma unroll
-        for (int i = 0; i < TILES; ++i) sort_out(block, chunk, tile + i, codes[i], low, high, marks, found);
+        for (int i = 0; i < TILES; ++i) {
+          PerThread<Four<Code>> codes;
+          block.own([&](int t) {
+            const int64_t first = chunk * CHUNK_KEYS + t / WARP * SEGMENT + (tile + i) * TILE;
+            codes[t] = keys.codes(values[i][t], first, t);
+          });
+          sort_out(block, chunk, tile + i, codes, low, high, marks, found);
+        }
       }
       block.own([&](int t) {
         const int64_t segment = chunk * CHUNK_SEGMENTS + t / WARP;
@@ -347,7 +362,7 @@ struct Refine {
           const int64_t segment = first_segment + g * (THREADS / WARP) + t / WARP,
                         first = segment * SEGMENT + tile * TILE;
           rest[t] = again[g][t] ? n - first : 0;
-          if (rest[t] > 0) four[t] = keys.tile(first, rest[t], t);
+          four[t] = keys.codes(keys.load(first, rest[t], t), first, t);
         });
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -448,7 +463,7 @@ struct Resolve {
       block.own([&](int t) {
         const int64_t first = chunk * CHUNK_KEYS + t / WARP * SEGMENT + tile * TILE;
         rest[t] = again[t] ? n - first : 0;
-        if (rest[t] > 0) codes[t] = keys.tile(first, rest[t], t);
+        codes[t] = keys.codes(keys.load(first, rest[t], t), first, t);
       });
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

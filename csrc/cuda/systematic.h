@@ -49,10 +49,16 @@ struct SystematicSums {
     block.own([&](int t) {
       sum[t] = free[t] = 0;
       room[t] = above[t] = ONE;
+      T p[SYSTEMATIC_BLOCK / THREADS];
 #pragma unroll
       for (int i = 0; i < SYSTEMATIC_BLOCK / THREADS; ++i) {
         const int64_t index = block.index() * SYSTEMATIC_BLOCK + i * THREADS + t;
-        const int64_t q = index < n ? to_fixed(probability[index]) : 0;
+        p[i] = T(0);
+        if (index < n) p[i] = probability[index];
+      }
+#pragma unroll
+      for (int i = 0; i < SYSTEMATIC_BLOCK / THREADS; ++i) {
+        const int64_t q = to_fixed(p[i]);
         sum[t] += q;
         if (q <= 0 || q >= ONE) continue;
         free[t] += 1;
