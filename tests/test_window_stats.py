@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -356,3 +357,14 @@ def test_errors() -> None:
     for error, message, series, options in cases:
         with pytest.raises(error, match=rf"^window_stats: .*{message}"):
             window_stats(series, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_entry_is_one_error_and_no_warning(value):
+    # Several blocks of moments, so that the infinite one is merged with those before and after it.
+    series = np.random.default_rng(0).normal(size=(3 * reference.MOMENT_ROWS + 5, 2))
+    series[1500, 1] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="got an infinite entry in row 1500"):
+            window_stats(series, history=4, horizon=2)

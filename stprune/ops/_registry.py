@@ -25,3 +25,8 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
 def define_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
     """Attach a backward to an op; call it right after `define`."""
     torch.library.register_autograd(f"stprune::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def define_cuda(name: str, kernel: Callable[..., Any]) -> None:
+    """Give an op a kernel of its own on CUDA tensors; call it right after `define`."""
+    _LIBRARY.impl(name, kernel, "CUDA")

@@ -51,7 +51,7 @@ _registry.define(
     reference,
     _fake,
 )
-_registry._LIBRARY.impl("gather_windows", _cuda, "CUDA")
+_registry.define_cuda("gather_windows", _cuda)
 
 
 def gather_windows(

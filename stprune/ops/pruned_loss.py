@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
-from stprune.ops._registry import _LIBRARY, define, define_autograd
+from stprune.ops._registry import define, define_autograd, define_cuda
 from stprune.reference import pruned_loss as reference
 
 LOSSES = ("mae", "mse", "huber", "mape", "quantile")
@@ -131,8 +131,8 @@ define(
     _backward_fake,
 )
 define_autograd("pruned_loss_backward", _double_backward, _backward_setup_context)
-_LIBRARY.impl("pruned_loss", _cuda, "CUDA")
-_LIBRARY.impl("pruned_loss_backward", _backward_cuda, "CUDA")
+define_cuda("pruned_loss", _cuda)
+define_cuda("pruned_loss_backward", _backward_cuda)
 
 
 class _Fused(torch.autograd.Function):

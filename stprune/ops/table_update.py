@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stprune.ops._registry import _LIBRARY, define
+from stprune.ops._registry import define, define_cuda
 from stprune.reference import table_update as reference
 
 
@@ -56,7 +56,7 @@ define(
     _fake,
 )
 
-_LIBRARY.impl("table_update", _cuda, "CUDA")
+define_cuda("table_update", _cuda)
 _OP = torch.ops.stprune.table_update.default
 
 

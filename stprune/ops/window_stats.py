@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stprune.ops import _check
-from stprune.ops._registry import _LIBRARY, define
+from stprune.ops._registry import define, define_cuda
 from stprune.reference import window_stats as reference
 
 LONGEST = 1 << 16
@@ -93,7 +93,7 @@ define(
     _fake,
 )
 define("node_moments(Tensor series, float? null_value) -> Tensor", reference.node_moments, _moments_fake)
-_LIBRARY.impl("window_stats", _cuda, "CUDA")
+define_cuda("window_stats", _cuda)
 
 
 def window_stats(
@@ -202,18 +202,18 @@ def deviation(moments: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Population standard deviation of every column [columns] from moments [blocks, 4, columns]; 0 where constant."""
     count = np.zeros(moments.shape[2])
     mean, squares = np.zeros_like(count), np.zeros_like(count)
-    for n, centre, total, square in moments:
-        # Blocks are merged in their order: the same bits however the series was cut.
-        size = np.maximum(n, 1.0)
-        block_mean = np.where(n > 0, centre + total / size, mean)
-        after = count + n
-        step = np.where(count > 0, block_mean - mean, 0.0)
-        share = n / np.maximum(after, 1.0)
-        with np.errstate(invalid="ignore"):
-            # Infinite entries give NaN here and are refused later, where the row is known.
+    # Infinite entries give NaN here and are refused later, where the row is known.
+    with np.errstate(invalid="ignore"):
+        for n, centre, total, square in moments:
+            # Blocks are merged in their order: the same bits however the series was cut.
+            size = np.maximum(n, 1.0)
+            block_mean = np.where(n > 0, centre + total / size, mean)
+            after = count + n
+            step = np.where(count > 0, block_mean - mean, 0.0)
+            share = n / np.maximum(after, 1.0)
             squares += np.maximum(square - total * total / size, 0.0) + step * step * count * share
-        mean = np.where(count > 0, mean + step * share, block_mean)
-        count = after
+            mean = np.where(count > 0, mean + step * share, block_mean)
+            count = after
     std: np.ndarray[Any, Any] = np.sqrt(squares / np.maximum(count, 1.0))
     return std
 

@@ -12,6 +12,8 @@ from stprune.windows._check import as_length
 
 DAY = np.timedelta64(1, "D")
 
+Array = np.ndarray[Any, Any]
+
 
 def time_features(
     num_times: int,
@@ -60,20 +62,33 @@ def time_features(
         raise ValueError(f"time_features: exactly one of steps_per_day and timestamps must be given, got {got}")
     if timestamps is None:
         steps_per_day = as_length("time_features", "steps_per_day", steps_per_day)
-        day, step = np.divmod(np.arange(num_times) + first_step, steps_per_day)
-        return _table(step / steps_per_day, day % 7 / 7, dtype)
+        clock = clock_of_rows(np.arange(num_times) + first_step, steps_per_day)
+    else:
+        clock = clock_of_times(checked_timestamps("time_features", timestamps, num_times))
+    return torch.from_numpy(np.stack(clock, axis=1)).to(dtype)
+
+
+def checked_timestamps(function: str, timestamps: Any, num_times: int) -> Array:
+    """[num_times] datetime64 without NaT, or the error that names the argument."""
     if not isinstance(timestamps, np.ndarray) or timestamps.dtype.kind != "M":
         kind = getattr(timestamps, "dtype", type(timestamps).__name__)
-        raise TypeError(f"time_features: timestamps must be a datetime64 array, got {kind}")
+        raise TypeError(f"{function}: timestamps must be a datetime64 array, got {kind}")
     if timestamps.shape != (num_times,) or bool(np.isnat(timestamps).any()):
         raise ValueError(
-            f"time_features: timestamps must be one time for each of the {num_times} rows, got shape {timestamps.shape}, "
+            f"{function}: timestamps must be one time for each of the {num_times} rows, got shape {timestamps.shape}, "
             f"{int(np.isnat(timestamps).sum())} of them NaT"
         )
-    days = timestamps.astype("datetime64[D]")
+    return timestamps
+
+
+def clock_of_rows(rows: Array, steps_per_day: int) -> tuple[Array, Array]:
+    """Time of day and day of week, float64 in [0, 1), of rows counted from a Monday 00:00."""
+    day, step = np.divmod(rows, steps_per_day)
+    return step / steps_per_day, day % 7 / 7
+
+
+def clock_of_times(times: Array) -> tuple[Array, Array]:
+    """The same of datetime64 time stamps."""
+    days = times.astype("datetime64[D]")
     # Day 0 of datetime64, 1970-01-01, was a Thursday: 3 days after a Monday.
-    return _table((timestamps - days) / DAY, (days.astype(np.int64) + 3) % 7 / 7, dtype)
-
-
-def _table(time_of_day: np.ndarray[Any, Any], day_of_week: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.stack([time_of_day, day_of_week], axis=1)).to(dtype)
+    return (times - days) / DAY, (days.astype(np.int64) + 3) % 7 / 7

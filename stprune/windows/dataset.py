@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stprune.windows._check import as_length, as_range, as_series, mapped_file
-
-DAY = np.timedelta64(1, "D")
+from stprune.windows.clock import checked_timestamps, clock_of_rows, clock_of_times
 
 
 def split_windows(
@@ -222,14 +221,8 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _clock(self, rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
         if self.steps_per_day is not None:
-            day, step = np.divmod(rows + self.first_step, self.steps_per_day)
-            return step / self.steps_per_day, day % 7 / 7
-        if self.timestamps is not None:
-            times = self.timestamps[rows]
-            days = times.astype("datetime64[D]")
-            # Day 0 of datetime64, 1970-01-01, was a Thursday: 3 days after a Monday.
-            return (times - days) / DAY, (days.astype(np.int64) + 3) % 7 / 7
-        return None
+            return clock_of_rows(rows + self.first_step, self.steps_per_day)
+        return None if self.timestamps is None else clock_of_times(self.timestamps[rows])
 
     def _append(self, x: Tensor, clock: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> Tensor:
         features = [torch.from_numpy(feature).to(x)[..., None, None].expand(*x.shape[:-1], 1) for feature in clock]
@@ -246,14 +239,7 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
             return
         if self.steps_per_day is not None:
             raise ValueError("WindowDataset: timestamps must not come with steps_per_day, got both")
-        if not isinstance(self.timestamps, np.ndarray) or self.timestamps.dtype.kind != "M":
-            kind = getattr(self.timestamps, "dtype", type(self.timestamps).__name__)
-            raise TypeError(f"WindowDataset: timestamps must be a datetime64 array, got {kind}")
-        if self.timestamps.shape != self.series.shape[:1] or bool(np.isnat(self.timestamps).any()):
-            raise ValueError(
-                f"WindowDataset: timestamps must be one time for each of the {self.series.shape[0]} rows, got shape "
-                f"{self.timestamps.shape}, {int(np.isnat(self.timestamps).sum())} of them NaT"
-            )
+        checked_timestamps("WindowDataset", self.timestamps, self.series.shape[0])
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and workers; a memory map travels as its file's name, not as its contents."""
