@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from stprune.demo import DemoOptions, data, figures, run_demo, train, verdict
-from stprune.demo.feeds import PlainFeed, PrunedFeed, masked_mae
+from stprune.demo import DemoOptions, data, delivery, figures, run_demo, train, verdict
+from stprune.demo.feeds import PlainFeed, PrunedFeed, Shuffle, by_window_loader, masked_mae
 from stprune.demo.options import DEFAULT_RUNS, choose_device
 from stprune.demo.records import EpochRecord, Metrics, RunRecord, summarize
 from stprune.demo.runs import Group
@@ -50,6 +50,8 @@ def record(name, seed=0, *, mae=1.0, seconds=(10.0, 20.0), errors=(2.0, 1.0), st
         "score_seconds": 0.3,
         "scores": np.zeros((0, 4), np.float32),
         "kept": np.zeros(4, np.int64),
+        "node_mae": np.ones((len(errors), 5), np.float32),
+        "drawn": np.zeros(5, np.int64),
     }
     return RunRecord(name=name, seed=seed, epochs=epochs, **{**values, **settings})
 
@@ -166,15 +168,18 @@ def test_constant_and_copied_nodes_are_counted():
 def test_windows_of_the_parts_do_not_touch_and_cover_every_time_of_day(num_steps, per_day):
     split = split_windows(num_steps, per_day)
     first, second = int(num_steps * 0.6), int(num_steps * 0.8)
-    assert split.train[0] == 0
-    assert int(split.train[-1]) + WINDOW <= first
-    assert int(split.validation[0]) == first
-    assert int(split.validation[-1]) + WINDOW <= second
-    assert int(split.test[0]) == second
-    assert int(split.test[-1]) + WINDOW == num_steps
-    assert torch.equal(split.test, torch.arange(second, num_steps - WINDOW + 1))
+    train_rows, validation, test = (part.first_rows for part in (split.train, split.validation, split.test))
+    assert train_rows[0] == 0
+    assert train_rows[-1] + WINDOW <= first
+    assert validation[0] == first
+    assert validation[-1] + WINDOW <= second
+    assert np.array_equal(test, np.arange(second, num_steps - WINDOW + 1))
+    for part, rows in ((split.train, train_rows), (split.validation, validation), (split.test, test)):
+        assert len(part) == len(rows)
+        # Not one more would fit.
+        assert rows[-1] + part.stride + WINDOW > part.stop
     if len(split.train) >= per_day:
-        assert len(set((split.train % per_day).tolist())) == per_day
+        assert len(set((train_rows % per_day).tolist())) == per_day
 
 
 def test_a_series_too_short_for_a_split_is_refused():
@@ -182,23 +187,60 @@ def test_a_series_too_short_for_a_split_is_refused():
         split_windows(119, 96)
 
 
+def first_batch(problem, part, numbers, **settings):
+    return next(problem.batches(part, numbers, batch_size=len(numbers), **settings))
+
+
 def test_a_batch_is_the_slices_of_the_series(problem):
     series = small_series()
-    start = torch.tensor([0, 7, 400])
-    node = torch.tensor([[0, 2], [1, 4], [3, 4]])
-    x, y = problem.batch(start)
-    few_x, few_y = problem.batch(start, node)
+    part = problem.split.train
+    batch = first_batch(problem, part, [0, 7, 400])
     normal = (series.values - problem.mean) / problem.std
-    for row, begin in enumerate(start.tolist()):
+    assert batch.index.tolist() == [0, 7, 400]
+    assert batch.node is None
+    for row, begin in enumerate(part.first_rows[[0, 7, 400]]):
         past, future = slice(begin, begin + HISTORY), slice(begin + HISTORY, begin + WINDOW)
-        torch.testing.assert_close(x[row, ..., 0], torch.from_numpy(normal[past].astype(np.float32)), rtol=1e-5, atol=1e-6)
-        assert torch.equal(y[row, ..., 0], torch.from_numpy(series.values[future]))
+        torch.testing.assert_close(
+            batch.x[row, ..., 0], torch.from_numpy(normal[past].astype(np.float32)), rtol=1e-5, atol=1e-6
+        )
+        assert torch.equal(batch.y[row, ..., 0], torch.from_numpy(series.values[future]))
         clock = torch.from_numpy(series.time_of_day[past])[:, None].expand(-1, 5)
         week = torch.from_numpy(series.day_of_week[past] / 7).float()[:, None].expand(-1, 5)
-        assert torch.equal(x[row, ..., 1], clock)
-        assert torch.equal(x[row, ..., 2], week)
-        assert torch.equal(few_x[row], x[row][:, node[row]])
-        assert torch.equal(few_y[row], y[row][:, node[row]])
+        assert torch.equal(batch.x[row, ..., 1], clock)
+        assert torch.equal(batch.x[row, ..., 2], week)
+
+
+def test_a_batch_of_drawn_nodes_is_a_part_of_the_whole_batch(problem):
+    feed = pruned(problem, node_ratio=0.4)
+    feed.start(0)
+    for batch in feed.batches():
+        whole = first_batch(problem, problem.split.train, batch.index.tolist())
+        assert torch.equal(batch.node, feed.sampler.nodes(batch.index))
+        assert batch.x.shape[2] == batch.y.shape[2] == 2
+        for row, node in enumerate(batch.node):
+            assert torch.equal(batch.x[row], whole.x[row][:, node])
+            assert torch.equal(batch.y[row], whole.y[row][:, node])
+
+
+def test_a_data_loader_delivers_the_same_batches(problem):
+    order = Shuffle(len(problem.split.train), seed=3)
+    usual = delivery.by_data_loader(delivery.usual_series(problem))
+    count = 0
+    for one, other in zip(by_window_loader(problem, order, 50), usual(problem, order, 50), strict=True):
+        assert torch.equal(one.index, other.index)
+        torch.testing.assert_close(one.x, other.x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.y, other.y, rtol=1e-5, atol=1e-6)
+        count += len(one.index)
+    assert count == len(problem.split.train)
+
+
+def test_both_deliveries_train_the_same_model(problem):
+    ticks = []
+    found = delivery.compare_deliveries(trainer(problem), batch_size=64, seed=0, tick=lambda: ticks.append(1))
+    before, after = found["DataLoader"], found["WindowLoader"]
+    assert before.validation_mae == pytest.approx(after.validation_mae, rel=1e-4)
+    assert min(before.training, before.alone, after.training, after.alone) > 0
+    assert len(ticks) == 2 * (1 + delivery.ROUNDS)
 
 
 def test_normalisation_sees_the_training_part_only():
@@ -218,9 +260,13 @@ def test_missing_values_enter_as_the_mean_and_never_count():
     series.values[20, 1] = -9.0
     problem = prepare(series, device=CPU, null_value=-9.0)
     assert not problem.complete
-    x, y = problem.batch(torch.tensor([0]))
-    assert float(x[0, 5, 0, 0]) == 0.0
+    batch = first_batch(problem, problem.split.train, [0])
+    y = batch.y
+    assert float(batch.x[0, 5, 0, 0]) == 0.0
     assert math.isnan(float(y[0, 20 - HISTORY, 1, 0]))
+    usual = delivery.by_data_loader(delivery.usual_series(problem))
+    other = next(usual(problem, Shuffle(len(problem.split.train), seed=0, max_samples=1), 1))
+    assert not torch.isnan(other.x).any()
     assert int(torch.isnan(y).sum()) == 1
     prediction = torch.zeros_like(y)
     expected = np.nanmean(np.abs(y.numpy()))
@@ -242,15 +288,13 @@ def test_a_constant_or_missing_training_part_is_refused():
 
 def pruned(problem, method="st-prune", *, epochs=8, keep_ratio=0.5, node_ratio=1.0, batch_size=64):
     return PrunedFeed(
-        len(problem.split.train),
-        problem.num_nodes,
+        problem,
         method=method,
         num_epochs=epochs,
         keep_ratio=keep_ratio,
         node_ratio=node_ratio,
         batch_size=batch_size,
         seed=0,
-        complete=problem.complete,
     )
 
 
@@ -258,28 +302,32 @@ def trainer(problem):
     return train.Trainer(problem=problem, model="stid", dim=2, steps_per_day=96, learning_rate=2e-3)
 
 
-def test_a_plain_feed_gives_every_window_once_in_a_new_order_each_epoch():
-    feed = PlainFeed(100, 16, 2, seed=0, complete=True)
+def test_a_plain_feed_gives_every_window_once_in_a_new_order_each_epoch(problem):
+    feed = PlainFeed(problem, batch_size=64, num_epochs=2, seed=0)
+    size = len(problem.split.train)
     orders = []
     for epoch in range(2):
-        assert feed.start(epoch) == 7
-        batches = list(feed.batches())
-        assert [len(batch) for batch in batches] == [16] * 6 + [4]
-        orders.append(np.concatenate(batches))
-        assert sorted(orders[-1].tolist()) == list(range(100))
-    assert not np.array_equal(*orders)
-
-
-def test_a_cut_feed_stops_after_exactly_the_steps_asked_for():
-    feed = PlainFeed.of_steps(100, 16, max_steps=17, seed=0, complete=True)
-    assert feed.num_epochs == 3
-    lengths = []
-    for epoch in range(feed.num_epochs):
         steps = feed.start(epoch)
-        assert len(list(feed.batches())) == steps
-        lengths.append(steps)
-        assert feed.steps_after(epoch) == 17 - sum(lengths)
-    assert lengths == [7, 7, 3]
+        batches = [batch.index for batch in feed.batches()]
+        assert [len(batch) for batch in batches] == [64] * (size // 64) + [size % 64]
+        assert steps == len(batches)
+        orders.append(torch.cat(batches))
+        assert orders[-1].sort().values.tolist() == list(range(size))
+    assert not torch.equal(*orders)
+
+
+def test_a_cut_feed_stops_after_exactly_the_steps_asked_for(problem):
+    per_epoch = math.ceil(len(problem.split.train) / 64)
+    for extra in (0, 3):
+        feed = PlainFeed(problem, batch_size=64, seed=0, max_steps=2 * per_epoch + extra)
+        lengths = []
+        for epoch in range(feed.num_epochs):
+            steps = feed.start(epoch)
+            assert len(list(feed.batches())) == steps
+            lengths.append(steps)
+            assert feed.steps_after(epoch) == 2 * per_epoch + extra - sum(lengths)
+        assert lengths == [per_epoch, per_epoch, extra][: feed.num_epochs]
+        assert feed.num_epochs == (3 if extra else 2)
 
 
 @pytest.mark.parametrize("method", ["st-prune", "soft-random", "infobatch"])
@@ -301,28 +349,37 @@ def test_the_learning_rate_ends_at_the_end_of_every_method(problem, method):
         assert len(rates) == feed.sampler.total_steps(64)
 
 
-def test_probing_the_loss_leaves_no_trace_in_the_scores(problem):
-    feed = pruned(problem)
-    feed.start(0)
-    index = torch.arange(8)
-    x, y = problem.batch(problem.split.train[index])
-    feed.loss(x[..., :1].requires_grad_(), y, index, None)
-    before = feed.sampler.table.scores.clone()
-    feed.probe_loss(x[..., :1] + 1, y, index, None)
+def test_probing_leaves_no_trace_in_scores_or_plan(problem):
+    feed = pruned(problem, node_ratio=0.4)
+    steps = feed.start(0)
+    batch = next(feed.batches())
+    feed.loss(batch.x[..., :1].clone().requires_grad_(), batch)
+    before, planned = feed.sampler.table.scores.clone(), feed.plan_seconds
+    feed.probe_loss(batch.x[..., :1] + 1, batch)
+    feed.replay_draws()
     assert torch.equal(feed.sampler.table.scores, before)
     assert len(feed.extra_loss_seconds) == 1
+    assert feed.plan_seconds > planned
+    assert len(list(feed.batches())) == steps
+
+
+def test_replaying_gives_out_every_id_and_draws_every_node(problem, monkeypatch):
+    feed = pruned(problem, node_ratio=0.4)
+    feed.start(0)
+    drawn = []
+    nodes = feed.sampler.nodes
+    monkeypatch.setattr(feed.sampler, "nodes", lambda index: drawn.append(index) or nodes(index))
+    feed.replay_draws()
+    assert torch.cat(drawn).sort().values.tolist() == list(range(len(problem.split.train)))
 
 
 def test_the_plain_and_the_pruned_loss_agree_at_weight_one(problem):
     feed = pruned(problem)
     feed.start(0)
-    index = torch.arange(8)
-    x, y = problem.batch(problem.split.train[index])
-    prediction = x[..., :1].detach().requires_grad_()
+    batch = next(feed.batches())
+    prediction = batch.x[..., :1].clone().requires_grad_()
     # So the runs differ in what they train on, not in the loss; the sums may be taken in another order.
-    torch.testing.assert_close(
-        feed.loss(prediction, y, index, None), masked_mae(prediction, y, complete=True), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(feed.loss(prediction, batch), masked_mae(prediction, batch.y, complete=True), rtol=1e-6, atol=0)
 
 
 def test_equal_seeds_give_equal_weights_and_leave_the_global_state_alone(problem):
@@ -339,16 +396,17 @@ def test_evaluation_is_the_errors_over_all_present_targets(problem):
     holes = prepare(series, device=CPU)
     subject = trainer(holes)
     model = subject.build(0)
-    found = subject.evaluate(model, holes.split.test)
-    x, y = holes.batch(holes.split.test)
+    found, node_mae = subject.evaluate(model, holes.split.test)
+    batch = next(holes.batches(holes.split.test, batch_size=len(holes.split.test)))
     with torch.no_grad():
-        error = (subject.forecast(model, x) - y).double().numpy()
-    y = y.double().numpy()
+        error = (subject.forecast(model, batch.x) - batch.y).double().numpy()
+    y = batch.y.double().numpy()
     counted = np.abs(y) >= holes.mape_floor
     assert 0 < counted.sum() < y.size
     assert found.mae == pytest.approx(np.nanmean(np.abs(error)), rel=1e-6)
     assert found.rmse == pytest.approx(np.sqrt(np.nanmean(error**2)), rel=1e-6)
     assert found.mape == pytest.approx(100 * np.mean(np.abs(error[counted] / y[counted])), rel=1e-6)
+    assert node_mae == pytest.approx(np.nanmean(np.abs(error), axis=(0, 1, 3)), rel=1e-6)
 
 
 class FakeClock:
@@ -387,13 +445,13 @@ def test_a_runs_clock_counts_training_and_neither_evaluation_nor_probes(problem,
 
 def test_the_weights_of_the_best_validation_epoch_are_tested(problem, monkeypatch):
     subject = trainer(problem)
-    run = train.TrainRun("full", subject, PlainFeed(len(problem.split.train), 64, 3, 0, problem.complete), seed=0)
+    run = train.TrainRun("full", subject, PlainFeed(problem, batch_size=64, num_epochs=3, seed=0), seed=0)
     errors = iter([3.0, 1.0, 2.0])
     states = []
 
-    def evaluate(self, model, start):
+    def evaluate(self, model, part):
         states.append({key: value.clone() for key, value in model.state_dict().items()})
-        return Metrics(next(errors, 9.0), 0.0, 0.0)
+        return train.Evaluation(Metrics(next(errors, 9.0), 0.0, 0.0), np.zeros(5, np.float32))
 
     monkeypatch.setattr(train.Trainer, "evaluate", evaluate)
     for _ in range(3):
@@ -530,6 +588,13 @@ def test_overhead_is_judged_by_the_full_runs_time_and_longer_runs_apart():
     assert any("long takes 2.0 times as many steps" in s and "cost 10.00%" in s and "above the limit of 2%" in s for s in text)
 
 
+def test_the_worth_of_the_loader_is_told():
+    before, after = delivery.DeliveryTimes(2.0, 0.5, 1.0), delivery.DeliveryTimes(1.5, 0.05, 1.0)
+    text = verdict.delivery_sentence({"DataLoader": before, "WindowLoader": after})
+    assert "2.00 s with batches of a DataLoader and 1.50 s with WindowLoader (-25%)" in text
+    assert "500 ms and 50 ms" in text
+
+
 def test_findings_name_the_nodes_that_flatter_node_pruning():
     labels = {"full": "full", "nodes": "nodes"}
     rows = summarize([record("full"), record("nodes")])
@@ -571,6 +636,7 @@ def test_a_quick_demo_makes_every_run_and_writes_what_it_returns(outcome):
     assert [row["name"] for row in stored["rows"]] == list(DEFAULT_RUNS)
     assert [(run["seed"], run["name"]) for run in stored["runs"]] == [(s, name) for s in (0, 1) for name in DEFAULT_RUNS]
     assert stored["machine"]["cores"] >= 1
+    assert set(stored["delivery"]) == {"DataLoader", "WindowLoader"}
 
 
 def test_a_quick_demo_counts_what_every_run_used(outcome):
@@ -611,6 +677,8 @@ def test_a_quick_demos_report_stands_alone_and_shows_the_numbers(outcome):
     for sentence in result["findings"]:
         assert sentence.replace("'", "&#x27;") in page
     assert "±" in page
+    for way in ("DataLoader", "WindowLoader"):
+        assert f"<td>{way}</td><td>{result['delivery'][way]['training']:.2f} s</td>" in page
 
 
 def test_a_demo_of_one_method_trains_it_and_the_full_run_only(tmp_path, capsys):

@@ -6,18 +6,15 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import stprune
-
-IntArray = NDArray[np.int64]
+from stprune.demo.windows import Batch, Problem
 
 
 def masked_mae(prediction: Tensor, target: Tensor, *, complete: bool) -> Tensor:
@@ -52,71 +49,111 @@ class Feed(Protocol):
     def start(self, epoch: int) -> int:
         """Plan an epoch; return its number of optimizer steps."""
 
-    def batches(self) -> Iterator[IntArray]:
-        """Window ids of the planned epoch's batches."""
+    def batches(self) -> Iterator[Batch]:
+        """The planned epoch's batches."""
 
-    def nodes(self, index: Tensor) -> Tensor | None:
-        """[B, m] int64 drawn nodes of a batch, or None for all nodes."""
-
-    def loss(self, prediction: Tensor, target: Tensor, index: Tensor, node: Tensor | None) -> Tensor:
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """The training loss of a batch, a scalar."""
 
     def steps_after(self, epoch: int) -> int:
         """Optimizer steps that are still to come when `epoch` is over, an estimate where the method decides later."""
 
 
-@dataclass
+class Shuffle:
+    """The sampler of plain training: a fresh permutation each epoch, cut short at the end of the run if asked.
+
+    Args:
+        num_samples: windows of the training part.
+        seed: of the permutations.
+        max_samples: windows of the whole run, repeats counted; None for no end.
+    """
+
+    def __init__(self, num_samples: int, seed: int, max_samples: int | None = None) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self.max_samples = max_samples
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Windows of the epoch."""
+        return self.count(self.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        return iter(order[: len(self)].tolist())
+
+    def count(self, epoch: int) -> int:
+        """Windows of a given epoch."""
+        if self.max_samples is None:
+            return self.num_samples
+        return max(0, min(self.num_samples, self.max_samples - epoch * self.num_samples))
+
+
+Delivery = Callable[[Problem, Shuffle, int], Iterator[Batch]]
+"""Makes the batches of a problem's training part, of an order's current epoch and a size."""
+
+
+def by_window_loader(problem: Problem, order: Shuffle, batch_size: int) -> Iterator[Batch]:
+    """The demo's `Delivery`."""
+    return problem.batches(problem.split.train, order, batch_size=batch_size)
+
+
 class PlainFeed:
     """Training without stprune: a fresh permutation each epoch and the plain masked loss.
 
-    Attributes:
-        num_samples: windows of the training part.
+    Args:
+        problem: series and split.
         batch_size: windows per step.
-        num_epochs: epochs; the last one is cut short when `max_steps` says so.
+        num_epochs: epochs; None takes as many as `max_steps` needs, the last one cut short.
         seed: of the permutations.
-        complete: no target is missing.
         max_steps: steps of the whole run, or None for `num_epochs` whole epochs.
+        delivery: who makes the batches.
     """
 
-    num_samples: int
-    batch_size: int
-    num_epochs: int
-    seed: int
-    complete: bool
-    max_steps: int | None = None
-    plan_seconds: float = 0.0
-    _epoch: int = field(default=0, repr=False)
-
-    @classmethod
-    def of_steps(cls, num_samples: int, batch_size: int, *, max_steps: int, seed: int, complete: bool) -> PlainFeed:
-        """A feed that stops after `max_steps` optimizer steps."""
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        batch_size: int,
+        seed: int,
+        num_epochs: int | None = None,
+        max_steps: int | None = None,
+        delivery: Delivery = by_window_loader,
+    ) -> None:
+        self.problem = problem
+        self.batch_size = batch_size
+        self.plan_seconds = 0.0
+        num_samples = len(problem.split.train)
         per_epoch = math.ceil(num_samples / batch_size)
-        return cls(num_samples, batch_size, math.ceil(max_steps / per_epoch), seed, complete, max_steps)
+        if num_epochs is None:
+            if max_steps is None:
+                raise ValueError("PlainFeed: num_epochs or max_steps must be given, got None")
+            num_epochs = math.ceil(max_steps / per_epoch)
+        self.num_epochs = num_epochs
+        whole, rest = divmod(max_steps, per_epoch) if max_steps is not None else (num_epochs, 0)
+        # A cut epoch ends with a full batch.
+        self._order = Shuffle(num_samples, seed, whole * num_samples + rest * batch_size)
+        self._delivery = delivery
 
     def _steps(self, epoch: int) -> int:
-        whole = math.ceil(self.num_samples / self.batch_size)
-        return whole if self.max_steps is None else min(whole, self.max_steps - epoch * whole)
+        return math.ceil(self._order.count(epoch) / self.batch_size)
 
     def start(self, epoch: int) -> int:
         """See `Feed`."""
-        self._epoch = epoch
+        self._order.set_epoch(epoch)
         return self._steps(epoch)
 
-    def batches(self) -> Iterator[IntArray]:
+    def batches(self) -> Iterator[Batch]:
         """See `Feed`."""
-        started = time.perf_counter()
-        order = np.random.default_rng([self.seed, self._epoch]).permutation(self.num_samples)
-        self.plan_seconds += time.perf_counter() - started
-        for step in range(self._steps(self._epoch)):
-            yield order[step * self.batch_size : (step + 1) * self.batch_size]
+        return self._delivery(self.problem, self._order, self.batch_size)
 
-    def nodes(self, index: Tensor) -> Tensor | None:
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """See `Feed`."""
-        return None
-
-    def loss(self, prediction: Tensor, target: Tensor, index: Tensor, node: Tensor | None) -> Tensor:
-        """See `Feed`."""
-        return masked_mae(prediction, target, complete=self.complete)
+        return masked_mae(prediction, batch.y, complete=self.problem.complete)
 
     def steps_after(self, epoch: int) -> int:
         """See `Feed`."""
@@ -127,22 +164,19 @@ class PrunedFeed:
     """Training with stprune: `PruningSampler` decides, `PrunedLoss` weighs and scores.
 
     Args:
-        num_samples: windows of the training part.
-        num_nodes: nodes of the series.
+        problem: series and split.
         method: name of the pruning method.
         num_epochs: epochs of the run.
         keep_ratio: share of the windows kept before the annealing.
         node_ratio: share of the nodes drawn in every window.
         batch_size: windows per step.
         seed: of the plans.
-        complete: no target is missing.
         strata: [num_samples] int64 strata of the windows, or None.
     """
 
     def __init__(
         self,
-        num_samples: int,
-        num_nodes: int,
+        problem: Problem,
         *,
         method: str,
         num_epochs: int,
@@ -150,24 +184,22 @@ class PrunedFeed:
         node_ratio: float,
         batch_size: int,
         seed: int,
-        complete: bool,
         strata: Tensor | None = None,
     ) -> None:
-        self.num_samples = num_samples
-        self.complete = complete
+        self.problem = problem
         self.num_epochs = num_epochs
         self.batch_size = batch_size
         self.plan_seconds = 0.0
         self.extra_loss_seconds: list[float] = []
         self.node_ratio = node_ratio
         self.sampler = stprune.PruningSampler(
-            num_samples,
+            len(problem.split.train),
             num_epochs=num_epochs,
             keep_ratio=keep_ratio,
             method=method,
             seed=seed,
             strata=strata,
-            num_nodes=num_nodes,
+            num_nodes=problem.num_nodes,
             node_ratio=node_ratio,
         )
         # Only ST-Prune looks at where in a window the error sits; the others rank by the plain loss or not at all.
@@ -175,7 +207,7 @@ class PrunedFeed:
         self.criterion = stprune.PrunedLoss(
             self.sampler,
             loss="mae",
-            null_value=None if complete else math.nan,
+            null_value=None if problem.complete else math.nan,
             spatial=spread,
             temporal=spread,
             rescale="epoch_sum" if method == "infobatch" else "per_step",
@@ -192,28 +224,27 @@ class PrunedFeed:
         self.plan_seconds += time.perf_counter() - started
         return self._length[epoch]
 
-    def batches(self) -> Iterator[IntArray]:
+    def batches(self) -> Iterator[Batch]:
         """See `Feed`."""
-        started = time.perf_counter()
-        for index in self.sampler.batches(self.batch_size):
-            self.plan_seconds += time.perf_counter() - started
-            yield index
-            started = time.perf_counter()
-        self.plan_seconds += time.perf_counter() - started
+        return self.problem.batches(self.problem.split.train, self.sampler, batch_size=self.batch_size)
 
-    def nodes(self, index: Tensor) -> Tensor | None:
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """See `Feed`."""
-        if self.node_ratio == 1.0:
-            return None
-        started = time.perf_counter()
-        node = self.sampler.nodes(index)
-        self.plan_seconds += time.perf_counter() - started
-        return node
-
-    def loss(self, prediction: Tensor, target: Tensor, index: Tensor, node: Tensor | None) -> Tensor:
-        """See `Feed`."""
-        loss: Tensor = self.criterion(prediction, target, index, node)
+        loss: Tensor = self.criterion(prediction, batch.y, batch.index, batch.node)
         return loss
+
+    def replay_draws(self) -> None:
+        """Give out the epoch's ids and draw its nodes once more, and count the time as planning.
+
+        Within the epoch the loader does this beside the training, where it has no clock of its own. To be called while the
+        run's clock stands.
+        """
+        started = time.perf_counter()
+        for ids in self.sampler.batches(self.batch_size):
+            if self.node_ratio < 1.0:
+                self.sampler.nodes(torch.from_numpy(ids).to(self.problem.device))
+        synchronize(self.problem.device)
+        self.plan_seconds += time.perf_counter() - started
 
     def steps_after(self, epoch: int) -> int:
         """See `Feed`."""
@@ -224,10 +255,10 @@ class PrunedFeed:
             if self._adaptive and ratio < 1 and pruned:
                 total += pruned[-1]
             else:
-                total += math.ceil(round(ratio * self.num_samples) / self.batch_size)
+                total += math.ceil(round(ratio * self.sampler.table.num_samples) / self.batch_size)
         return total
 
-    def probe_loss(self, prediction: Tensor, target: Tensor, index: Tensor, node: Tensor | None) -> None:
+    def probe_loss(self, prediction: Tensor, batch: Batch) -> None:
         """Measure what the pruned loss costs beyond the plain one, on a real batch and without a trace in the scores.
 
         Forward and backward of both, alternating, five times; the difference of the medians is kept. To be called
@@ -235,9 +266,7 @@ class PrunedFeed:
 
         Args:
             prediction: [B, T, N, C] of the batch just trained on; not modified.
-            target: the same shape.
-            index: [B] int64 window ids.
-            node: [B, m] int64 or None.
+            batch: that batch.
         """
         criterion = copy.deepcopy(self.criterion)
         leaf = prediction.detach().requires_grad_()
@@ -247,9 +276,9 @@ class PrunedFeed:
                 synchronize(leaf.device)
                 started = time.perf_counter()
                 if kind:
-                    loss = criterion(leaf, target, index, node)
+                    loss = criterion(leaf, batch.y, batch.index, batch.node)
                 else:
-                    loss = masked_mae(leaf, target, complete=self.complete)
+                    loss = masked_mae(leaf, batch.y, complete=self.problem.complete)
                 loss.backward()
                 synchronize(leaf.device)
                 seconds[kind].append(time.perf_counter() - started)

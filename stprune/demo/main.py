@@ -14,12 +14,13 @@ import torch
 
 from stprune.demo import machine
 from stprune.demo.data import DemoSeries, load, repeated_nodes
+from stprune.demo.delivery import ROUNDS, DeliveryTimes, compare_deliveries
 from stprune.demo.options import MODEL_DIM, DemoOptions
 from stprune.demo.records import RunRecord, summarize
 from stprune.demo.runs import Group, label
 from stprune.demo.table import as_text, columns, legend
 from stprune.demo.train import LEARNING_RATE, Trainer
-from stprune.demo.verdict import sentences
+from stprune.demo.verdict import delivery_sentence, sentences
 from stprune.demo.windows import Problem, prepare
 
 _QUICK_DAYS = 8
@@ -53,26 +54,6 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     device = torch.device(options.device)
     problem = prepare(series, device=device, null_value=options.null_value)
     print(_introduction(options, series, problem), flush=True)
-    records = _train(options, series, problem)
-    result = _result(options, series, problem, records, total_seconds=time.perf_counter() - started)
-    _write(result, records, series, problem, options)
-    print(_conclusion(result, options), flush=True)
-    return result
-
-
-def _introduction(options: DemoOptions, series: DemoSeries, problem: Problem) -> str:
-    split = problem.split
-    return (
-        f"{series.name}: {series.values.shape[0]:,} steps x {problem.num_nodes} nodes, {len(split.train):,} training windows "
-        f"({'all' if split.stride == 1 else f'one every {split.stride} steps'}), {len(split.test):,} test windows.\n"
-        f"{options.model} on {machine.device_name(problem.device)}, {machine.cores()} cores, {options.epochs} epochs, "
-        f"{len(options.runs)} runs taking turns" + (f", {options.seeds} seeds." if options.seeds > 1 else ".")
-    )
-
-
-def _train(options: DemoOptions, series: DemoSeries, problem: Problem) -> list[RunRecord]:
-    from stprune.demo.progress import Progress
-
     trainer = Trainer(
         problem=problem,
         model=options.model,
@@ -80,6 +61,27 @@ def _train(options: DemoOptions, series: DemoSeries, problem: Problem) -> list[R
         steps_per_day=series.steps_per_day,
         learning_rate=LEARNING_RATE[options.model],
     )
+    records = _train(options, trainer)
+    delivery = _compare_deliveries(options, trainer)
+    result = _result(options, series, problem, records, delivery, total_seconds=time.perf_counter() - started)
+    _write(result, records, series, problem, options)
+    print(_conclusion(result, options), flush=True)
+    return result
+
+
+def _introduction(options: DemoOptions, series: DemoSeries, problem: Problem) -> str:
+    train, test = problem.split.train, problem.split.test
+    return (
+        f"{series.name}: {series.values.shape[0]:,} steps x {problem.num_nodes} nodes, {len(train):,} training windows "
+        f"({'all' if train.stride == 1 else f'one every {train.stride} steps'}), {len(test):,} test windows.\n"
+        f"{options.model} on {machine.device_name(problem.device)}, {machine.cores()} cores, {options.epochs} epochs, "
+        f"{len(options.runs)} runs taking turns" + (f", {options.seeds} seeds." if options.seeds > 1 else ".")
+    )
+
+
+def _train(options: DemoOptions, trainer: Trainer) -> list[RunRecord]:
+    from stprune.demo.progress import Progress
+
     records: list[RunRecord] = []
     for seed in range(options.seeds):
         group = Group(options, trainer, seed)
@@ -92,14 +94,28 @@ def _train(options: DemoOptions, series: DemoSeries, problem: Problem) -> list[R
     return records
 
 
+def _compare_deliveries(options: DemoOptions, trainer: Trainer) -> dict[str, DeliveryTimes]:
+    from stprune.demo.progress import bar
+
+    with bar("full training by DataLoader", 2 * (1 + ROUNDS)) as ticks:
+        return compare_deliveries(trainer, batch_size=options.batch_size, seed=0, tick=ticks.update)
+
+
 def _result(
-    options: DemoOptions, series: DemoSeries, problem: Problem, records: list[RunRecord], *, total_seconds: float
+    options: DemoOptions,
+    series: DemoSeries,
+    problem: Problem,
+    records: list[RunRecord],
+    delivery: dict[str, DeliveryTimes],
+    *,
+    total_seconds: float,
 ) -> dict[str, Any]:
     rows = summarize(records)
     labels = {name: label(name, keep_ratio=options.keep_ratio, node_ratio=options.node_ratio) for name in options.runs}
     layout = columns(rows, labels, series.unit)
-    constant, copies = repeated_nodes(series.values[: problem.split.border[0]])
+    constant, copies = repeated_nodes(series.values[: problem.split.train.stop])
     findings = sentences(rows, labels, num_seeds=options.seeds, num_nodes=problem.num_nodes, repeated_nodes=constant + copies)
+    findings.append(delivery_sentence(delivery))
     if options.quick:
         findings.insert(0, "A quick run on a cut series: it shows that everything works; its numbers mean nothing.")
     settings = {key: str(value) if key == "output" else value for key, value in vars(options).items()}
@@ -115,7 +131,7 @@ def _result(
             "constant_nodes": constant,
             "copied_nodes": copies,
             "train_windows": len(problem.split.train),
-            "stride": problem.split.stride,
+            "stride": problem.split.train.stride,
             "validation_windows": len(problem.split.validation),
             "test_windows": len(problem.split.test),
             "mape_floor": problem.mape_floor,
@@ -127,6 +143,7 @@ def _result(
         "legend": legend(layout),
         "findings": findings,
         "table": as_text(rows, layout),
+        "delivery": {name: asdict(times) for name, times in delivery.items()},
         "runs": [record.as_json() for record in records],
     }
 

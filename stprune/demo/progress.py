@@ -29,7 +29,7 @@ class Progress:
         self._options = options
         self._lines = sys.stderr.isatty()
         title = "all runs" if options.seeds == 1 else f"seed {seed + 1}/{options.seeds}"
-        self._total: Any = self._bar(title, sum(planned.values()), position=0)
+        self._total: Any = bar(title, sum(planned.values()), position=0)
         self._bars: dict[str, Any] = {}
         for name, epochs in planned.items():
             self._open(name, epochs)
@@ -49,7 +49,7 @@ class Progress:
 
     def _open(self, name: str, epochs: int) -> None:
         text = label(name, keep_ratio=self._options.keep_ratio, node_ratio=self._options.node_ratio)
-        self._bars[name] = self._bar(text, epochs, position=len(self._bars) + 1, hidden=not self._lines)
+        self._bars[name] = bar(text, epochs, position=len(self._bars) + 1, hidden=not self._lines)
 
     def advance(self, name: str, record: EpochRecord) -> None:
         """One epoch of a run is done."""
@@ -65,16 +65,29 @@ class Progress:
             )
         self._total.update()
 
-    def _bar(self, title: str, total: int, *, position: int, hidden: bool = False) -> Any:
-        return tqdm(
-            total=total,
-            desc=f"{title:<28}",
-            position=position,
-            unit="epoch",
-            disable=hidden,
-            leave=True,
-            # A log gets a line every quarter of a minute instead of ten a second.
-            mininterval=0.2 if self._lines else 15.0,
-            dynamic_ncols=self._lines,
-            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed} < {remaining}{postfix}]",
-        )
+
+def bar(title: str, total: int, *, position: int = 0, hidden: bool = False) -> Any:
+    """A bar with the time spent and left.
+
+    Args:
+        title: left of it.
+        total: number of epochs.
+        position: line of it, from the top.
+        hidden: count silently.
+
+    Returns:
+        tqdm's bar, a context manager.
+    """
+    lines = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=f"{title:<28}",
+        position=position,
+        unit="epoch",
+        disable=hidden,
+        leave=True,
+        # A log gets a line every quarter of a minute instead of ten a second.
+        mininterval=0.2 if lines else 15.0,
+        dynamic_ncols=lines,
+        bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed} < {remaining}{postfix}]",
+    )

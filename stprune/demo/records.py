@@ -66,6 +66,8 @@ class RunRecord:
         scores: [epochs, windows] float32 score table after each epoch; empty for runs without one.
         kept: [windows] int64, pruned epochs in which each window was kept; empty for runs without a sampler.
         pruned_epochs: epochs with a keep ratio below 1.
+        node_mae: [epochs, node] float32 validation MAE of each node after each epoch.
+        drawn: [node] int64, in how many windows each node was drawn, over all epochs; 0 for runs on all nodes.
     """
 
     name: str
@@ -80,6 +82,8 @@ class RunRecord:
     score_seconds: float
     scores: NDArray[np.float32] = field(repr=False, compare=False)
     kept: NDArray[np.int64] = field(repr=False, compare=False)
+    node_mae: NDArray[np.float32] = field(repr=False, compare=False)
+    drawn: NDArray[np.int64] = field(repr=False, compare=False)
     pruned_epochs: int = 0
 
     @property
@@ -102,7 +106,7 @@ class RunRecord:
         return next((e.seconds for e in self.epochs if e.validation_mae <= validation_mae), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the per-window arrays, in types that JSON has."""
+        """Everything but the arrays per window and node, in types that JSON has."""
         return {
             "name": self.name,
             "seed": self.seed,

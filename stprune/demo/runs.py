@@ -115,14 +115,11 @@ class Group:
 
     def _feed(self, name: str) -> Feed:
         problem, options = self.trainer.problem, self.options
-        num_windows = len(problem.split.train)
         if name == "full":
-            return PlainFeed(num_windows, options.batch_size, self._epochs, self.seed, problem.complete)
+            return PlainFeed(problem, batch_size=options.batch_size, num_epochs=self._epochs, seed=self.seed)
         if name == "full-short":
             steps = self._pruned("st-prune", strata=None).sampler.total_steps(options.batch_size)
-            return PlainFeed.of_steps(
-                num_windows, options.batch_size, max_steps=steps, seed=self.seed, complete=problem.complete
-            )
+            return PlainFeed(problem, batch_size=options.batch_size, max_steps=steps, seed=self.seed)
         if name in PRUNERS:
             return self._pruned(name, strata=self._strata() if name == "st-prune" else None)
         epochs = self._epochs if name == "nodes" else self._fitting_epochs()
@@ -137,17 +134,15 @@ class Group:
         keep_ratio: float | None = None,
         node_ratio: float = 1.0,
     ) -> PrunedFeed:
-        problem, options = self.trainer.problem, self.options
+        options = self.options
         return PrunedFeed(
-            len(problem.split.train),
-            problem.num_nodes,
+            self.trainer.problem,
             method=method,
             num_epochs=self._epochs if epochs is None else epochs,
             keep_ratio=options.keep_ratio if keep_ratio is None else keep_ratio,
             node_ratio=node_ratio,
             batch_size=options.batch_size,
             seed=self.seed,
-            complete=problem.complete,
             strata=strata,
         )
 
@@ -155,11 +150,11 @@ class Group:
         """Strata of the training windows by how far the horizon drifts from the history (eq. 9)."""
         problem = self.trainer.problem
         drift = stprune.stationarity(
-            problem.values.view(-1, problem.num_nodes).cpu(),
+            problem.values.cpu(),
             history=HISTORY,
             horizon=HORIZON,
-            stride=problem.split.stride,
-            stop=problem.split.border[0],
+            stride=problem.split.train.stride,
+            stop=problem.split.train.stop,
         )
         return stprune.stratify(drift, num_strata=NUM_STRATA)
 

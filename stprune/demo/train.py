@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stprune.demo.feeds import Feed, PrunedFeed, synchronize
 from stprune.demo.records import EpochRecord, Metrics, RunRecord
-from stprune.demo.windows import HISTORY, HORIZON, Problem
+from stprune.demo.windows import HISTORY, HORIZON, Part, Problem
 from stprune.models import STID, STAEformer
 
 WEIGHT_DECAY = 1e-4
@@ -21,6 +23,18 @@ LEARNING_RATE = {"stid": 2e-3, "staeformer": 1e-3}
 _FINAL_RATE = 0.01
 # Evaluation holds no gradients, so that larger batches than in training cost no memory to speak of.
 _EVALUATION_BATCH = 256
+
+
+class Evaluation(NamedTuple):
+    """Errors of a model on a part of the series.
+
+    Attributes:
+        metrics: over everything.
+        node_mae: [node] float32, mean absolute error of each node; NaN where no target counts.
+    """
+
+    metrics: Metrics
+    node_mae: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -60,34 +74,36 @@ class Trainer:
         forecast: Tensor = model(x, node=node) * self.problem.std + self.problem.mean
         return forecast
 
-    def evaluate(self, model: nn.Module, start: Tensor) -> Metrics:
-        """Errors on all nodes of the given windows.
+    def evaluate(self, model: nn.Module, part: Part) -> Evaluation:
+        """Errors on all nodes of a part's windows.
 
         Args:
             model: not modified.
-            start: [B] int64, first steps of the windows.
+            part: of the problem's split.
 
         Returns:
             The errors; NaN where no target counts.
         """
-        totals = torch.zeros(5, dtype=torch.float64, device=start.device)
+        problem = self.problem
+        # Rows: absolute and squared error, targets seen, relative error, targets that count for it.
+        totals = torch.zeros((5, problem.num_nodes), dtype=torch.float64, device=problem.device)
         with torch.no_grad():
-            for some in start.split(_EVALUATION_BATCH):
-                x, y = self.problem.batch(some)
-                error = self.forecast(model, x).sub_(y)
-                size = y.abs()
-                seen = torch.isfinite(y)
-                counted = size >= self.problem.mape_floor  # false for NaN
+            for batch in problem.batches(part, batch_size=_EVALUATION_BATCH):
+                error = self.forecast(model, batch.x).sub_(batch.y)
+                size = batch.y.abs()
+                seen = torch.isfinite(batch.y)
+                counted = size >= problem.mape_floor  # false for NaN
                 error = torch.where(seen, error, 0.0)
                 ratio = torch.where(counted, error.abs() / size, 0.0)
-                parts = (error.abs().sum(), error.square().sum(), seen.sum(), ratio.sum(), counted.sum())
-                totals += torch.stack([part.double() for part in parts])
-        absolute, squared, count, ratios, counted_in = totals.tolist()
-        return Metrics(
+                parts = (error.abs(), error.square(), seen, ratio, counted)
+                totals += torch.stack([each.sum((0, 1, 3)).double() for each in parts])
+        absolute, squared, count, ratios, counted_in = totals.sum(1).tolist()
+        metrics = Metrics(
             mae=absolute / count if count else math.nan,
             rmse=math.sqrt(squared / count) if count else math.nan,
             mape=100 * ratios / counted_in if counted_in else math.nan,
         )
+        return Evaluation(metrics, (totals[0] / totals[2]).float().cpu().numpy())
 
 
 def rate_at(progress: float) -> float:
@@ -135,9 +151,11 @@ class TrainRun:
         self._rate_progress = 0.0
         self._windows = 0
         self._pairs = 0
-        self._scores: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
+        self._scores: list[NDArray[np.float32]] = []
         self._kept = np.zeros(len(trainer.problem.split.train), dtype=np.int64)
         self._pruned_epochs = 0
+        self._node_mae: list[NDArray[np.float32]] = []
+        self._drawn = np.zeros(trainer.problem.num_nodes, dtype=np.int64)
 
     @property
     def progress(self) -> float:
@@ -160,23 +178,23 @@ class TrainRun:
         losses = torch.zeros((), dtype=torch.float64, device=problem.device)
         windows = pairs = 0
         off_clock = off_cpu = 0.0
-        for step, ids in enumerate(self.feed.batches()):
-            index = torch.from_numpy(ids).to(problem.device)
-            node = self.feed.nodes(index)
-            x, y = problem.batch(train[index], node)
+        drawn: list[Tensor] = []
+        for step, batch in enumerate(self.feed.batches()):
             self._set_rate(self._rate_progress + step * rate_step)
-            prediction = self.trainer.forecast(self._model, x, node)
-            loss = self.feed.loss(prediction, y, index, node)
+            prediction = self.trainer.forecast(self._model, batch.x, batch.node)
+            loss = self.feed.loss(prediction, batch)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self._model.parameters(), GRADIENT_CLIP)
             self._optimizer.step()
             losses += loss.detach()
-            windows += len(ids)
-            pairs += len(ids) * y.shape[2]
+            windows += len(batch.index)
+            pairs += len(batch.index) * batch.y.shape[2]
+            if batch.node is not None:
+                drawn.append(batch.node)
             if step == num_steps // 2 and isinstance(self.feed, PrunedFeed):
                 stopped, stopped_cpu = time.perf_counter(), time.process_time()
-                self.feed.probe_loss(prediction, y, index, node)
+                self.feed.probe_loss(prediction, batch)
                 off_clock, off_cpu = time.perf_counter() - stopped, time.process_time() - stopped_cpu
         synchronize(problem.device)
         self.seconds += time.perf_counter() - wall - off_clock
@@ -184,9 +202,13 @@ class TrainRun:
         self._rate_progress += num_steps * rate_step
         self._windows += windows
         self._pairs += pairs
-        self._remember(windows)
+        if isinstance(self.feed, PrunedFeed):
+            self.feed.replay_draws()
+        self._remember(windows, drawn)
         steps = num_steps + (self.records[-1].steps if self.records else 0)
-        validation = self.trainer.evaluate(self._model, problem.split.validation).mae
+        metrics, node_mae = self.trainer.evaluate(self._model, problem.split.validation)
+        validation = metrics.mae
+        self._node_mae.append(node_mae)
         if not self.records or validation < min(record.validation_mae for record in self.records):
             self._best = {key: value.clone() for key, value in self._model.state_dict().items()}
         self.records.append(
@@ -217,7 +239,7 @@ class TrainRun:
             name=self.name,
             seed=self.seed,
             epochs=tuple(self.records),
-            test=self.trainer.evaluate(self._model, self.trainer.problem.split.test),
+            test=self.trainer.evaluate(self._model, self.trainer.problem.split.test).metrics,
             windows=self._windows,
             pairs=self._pairs,
             seconds=self.seconds,
@@ -227,13 +249,15 @@ class TrainRun:
             scores=scores,
             kept=self._kept,
             pruned_epochs=self._pruned_epochs,
+            node_mae=np.stack(self._node_mae),
+            drawn=self._drawn,
         )
 
     def _set_rate(self, progress: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self.trainer.learning_rate * rate_at(min(progress, 1.0))
 
-    def _remember(self, windows: int) -> None:
+    def _remember(self, windows: int, drawn: list[Tensor]) -> None:
         # After the clock has stopped: what the report shows of the sampler.
         if not isinstance(self.feed, PrunedFeed):
             return
@@ -242,3 +266,5 @@ class TrainRun:
         if windows < len(self._kept):
             self._pruned_epochs += 1
             self._kept[sampler.plan.indices.cpu().numpy()] += 1
+        if drawn:
+            self._drawn += torch.cat(drawn).view(-1).bincount(minlength=len(self._drawn)).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stprune.demo.delivery import DeliveryTimes
 from stprune.demo.options import PRUNERS
 from stprune.demo.records import Row
 
@@ -43,6 +44,24 @@ def sentences(
             f"One seed: differences below about {SEED_NOISE:.0f}% of the MAE can be chance. --seeds 3 shows the spread."
         )
     return found
+
+
+def delivery_sentence(delivery: dict[str, DeliveryTimes]) -> str:
+    """State what `WindowLoader` is worth against the usual DataLoader.
+
+    Args:
+        delivery: from `compare_deliveries`.
+
+    Returns:
+        One sentence.
+    """
+    before, after = delivery["DataLoader"], delivery["WindowLoader"]
+    change = 100 * (after.training / before.training - 1)
+    return (
+        f"An epoch of full training took {before.training:.2f} s with batches of a DataLoader and {after.training:.2f} s with "
+        f"WindowLoader ({change:+.0f}%), which every run here uses; making the batches alone took {1e3 * before.alone:.0f} ms "
+        f"and {1e3 * after.alone:.0f} ms."
+    )
 
 
 def _noise(row: Row, num_seeds: int) -> float:

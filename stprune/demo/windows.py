@@ -1,14 +1,18 @@
-"""The demo's split of a series and its batches, gathered by index arithmetic straight from the series."""
+"""The demo's split of a series and its batches, cut straight from the series by `WindowLoader`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+import stprune
 from stprune.demo.data import DemoSeries
 
 HISTORY = 12
@@ -19,33 +23,68 @@ _VALIDATION_WINDOWS = 512
 
 
 @dataclass(frozen=True)
-class Split:
-    """First steps of the windows of each part; no window crosses a border.
+class Part:
+    """The windows of one part of the series.
 
     Attributes:
-        train: [num_train] int64, every `stride`-th step of the first 60%.
-        validation: [num_validation] int64, a fixed subset of the next 20%.
-        test: [num_test] int64, every step of the last 20%.
-        stride: steps between two training windows.
-        border: steps at which validation and test begin.
+        start: first row that may be used.
+        stop: row behind the last that may be used.
+        stride: rows between the starts of neighbouring windows.
     """
 
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    start: int
+    stop: int
     stride: int
-    border: tuple[int, int]
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return (self.stop - self.start - HISTORY - HORIZON) // self.stride + 1
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """[num_windows] int64: the row at which each window begins."""
+        return self.start + self.stride * np.arange(len(self))
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of the series; no window crosses a border.
+
+    Attributes:
+        train: every `stride`-th window of the first 60%.
+        validation: a fixed subset of the windows of the next 20%.
+        test: every window of the last 20%.
+    """
+
+    train: Part
+    validation: Part
+    test: Part
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of windows.
+
+    Attributes:
+        index: [B] int64, numbers of the windows in their part.
+        node: [B, m] int64, the drawn nodes, or None for all of them.
+        x: [B, 12, N or m, 3] (normalised value, time of day, day of week).
+        y: [B, 12, N or m, 1] in the series' unit.
+    """
+
+    index: Tensor
+    node: Tensor | None
+    x: Tensor
+    y: Tensor
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A series ready for training: normalised, on its device, split.
+    """A series ready for training: on its device, split, with what normalises it.
 
     Attributes:
-        values: [time * nodes] float32, in the series' unit; NaN where missing.
-        inputs: [time * nodes] float32, z-score by the training part's mean and standard deviation; 0 where missing.
-        calendar: [2, time] float32, time of day and day of week, each in [0, 1).
-        num_nodes: nodes of the series.
+        values: [time, node] float32, in the series' unit; NaN where missing.
+        calendar: [time, 2] float32, time of day and day of week, each in [0, 1).
         mean: of the training part, one number for all nodes.
         std: of the training part.
         split: the windows.
@@ -54,9 +93,7 @@ class Problem:
     """
 
     values: Tensor
-    inputs: Tensor
     calendar: Tensor
-    num_nodes: int
     mean: float
     std: float
     split: Split
@@ -68,31 +105,40 @@ class Problem:
         """Device the series lies on."""
         return self.values.device
 
-    def batch(self, start: Tensor, node: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gather windows; with drawn nodes nothing else is read or copied.
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the series."""
+        return int(self.values.shape[1])
+
+    def batches(self, part: Part, sampler: Any = None, *, batch_size: int) -> Iterator[Batch]:
+        """Windows of a part by `WindowLoader`, cut and normalised straight from the series; only drawn nodes are read.
 
         Args:
-            start: [B] int64, first steps.
-            node: [B, m] int64, or None for all nodes.
+            part: of the split.
+            sampler: a `PruningSampler` or a sized iterable of window numbers; None: all windows in order.
+            batch_size: windows of a batch.
 
-        Returns:
-            x [B, 12, N or m, 3] (normalised value, time of day, day of week) and y [B, 12, N or m, 1] in the
-            series' unit.
+        Yields:
+            The batches of the sampler's current epoch.
         """
-        step = start[:, None] + torch.arange(HISTORY, device=start.device)
-        if node is None:
-            shape = (len(start), -1, self.num_nodes)
-            value = self.inputs.view(-1, self.num_nodes).index_select(0, step.view(-1)).view(shape)
-            y = self.values.view(-1, self.num_nodes).index_select(0, (step + HISTORY).view(-1)).view(shape)
-        else:
-            cell = step[:, :, None] * self.num_nodes + node[:, None, :]
-            value = self.inputs.index_select(0, cell.view(-1)).view(cell.shape)
-            y = self.values.index_select(0, cell.add_(HISTORY * self.num_nodes).view(-1)).view(cell.shape)
-        # Channels first in memory, so that a model's look at one channel is contiguous.
-        x = value.new_empty(len(start), 3, *value.shape[1:])
-        x[:, 0] = value
-        x[:, 1:] = self.calendar[:, step].transpose(0, 1)[..., None]
-        return x.permute(0, 2, 3, 1), y.unsqueeze(-1)
+        loader = stprune.WindowLoader(
+            self.values,
+            sampler,
+            batch_size=batch_size,
+            history=HISTORY,
+            horizon=HORIZON,
+            stride=part.stride,
+            start=part.start,
+            stop=part.stop,
+            time_features=self.calendar,
+            mean=self.mean,
+            std=self.std,
+            fill=None if self.complete else 0.0,
+            # Channels first in memory, so that a model's look at one channel is contiguous.
+            layout="BCTN",
+        )
+        for index, *node, x, y in loader:
+            yield Batch(index, node[0] if node else None, x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
 
 def prepare(series: DemoSeries, *, device: torch.device, null_value: float | None = None) -> Problem:
@@ -113,29 +159,19 @@ def prepare(series: DemoSeries, *, device: torch.device, null_value: float | Non
     values = torch.from_numpy(np.ascontiguousarray(series.values))
     if null_value is not None:
         values = torch.where(values == null_value, torch.nan, values)
-    num_steps, num_nodes = values.shape
-    split = split_windows(num_steps, series.steps_per_day)
-    seen = values[: split.border[0]].double()
+    split = split_windows(len(values), series.steps_per_day)
+    seen = values[: split.train.stop].double()
     seen = seen[torch.isfinite(seen)]
     mean, std = (float(seen.mean()), float(seen.std(correction=0))) if len(seen) else (math.nan, 0.0)
     if not std > 0:
         raise ValueError(f"{series.name}: the training part must hold at least two different values, std is {std}")
-    inputs = torch.nan_to_num((values - mean) / std, nan=0.0)
-    calendar = np.stack([series.time_of_day, series.day_of_week.astype(np.float32) / 7])
+    calendar = np.stack([series.time_of_day, series.day_of_week.astype(np.float32) / 7], axis=1)
     return Problem(
-        values=values.reshape(-1).to(device),
-        inputs=inputs.reshape(-1).to(device),
+        values=values.to(device),
         calendar=torch.from_numpy(calendar).to(device),
-        num_nodes=num_nodes,
         mean=mean,
         std=std,
-        split=Split(
-            train=split.train.to(device),
-            validation=split.validation.to(device),
-            test=split.test.to(device),
-            stride=split.stride,
-            border=split.border,
-        ),
+        split=split,
         complete=bool(torch.isfinite(values).all()),
         mape_floor=0.1 * std,
     )
@@ -160,16 +196,12 @@ def split_windows(num_steps: int, steps_per_day: int) -> Split:
     length = HISTORY + HORIZON
     if num_steps < 5 * length:
         raise ValueError(f"the series must have at least {5 * length} steps for a 6:2:2 split, got {num_steps}")
-    borders = (int(num_steps * 0.6), int(num_steps * 0.8))
-    counts = [borders[0] - length + 1, borders[1] - borders[0] - length + 1, num_steps - borders[1] - length + 1]
-    stride = _coprime_below(counts[0] // _TARGET_TRAIN_WINDOWS, steps_per_day)
-    skip = _coprime_below(counts[1] // _VALIDATION_WINDOWS, steps_per_day)
+    first, second = int(num_steps * 0.6), int(num_steps * 0.8)
+    train, validation = first - length + 1, second - first - length + 1
     return Split(
-        train=torch.arange(0, counts[0], stride),
-        validation=torch.arange(borders[0], borders[0] + counts[1], skip),
-        test=torch.arange(borders[1], borders[1] + counts[2]),
-        stride=stride,
-        border=borders,
+        train=Part(0, first, _coprime_below(train // _TARGET_TRAIN_WINDOWS, steps_per_day)),
+        validation=Part(first, second, _coprime_below(validation // _VALIDATION_WINDOWS, steps_per_day)),
+        test=Part(second, num_steps, 1),
     )
 
 
