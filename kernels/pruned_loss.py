@@ -59,7 +59,9 @@ def _pruned_loss_tile_kernel(
     target,  # [B, T, columns]
     mask,  # [B, T, columns] bool, or unused
     affine,  # [5, 1 or B, F], or unused
-    rows,  # [B, tiles, T, 3] float64 out: sum of |e|, of the loss's terms, entries
+    column_weight,  # [B, F], or unused
+    rows,  # [B, tiles, T, ROW] float64 out: sum of |e|, of the loss's terms, entries, and with weights of the weighted terms
+    column_mean,  # [B, F] out, or unused
     spreads,  # [B, tiles, 3] float64 out: columns with entries, mean of their means, squared deviations from it
     num_steps,
     num_columns,
@@ -74,6 +76,9 @@ def _pruned_loss_tile_kernel(
     NULL_KIND: tl.constexpr,
     NULL: tl.constexpr,
     HAS_AFFINE: tl.constexpr,
+    HAS_COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROW: tl.constexpr,
     WIDE: tl.constexpr,
     TALL: tl.constexpr,
     BLOCK_COLUMN: tl.constexpr,
@@ -91,7 +96,9 @@ def _pruned_loss_tile_kernel(
     m = mask + sample * m_sample + outer_index * m_outer + inner_index * m_inner
     total = tl.zeros([BLOCK_COLUMN], SUM)
     entries = tl.zeros([BLOCK_COLUMN], tl.int32)
-    row = rows + (sample * tl.num_programs(1) + tile) * num_steps * 3
+    row = rows + (sample * tl.num_programs(1) + tile) * num_steps * ROW
+    if HAS_COLUMN:
+        share = tl.load(column_weight + sample * num_columns + column, mask=inside, other=0.0)
     step = num_steps * 0
     while step < num_steps:
         e, y, kept = _entries(
@@ -114,13 +121,18 @@ def _pruned_loss_tile_kernel(
         tl.store(row, tl.sum(u, 0).to(tl.float64))
         tl.store(row + 1, tl.sum(term, 0).to(tl.float64))
         tl.store(row + 2, tl.sum(count, 0).to(tl.float64))
-        row += 3
+        if HAS_COLUMN:
+            tl.store(row + 3, tl.sum(tl.where(kept, term * share, 0.0), 0).to(tl.float64))
+        row += ROW
         p += p_step
         t += t_step
         m += m_step
         step += 1
     seen = entries > 0
     mean = (total / tl.maximum(entries, 1).to(SUM)).to(tl.float64)
+    if COLUMNS:
+        of_column = tl.where(seen, mean, float("nan"))
+        tl.store(column_mean + sample * num_columns + column, of_column.to(ACC), mask=inside)
     groups = tl.sum(seen.to(tl.float64), 0)
     centre = tl.sum(tl.where(seen, mean, 0.0), 0) / tl.maximum(groups, 1.0)
     deviation = tl.where(seen, mean - centre, 0.0)
@@ -132,25 +144,27 @@ def _pruned_loss_tile_kernel(
 
 @triton.jit
 def _pruned_loss_sample_kernel(
-    rows,  # [B, tiles, T, 3] float64
+    rows,  # [B, tiles, T, ROW] float64
     spreads,  # [B, tiles, 3] float64
     horizon,  # [T], or unused
     means,  # [B, T] float64 scratch: -1 where a step has no entries
     loss,  # [B] out
     rest,  # [3, B] out
     count,  # [B] int64 out
-    sums,  # [B] float64 out: the loss's terms
+    sums,  # [B] float64 out: the loss's terms, weighted by columns if there are weights
     num_samples,
     num_steps,
     num_tiles,
     SPATIAL: tl.constexpr,
     TEMPORAL: tl.constexpr,
     HAS_HORIZON: tl.constexpr,
+    ROW: tl.constexpr,
     BLOCK_STEP: tl.constexpr,
 ):
     sample = tl.program_id(0).to(tl.int64)
-    base = rows + sample * num_tiles * num_steps * 3
+    base = rows + sample * num_tiles * num_steps * ROW
     total = tl.zeros([BLOCK_STEP], tl.float64)
+    weighted = tl.zeros([BLOCK_STEP], tl.float64)
     entries = tl.zeros([BLOCK_STEP], tl.float64)
     level = tl.zeros([BLOCK_STEP], tl.float64)
     groups = tl.zeros([BLOCK_STEP], tl.float64)
@@ -160,19 +174,25 @@ def _pruned_loss_sample_kernel(
         valid = step < num_steps
         u = tl.zeros([BLOCK_STEP], tl.float64)
         term = tl.zeros([BLOCK_STEP], tl.float64)
+        share = tl.zeros([BLOCK_STEP], tl.float64)
         seen = tl.zeros([BLOCK_STEP], tl.float64)
         tile = num_tiles * 0
         while tile < num_tiles:
-            at = base + (tile * num_steps + step).to(tl.int64) * 3
+            at = base + (tile * num_steps + step).to(tl.int64) * ROW
             u += tl.load(at, mask=valid, other=0.0)
             term += tl.load(at + 1, mask=valid, other=0.0)
             seen += tl.load(at + 2, mask=valid, other=0.0)
+            if ROW == 4:
+                share += tl.load(at + 3, mask=valid, other=0.0)
             tile += 1
         if HAS_HORIZON:
-            term = term * tl.load(horizon + step, mask=valid, other=0.0).to(tl.float64)
+            factor = tl.load(horizon + step, mask=valid, other=0.0).to(tl.float64)
+            term = term * factor
+            share = share * factor
         mean = tl.where(seen > 0.0, u / tl.maximum(seen, 1.0), -1.0)
         tl.store(means + sample * num_steps + step, mean, mask=valid)
         total += term
+        weighted += share
         entries += seen
         level += tl.where(seen > 0.0, mean, 0.0)
         groups += tl.where(seen > 0.0, 1.0, 0.0)
@@ -227,6 +247,8 @@ def _pruned_loss_sample_kernel(
     tl.store(rest + num_samples + sample, temporal)
     tl.store(rest + 2 * num_samples + sample, score)
     tl.store(count + sample, number.to(tl.int64))
+    if ROW == 4:
+        sum_ = tl.where(number > 0.0, tl.sum(weighted, 0), 0.0)
     tl.store(sums + sample, sum_)
 
 
@@ -263,6 +285,7 @@ def _pruned_loss_backward_kernel(
     grad_value,  # [], or unused
     grad_loss,  # [B], or unused
     weight,  # [B], or unused
+    column_weight,  # [B, F], or unused
     count,  # [B] int64
     number,  # [] int64: sum of count
     grad_prediction,  # [B, T, columns] out
@@ -284,6 +307,7 @@ def _pruned_loss_backward_kernel(
     HAS_VALUE: tl.constexpr,
     HAS_LOSS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    HAS_COLUMN: tl.constexpr,
     TARGET_TOO: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_COLUMN: tl.constexpr,
@@ -309,6 +333,8 @@ def _pruned_loss_backward_kernel(
         scale = tl.load(grad_value).to(tl.float64) / tl.maximum(tl.load(number), 1).to(tl.float64)
         if HAS_WEIGHT:
             scale = scale * tl.load(weight + sample).to(tl.float64)
+    if HAS_COLUMN and HAS_VALUE:
+        scale = scale * tl.load(column_weight + sample * num_columns + column, mask=inside, other=0.0).to(tl.float64)
     if HAS_LOSS:
         scale += tl.load(grad_loss + sample).to(tl.float64) / tl.maximum(tl.load(count + sample), 1).to(tl.float64)
     if HAS_HORIZON:
@@ -374,12 +400,14 @@ def pruned_loss(
     weight: Tensor | None,
     affine: Tensor | None,
     horizon: Tensor | None,
+    column_weight: Tensor | None,
     null_value: float | None,
     loss: str,
     parameter: float,
     spatial: float,
     temporal: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    columns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward kernels; arguments and results as in stprune.ops.pruned_loss."""
     samples, steps = prediction.shape[:2]
     wide = prediction.dtype == torch.float64
@@ -388,35 +416,39 @@ def pruned_loss(
     mean = prediction.new_zeros((samples,), dtype=dtype)
     rest = prediction.new_zeros((3, samples), dtype=dtype)
     count = prediction.new_zeros((samples,), dtype=torch.int64)
+    num_columns = prediction.shape[2:].numel()
+    column_mean = prediction.new_empty((samples, num_columns) if columns else (0,), dtype=dtype)
     if prediction.numel() == 0:
-        return value, mean, rest, count
+        return value, mean, rest, count, column_mean.fill_(float("nan"))
     inner, views = _split([x for x in (prediction, target, mask) if x is not None])
-    columns = views[0].shape[2] * inner
-    tiles = triton.cdiv(columns, BLOCK_COLUMN)
-    rows = prediction.new_empty((samples, tiles, steps, 3), dtype=torch.float64)
+    tiles = triton.cdiv(num_columns, BLOCK_COLUMN)
+    row = 3 if column_weight is None else 4
+    rows = prediction.new_empty((samples, tiles, steps, row), dtype=torch.float64)
     spreads = prediction.new_empty((samples, tiles, 3), dtype=torch.float64)
     means = prediction.new_empty((samples, steps), dtype=torch.float64)
     sums = prediction.new_empty((samples,), dtype=torch.float64)
     p, t = views[:2]
     m = views[2] if mask is not None else t
     _pruned_loss_tile_kernel[(samples, tiles)](
-        p, t, m, p if affine is None else affine, rows, spreads,
-        steps, columns, inner,
-        *p.stride(), *t.stride(), *m.stride(), *_affine_strides(affine, columns),
+        p, t, m, p if affine is None else affine, p if column_weight is None else column_weight,
+        rows, column_mean if columns else spreads, spreads,
+        steps, num_columns, inner,
+        *p.stride(), *t.stride(), *m.stride(), *_affine_strides(affine, num_columns),
         LOSS=LOSSES[loss], PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
         **_null(null_value, target.dtype),
+        HAS_COLUMN=column_weight is not None, COLUMNS=columns, ROW=row,
         WIDE=wide, TALL=steps > ROWS, BLOCK_COLUMN=BLOCK_COLUMN, num_warps=NUM_WARPS,
     )  # fmt: skip
     _pruned_loss_sample_kernel[(samples,)](
         rows, spreads, sums if horizon is None else horizon, means, mean, rest, count, sums,
         samples, steps, tiles, SPATIAL=spatial, TEMPORAL=temporal, HAS_HORIZON=horizon is not None,
-        BLOCK_STEP=BLOCK_STEP, num_warps=1,
+        ROW=row, BLOCK_STEP=BLOCK_STEP, num_warps=1,
     )  # fmt: skip
     _pruned_loss_batch_kernel[(1,)](
         sums, count, sums if weight is None else weight, value, samples,
         HAS_WEIGHT=weight is not None, BLOCK_SAMPLE=BLOCK_SAMPLE, num_warps=NUM_WARPS,
     )  # fmt: skip
-    return value, mean, rest, count
+    return value, mean, rest, count, column_mean
 
 
 def pruned_loss_backward(
@@ -428,6 +460,7 @@ def pruned_loss_backward(
     weight: Tensor | None,
     affine: Tensor | None,
     horizon: Tensor | None,
+    column_weight: Tensor | None,
     null_value: float | None,
     loss: str,
     parameter: float,
@@ -456,13 +489,14 @@ def pruned_loss_backward(
     _pruned_loss_backward_kernel[(samples * steps, triton.cdiv(columns, BLOCK_COLUMN))](
         p, t, m, p if affine is None else affine, p if horizon is None else horizon,
         number if grad_value is None else grad_value, number if grad_loss is None else grad_loss,
-        number if weight is None else weight, count, number, gp, gt,
+        number if weight is None else weight, p if column_weight is None else column_weight, count, number, gp, gt,
         steps, columns, inner,
         *p.stride(), *t.stride(), *m.stride(), *gp.stride(), *gt.stride(), *_affine_strides(affine, columns),
         LOSS=LOSSES[loss], PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
         **_null(null_value, target.dtype),
         HAS_HORIZON=horizon is not None, HAS_VALUE=grad_value is not None, HAS_LOSS=grad_loss is not None,
-        HAS_WEIGHT=weight is not None, TARGET_TOO=target_too, WIDE=prediction.dtype == torch.float64,
+        HAS_WEIGHT=weight is not None, HAS_COLUMN=column_weight is not None,
+        TARGET_TOO=target_too, WIDE=prediction.dtype == torch.float64,
         BLOCK_COLUMN=BLOCK_COLUMN, num_warps=NUM_WARPS,
     )  # fmt: skip
     return results[0], results[1] if target_too else out_target

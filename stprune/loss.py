@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
-from stprune.ops.pruned_loss import arranged, channels_of, checked_dims, checked_loss, pruned_loss
+from stprune.ops.pruned_loss import Five, arranged, channels_of, checked_dims, checked_loss, pruned_loss
 from stprune.sampler import PruningSampler
 
 _OP = "PrunedLoss"
@@ -21,6 +21,11 @@ class PrunedLoss(torch.nn.Module):
     In training (module in training mode, gradients enabled) it scores the samples of the batch (eq. 4), hands the scores to
     the sampler's table, and multiplies every sample's share of the loss by its weight (eq. 9-10). In evaluation it is the
     plain masked loss and touches nothing.
+
+    A batch of drawn nodes (`node`) is weighted by pair: where the sampler's law draws some nodes more often than others, it
+    multiplies each node's share of the loss by the node's weight; where the law asks for the nodes' errors, the mean |error| of
+    each over its entries (channels weigh alike) goes back to the sampler, NaN for a node without entries. Scores of windows
+    stay unweighted.
 
     One op reads prediction and target once and yields loss, scores and counts; one op writes the gradient. The batch loss is
     the weighted sum over unmasked entries divided by their unweighted number: weights of 1 give, bit for bit, what evaluation
@@ -157,7 +162,7 @@ class PrunedLoss(torch.nn.Module):
         if self.dims is not None:
             p, t = arranged(p, self.dims), arranged(t, self.dims)
             mask = None if mask is None else arranged(mask, self.dims)
-        options = (mask, affine, horizon, self.null_value)
+        options = (mask, affine, horizon)
         if not (self.training and torch.is_grad_enabled()):
             return self._fused(p, t, None, *options)[0]
         if index is None:
@@ -171,8 +176,18 @@ class PrunedLoss(torch.nn.Module):
         weight = self.sampler.weights_of(index, per_step=self.rescale == "per_step")
         if p.dtype == torch.float64 or weight.device != device:
             weight = weight.to(device, _accumulator(p), non_blocking=True)
-        value, rest = self._fused(p, t, weight, *options)
+        if node is None:
+            value, _, rest, _, _ = self._fused(p, t, weight, *options)
+            self.sampler.update(index, rest[2])
+            return value
+        sizes, counts_nodes = channels_of(prediction.shape, self.dims)
+        shares = self.sampler.node_weights_of(index, node)
+        column_weight = None if shares is None else _spread_nodes(shares.to(device, _accumulator(p)), sizes, counts_nodes)
+        wanted = self.sampler.wants_pair_scores
+        value, _, rest, _, means = self._fused(p, t, weight, *options, column_weight, wanted)
         self.sampler.update(index, rest[2])
+        if wanted:
+            self.sampler.update_pairs(index, node, _mean_of_channels(means, sizes, counts_nodes))
         return value
 
     def _fused(
@@ -183,22 +198,24 @@ class PrunedLoss(torch.nn.Module):
         mask: torch.Tensor | None,
         affine: torch.Tensor | None,
         horizon: torch.Tensor | None,
-        null_value: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        value, _, rest, _ = pruned_loss(
+        column_weight: torch.Tensor | None = None,
+        columns: bool = False,
+    ) -> Five:
+        return pruned_loss(
             prediction,
             target,
             mask,
             weight,
             affine,
             horizon,
-            null_value,
+            column_weight,
+            self.null_value,
             self.loss,
             self.parameter,
             self.spatial,
             self.temporal,
+            columns,
         )
-        return value, rest
 
     def _horizon(self, prediction: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         at = 1 if self.dims is None else self.dims.find("T")
@@ -260,6 +277,21 @@ def _columns(value: torch.Tensor, sizes: list[int], counts_nodes: list[bool], no
         # Channels come before nodes in the tensors.
         full = full.movedim(-1, 1 + counts_nodes.index(False))
     return full.reshape(batch, -1)
+
+
+def _spread_nodes(shares: torch.Tensor, sizes: list[int], counts_nodes: list[bool]) -> torch.Tensor:
+    """Values [B, m] of nodes for every column, contiguous [B, F]."""
+    view = [size if counted else 1 for size, counted in zip(sizes, counts_nodes, strict=True)]
+    batch = shares.shape[0]
+    return shares.reshape(batch, *view).expand(batch, *sizes).reshape(batch, math.prod(sizes)).contiguous()
+
+
+def _mean_of_channels(means: torch.Tensor, sizes: list[int], counts_nodes: list[bool]) -> torch.Tensor:
+    """Values [B, F] of columns for every node, [B, m] float32: the mean of its channels that have one."""
+    channels = [1 + i for i, counted in enumerate(counts_nodes) if not counted]
+    if channels:
+        means = means.view(means.shape[0], *sizes).nanmean(channels)
+    return means.to(torch.float32)
 
 
 def _numbers(name: str, value: Any, *, positive: bool) -> torch.Tensor | None:

@@ -287,6 +287,18 @@ class PruningSampler(DistributedSampler[int]):
         """
         self.table.update(index, scores, counted=True)
 
+    def node_weights_of(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
+        """Weights [B, m] of drawn nodes relative to their windows'; None where all are 1, as for uniform draws."""
+        return None
+
+    @property
+    def wants_pair_scores(self) -> bool:
+        """Whether the node law draws by the errors of nodes, which PrunedLoss then hands to `update_pairs`."""
+        return False
+
+    def update_pairs(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take in the errors [B, m] of drawn nodes; uniform draws do not depend on them."""
+
     def to(self, device: torch.device | str) -> PruningSampler:
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)

@@ -137,6 +137,73 @@ def test_node_batches():
     assert bool((prediction.grad.abs().sum((1, 3))[untouched] == 0).all())
 
 
+class Law(stprune.PruningSampler):
+    """A node law with known weights, which keeps the errors it is given."""
+
+    weights: torch.Tensor | None = None
+    taken: torch.Tensor | None = None
+    wants_pair_scores = True
+
+    def node_weights_of(self, index, node):
+        return None if self.weights is None else self.weights[index[:, None], node]
+
+    def update_pairs(self, index, node, scores):
+        self.taken = scores
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dims", [None, "BTN", "BTNC", "BTCN", "BNT", "BCNT"])
+def test_pairs_are_weighted_and_scored(dims, dtype):
+    letters = dims or "BTNC"
+    sizes = {"B": 4, "T": 12, "N": 6, "C": 2}
+    g = torch.Generator().manual_seed(7)
+    prediction = torch.randn([sizes[x] for x in letters], generator=g).to(dtype).requires_grad_()
+    target = torch.randn([sizes[x] for x in letters], generator=g).to(dtype)
+    target[0] = 0.0  # a window without entries
+    sampler = Law(4, num_epochs=1, num_nodes=20, node_ratio=0.3)
+    index = torch.tensor([2, 0, 3, 1])
+    node = sampler.nodes(index)
+    criterion = stprune.PrunedLoss(sampler, dims=dims, null_value=0.0)
+    plain = criterion(prediction, target, index, node)
+    (plain_gradient,) = torch.autograd.grad(plain, prediction)
+    scores = sampler.table.scores.clone()
+
+    placed = [sizes[x] if x in "BN" else 1 for x in letters]  # letters has B before N
+    u = (prediction.detach().float() - target.float()).abs()
+    there = target != 0.0
+    others = [i for i, x in enumerate(letters) if x not in "BN"]
+    time = letters.index("T")
+    of_channel = torch.where(there, u, NAN).nanmean(time, keepdim=True)
+    expected = of_channel.nanmean(others).float()
+    assert sampler.taken.dtype == torch.float32
+    assert bool(sampler.taken[0].isnan().all())
+    torch.testing.assert_close(sampler.taken, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+    sampler.weights = torch.ones(4, 20)
+    same = criterion(prediction, target, index, node)
+    assert torch.equal(same, plain)
+    assert torch.equal(torch.autograd.grad(same, prediction)[0], plain_gradient)
+
+    sampler.weights = torch.rand(4, 20, generator=g) * 2
+    weighted = criterion(prediction, target, index, node)
+    share = sampler.weights[index[:, None], node].view(placed)
+    term = torch.where(there, prediction.float() - target.float(), 0.0).abs() * share
+    torch.testing.assert_close(weighted, (term.sum() / there.sum()).to(weighted.dtype), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(weighted, prediction)
+    (wanted,) = torch.autograd.grad(term.sum() / there.sum(), prediction)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+    # Scores of windows know nothing of the weights, and evaluation neither.
+    assert torch.equal(sampler.table.scores, scores)
+    assert torch.equal(criterion.eval()(prediction, target, None, node), plain)
+
+
+def test_uniform_draws_have_no_weights_and_keep_no_errors():
+    sampler = stprune.PruningSampler(4, num_epochs=1, num_nodes=20, node_ratio=0.3)
+    index = torch.arange(4)
+    assert sampler.node_weights_of(index, sampler.nodes(index)) is None
+    assert not sampler.wants_pair_scores
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_reduced_in_float32(dtype):
     prediction, target = batch(dtype)

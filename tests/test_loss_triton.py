@@ -54,16 +54,21 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
     if permuted:
         prediction = prediction.transpose(1, 2).contiguous().transpose(1, 2)
         target = target.transpose(0, 1).contiguous().transpose(0, 1)
-    weight, affine, horizon = draw(shape[0]), draw(5, 1, math.prod(shape[2:])) + 0.5, draw(shape[1])
+    columns = math.prod(shape[2:])
+    extra = (draw(shape[0]), draw(5, 1, columns) + 0.5, draw(shape[1]), draw(shape[0], columns) + 0.5)
     parameter = {"huber": 0.8, "mape": 4.0, "quantile": 0.3}.get(loss, 1.0)
     arguments = (prediction, target, mask if masked else None)
-    arguments += tuple(x.to(wide) if extras else None for x in (weight, affine, horizon))
+    arguments += tuple(x.to(wide) if extras else None for x in extra)
     arguments += (null_value, loss, parameter)
-    actual = kernel.pruned_loss(*arguments, 0.4, 0.7)
-    expected = reference.pruned_loss(*arguments, 0.4, 0.7)
+    actual = kernel.pruned_loss(*arguments, 0.4, 0.7, extras)
+    expected = reference.pruned_loss(*arguments, 0.4, 0.7, extras)
     tolerance = 1e-11 if dtype == torch.float64 else 3e-6
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+    ones = (*arguments[:6], torch.ones(shape[0], columns, dtype=wide), *arguments[7:])
+    if not extras:  # column weights of 1 change no bit
+        again = kernel.pruned_loss(*ones, 0.4, 0.7, False)
+        assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
     count = expected[3]
     of_value, of_loss = torch.tensor(0.7, dtype=wide), draw(shape[0]).to(wide)
     for pair in ((of_value, None), (of_value, of_loss)):
@@ -73,6 +78,9 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
         for a, b in zip(grads, wanted, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-11 if dtype == torch.float64 else 1e-6)
+        if not extras:
+            again = kernel.pruned_loss_backward(*pair, *ones, count, True)
+            assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
 
 
 for loss in kernel.LOSSES:
@@ -86,8 +94,9 @@ check((2, 3, 20), torch.bfloat16, "mae", True, False, 0.0, other=torch.float32)
 check((2, 3), torch.float32, "mse", True, True, 0.0)
 for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
     empty = torch.zeros(shape)
-    arguments = (empty, empty, None, None, None, None, None, "mae", 1.0)
-    assert kernel.pruned_loss(*arguments, 0.5, 0.5)[0] == 0.0
+    arguments = (empty, empty, None, None, None, None, None, None, "mae", 1.0)
+    *results, means = kernel.pruned_loss(*arguments, 0.5, 0.5, True)
+    assert results[0] == 0.0 and means.shape == (shape[0], shape[2]) and bool(means.isnan().all())
     assert kernel.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0]).long(), False)[0].shape == shape
 
 table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
@@ -154,17 +163,20 @@ def compile_for_all(function, constants, pointers, num_warps):
 for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
     of = "*fp64" if wide else "*fp32"
     pointers = {"prediction": "*" + dtype, "target": "*" + dtype, "mask": "*i1", "affine": of, "horizon": of, "weight": of}
+    pointers |= {"column_weight": of, "column_mean": of}
     pointers |= {"grad_value": of, "grad_loss": of, "grad_prediction": "*" + dtype, "grad_target": "*" + dtype}
     pointers |= {"loss": of, "rest": of, "value": of}
     for loss in (0, 3):
         constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "NULL_KIND": 2, "NULL": 0.1}
         constants |= {"HAS_AFFINE": loss == 3, "WIDE": wide}
-        tile = {**constants, "TALL": loss == 3, "BLOCK_COLUMN": kernel.BLOCK_COLUMN}
+        constants["HAS_COLUMN"] = loss == 3
+        tile = {**constants, "TALL": loss == 3, "BLOCK_COLUMN": kernel.BLOCK_COLUMN, "COLUMNS": loss == 3}
+        tile["ROW"] = 4 if loss == 3 else 3
         compile_for_all(kernel._pruned_loss_tile_kernel, tile, pointers, kernel.NUM_WARPS)
         flags = ("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO")
         backward = {**constants, **dict.fromkeys(flags, True), "BLOCK_COLUMN": kernel.BLOCK_COLUMN}
         compile_for_all(kernel._pruned_loss_backward_kernel, backward, pointers, kernel.NUM_WARPS)
-    sample = {"SPATIAL": 0.5, "TEMPORAL": 0.5, "HAS_HORIZON": True, "BLOCK_STEP": kernel.BLOCK_STEP}
+    sample = {"SPATIAL": 0.5, "TEMPORAL": 0.5, "HAS_HORIZON": True, "ROW": 4, "BLOCK_STEP": kernel.BLOCK_STEP}
     compile_for_all(kernel._pruned_loss_sample_kernel, sample, pointers, 1)
     batch = {"HAS_WEIGHT": True, "BLOCK_SAMPLE": kernel.BLOCK_SAMPLE}
     compile_for_all(kernel._pruned_loss_batch_kernel, batch, pointers, kernel.NUM_WARPS)

@@ -24,7 +24,7 @@ def accumulator(dtype):
 
 
 def case(shape, dtype=torch.float32, *, extras=False, masked=False, seed=0):
-    """prediction, target, mask, weight, affine, horizon; a fifth of the targets are 0."""
+    """prediction, target, mask, weight, affine, horizon, column_weight; a fifth of the targets are 0."""
     g = torch.Generator().manual_seed(seed)
     target = torch.randn(shape, generator=g, dtype=torch.float64) * 3 + 10
     prediction = target + torch.randn(shape, generator=g, dtype=torch.float64) * 2
@@ -33,12 +33,13 @@ def case(shape, dtype=torch.float32, *, extras=False, masked=False, seed=0):
     weight = torch.rand(shape[0], generator=g) + 0.5
     affine = torch.rand(5, 1, math.prod(shape[2:]), generator=g) + 0.5
     horizon = torch.rand(shape[1], generator=g)
+    column_weight = torch.rand(shape[0], math.prod(shape[2:]), generator=g) + 0.5
     out = [prediction.to(dtype), target.to(dtype), mask if masked else None]
-    return [*out, *(x.to(accumulator(dtype)) if extras else None for x in (weight, affine, horizon))]
+    return [*out, *(x.to(accumulator(dtype)) if extras else None for x in (weight, affine, horizon, column_weight))]
 
 
-def fused(arguments, null_value, loss, spatial=0.4, temporal=0.7):
-    return torch.ops.stprune.pruned_loss(*arguments, null_value, loss, PARAMETER[loss], spatial, temporal)
+def fused(arguments, null_value, loss, spatial=0.4, temporal=0.7, columns=True):
+    return torch.ops.stprune.pruned_loss(*arguments, null_value, loss, PARAMETER[loss], spatial, temporal, columns)
 
 
 # matches the reference ------------------------------------------------------------------------------------
@@ -53,11 +54,13 @@ def test_matches_reference(dtype, loss, null_value, masked, extras):
     for shape in SHAPES:
         arguments = case(shape, dtype, extras=extras, masked=masked)
         actual = fused(arguments, null_value, loss)
-        expected = reference.pruned_loss(*arguments, null_value, loss, PARAMETER[loss], 0.4, 0.7)
-        for value, true in zip(actual, expected, strict=True):
+        expected = reference.pruned_loss(*arguments, null_value, loss, PARAMETER[loss], 0.4, 0.7, True)
+        for i, (value, true) in enumerate(zip(actual, expected, strict=True)):
             assert value.dtype == true.dtype
             assert value.shape == true.shape
-            torch.testing.assert_close(value, true, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+            # A column's mean may be of one small difference of values around 20.
+            atol = TOLERANCES[dtype] * (5 if i == 4 else 1)
+            torch.testing.assert_close(value, true, rtol=TOLERANCES[dtype], atol=atol, equal_nan=True)
 
 
 @pytest.mark.parametrize("extras", [False, True])
@@ -88,10 +91,84 @@ def test_gradcheck(loss):
         mask = target != 0  # by mask: finite differences would leave a null value
 
         def both(p, t, mask=mask, others=others):
-            value, mean, _, _ = fused([p, t, mask, *others], None, loss)
+            value, mean, *_ = fused([p, t, mask, *others], None, loss)
             return value, mean
 
         assert torch.autograd.gradcheck(both, (prediction.requires_grad_(), target.requires_grad_()))
+
+
+# columns --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_column_weights_of_one_change_no_bit(dtype, loss, masked, extras):
+    for shape in SHAPES:
+        *arguments, _ = case(shape, dtype, extras=extras, masked=masked)
+        ones = torch.ones(shape[0], math.prod(shape[2:]), dtype=accumulator(dtype))
+        grads = [g.to(accumulator(dtype)) for g in (torch.tensor(0.7), torch.arange(1.0, shape[0] + 1))]
+        for null_value in (None, 0.0):
+            results = []
+            for column_weight in (None, ones):
+                given = [*arguments, column_weight]
+                outputs = fused(given, null_value, loss)
+                options = (*given, null_value, loss, PARAMETER[loss], outputs[3], True)
+                backward = torch.ops.stprune.pruned_loss_backward(*grads, *options)
+                results.append([*outputs[:4], outputs[4].nan_to_num(nan=-1.0), *backward])
+            assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_column_weights_touch_the_batch_loss_alone(dtype):
+    for shape in ((3, 12, 1), (2, 12, 170), (2, 33, 20)):
+        arguments = case(shape, dtype, extras=True)
+        arguments[3:6] = [None] * 3
+        weighted, plain = fused(arguments, 0.0, "mae"), fused([*arguments[:6], None], 0.0, "mae")
+        assert all(torch.equal(a, b) for a, b in zip(weighted[1:], plain[1:], strict=True))
+        assert not torch.equal(weighted[0], plain[0])
+        doubled = fused([*arguments[:6], arguments[6] * 2], 0.0, "mae")[0]
+        assert torch.equal(doubled, weighted[0] * 2)
+        # One column at a time: the loss is linear in the weights.
+        columns = arguments[6].shape[1]
+        for column in {0, columns // 2, columns - 1}:
+            only = torch.zeros_like(arguments[6])
+            only[:, column] = 1.0
+            kept = arguments[1] != 0
+            error = (arguments[0].double() - arguments[1].double()).abs().masked_fill(~kept, 0.0)[..., column]
+            expected = error.sum() / kept.sum()
+            actual = fused([*arguments[:6], only], 0.0, "mae")[0]
+            torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_column_means_are_empty_unless_asked_for():
+    arguments = case((3, 5, 19))
+    outputs = fused(arguments, 0.0, "mae", columns=False)
+    assert outputs[4].shape == (0,)
+    with_means = fused(arguments, 0.0, "mae")
+    assert all(torch.equal(a, b) for a, b in zip(outputs[:4], with_means[:4], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 7, 19), (2, 40, 19)])
+def test_a_column_without_entries_has_the_mean_nan(shape):
+    prediction, target, *others = case(shape)
+    target[0, :] = 3.0
+    target[1] = 0.0
+    means = fused([prediction, target, *others], 0.0, "mae")[4]
+    expected = (prediction - target).abs()[0].mean(0).reshape(-1)
+    torch.testing.assert_close(means[0], expected)
+    assert bool(means[1].isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("column_weight", "message"),
+    [(torch.ones(3, 18), "column_weight must be contiguous"), (torch.ones(3, 19).double(), "column_weight")],
+)
+def test_column_weights_that_do_not_fit(column_weight, message):
+    prediction, target, *_ = case((3, 5, 19))
+    with pytest.raises(RuntimeError, match=message):
+        fused([prediction, target, None, None, None, None, column_weight], 0.0, "mae")
 
 
 # the layouts ----------------------------------------------------------------------------------------------
@@ -194,12 +271,13 @@ def test_node_scores_of_series_and_grids():
 
 
 def everything(arguments, null_value, loss):
-    value, mean, rest, count = fused(arguments, null_value, loss)
+    value, mean, rest, count, columns = fused(arguments, null_value, loss)
     grads = torch.ops.stprune.pruned_loss_backward(
         torch.ones_like(value), None, *arguments, null_value, loss, PARAMETER[loss], count, True
     )
     nodes = [x if x is None or x.dim() == 4 else x.unsqueeze(-1) for x in arguments[:3]]
-    return [value, mean, rest, count, *grads, *torch.ops.stprune.node_stats(*nodes, null_value, loss, PARAMETER[loss])]
+    columns = columns.nan_to_num(nan=-1.0)
+    return [value, mean, rest, count, *grads, columns, *torch.ops.stprune.node_stats(*nodes, null_value, loss, PARAMETER[loss])]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -273,13 +351,15 @@ def test_nonfinite_samples_are_flagged():
 @pytest.mark.parametrize("shape", [(0, 12, 5), (3, 0, 5), (3, 12, 0)])
 def test_empty(shape):
     prediction = torch.zeros(shape, requires_grad=True)
-    value, mean, rest, count = fused([prediction, torch.zeros(shape), None, None, None, None], 0.0, "mae")
+    value, mean, rest, count, columns = fused([prediction, torch.zeros(shape), *[None] * 5], 0.0, "mae")
     value.backward()
     assert value.item() == 0.0
     assert torch.equal(mean.detach(), torch.zeros(shape[0]))
     assert torch.equal(rest, torch.zeros(3, shape[0]))
     assert torch.equal(count, torch.zeros(shape[0], dtype=torch.int64))
     assert prediction.grad.shape == shape
+    assert columns.shape == (shape[0], shape[2])
+    assert bool(columns.isnan().all())
 
 
 # torch ----------------------------------------------------------------------------------------------------
@@ -291,10 +371,10 @@ def test_empty(shape):
     ids=str,
 )
 def test_opcheck(dtype, loss, extras):
-    arguments = case((3, 5, 19), dtype, extras=extras, masked=extras)
+    arguments = case((3, 12, 19), dtype, extras=extras, masked=extras)  # steps enough for an entry in every column: no NaN
     arguments[0].requires_grad_()
     options = (0.0, loss, PARAMETER[loss])
-    torch.library.opcheck(torch.ops.stprune.pruned_loss.default, (*arguments, *options, 0.5, 0.5))
+    torch.library.opcheck(torch.ops.stprune.pruned_loss.default, (*arguments, *options, 0.5, 0.5, extras))
     arguments[0].requires_grad_(False)
     count = fused(arguments, 0.0, loss)[3]
     grads = torch.ones((), dtype=accumulator(dtype)), torch.ones(3, dtype=accumulator(dtype))

@@ -37,8 +37,8 @@ SHAPES = (
 
 def op(prediction, target, mask, null_value, loss, parameter):
     """The fused op, as residual_stats calls it: loss, spatial, temporal and count."""
-    options = (mask, None, None, None, null_value, loss, parameter, 0.0, 0.0)
-    _, mean, rest, count = torch.ops.stprune.pruned_loss(prediction, target, *options)
+    options = (mask, None, None, None, None, null_value, loss, parameter, 0.0, 0.0, False)
+    _, mean, rest, count, _ = torch.ops.stprune.pruned_loss(prediction, target, *options)
     return mean, rest[0], rest[1], count
 
 
@@ -416,7 +416,7 @@ def test_backward_matches_reference(dtype, loss, null_value, masked):
     prediction[0, 0, :5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.0], dtype=dtype)
     count = reference.kept_entries(target, mask if masked else None, null_value).sum((1, 2))
     grad_loss = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    options = (mask if masked else None, None, None, None, null_value, loss, 1.5, count, True)
+    options = (mask if masked else None, None, None, None, None, null_value, loss, 1.5, count, True)
     arguments = (None, grad_loss, prediction, target, *options)
     actual = torch.ops.stprune.pruned_loss_backward(*arguments)
     expected = reference_backward(*arguments)

@@ -167,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> node_stats(const Tensor& prediction, 
   STD_TORCH_CHECK(prediction.dim() >= 3, "node_stats: prediction must be [B, T, nodes ..., C], got ", prediction.dim(),
                   " dimensions");
   const Problem problem =
-      make_problem({"node_stats", prediction, target, mask, none, none, null_value, loss, parameter});
+      make_problem({"node_stats", prediction, target, mask, none, none, none, null_value, loss, parameter});
   return problem.wide ? launch<double>(problem, prediction) : launch<float>(problem, prediction);
 }
 

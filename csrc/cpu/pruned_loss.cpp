@@ -4,6 +4,7 @@
 // Bits do not depend on the thread count or on the instruction set: every sum runs over a fixed number of lanes, in
 // tiles of a fixed width, and tiles and samples are added in order.
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "cpu/residual.h"
@@ -19,7 +20,8 @@ struct SampleOutputs {
   A* loss;         // [B]
   A* rest;         // [3, B]: spatial, temporal, score
   int64_t* count;  // [B]
-  double* sum;     // [B] of the loss's terms
+  double* sum;     // [B] of the loss's terms, times the columns' weights where there are any
+  A* column_mean;  // [B, F] or null
 };
 
 // What a thread needs while it works on a tile.
@@ -28,11 +30,12 @@ struct TileScratch {
   explicit TileScratch(const Problem& problem)
       : row_sum(static_cast<size_t>(problem.steps * UNIT_BYTES) / sizeof(A)),
         row_loss(problem.loss == Loss::kMae ? 0 : row_sum.size()),
+        row_weighted(problem.column_weight == nullptr ? 0 : row_sum.size()),
         row_count(static_cast<size_t>(problem.steps)) {
     if (!problem.direct) copies = Copies<A>(problem, problem.steps);
   }
 
-  std::vector<A> row_sum, row_loss;
+  std::vector<A> row_sum, row_loss, row_weighted;
   std::vector<int64_t> row_count;
   Copies<A> copies;
 };
@@ -51,8 +54,8 @@ struct SampleScratch {
 template <typename A>
 void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t width, TileScratch<A>& scratch,
               A* node_mean /* [F] */, RowTotal* rows /* [T] */) {
-  const auto kernel = residual_kernels().tile[static_cast<int>(problem.storage)][static_cast<int>(problem.loss)]
-                                             [static_cast<int>(problem.keep)][problem.affine != nullptr];
+  const auto kernel = residual_kernels().tile[static_cast<int>(problem.storage)][static_cast<int>(
+      problem.loss)][static_cast<int>(problem.keep)][problem.affine != nullptr][problem.column_weight != nullptr];
   ResidualTile tile;
   tile.steps = problem.steps;
   tile.has_null = problem.has_null;
@@ -60,9 +63,10 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
   tile.parameter = problem.parameter;
   tile.row_sum = scratch.row_sum.data();
   tile.row_loss = scratch.row_loss.data();
+  tile.row_weighted = scratch.row_weighted.data();
   tile.row_count = scratch.row_count.data();
   tile.rows = rows;
-  tile.affine = nullptr;
+  tile.affine = tile.column_weight = nullptr;
   tile.affine_step = 0;
   tile.mask = nullptr;
   tile.mask_step = 0;
@@ -79,6 +83,9 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
     if (problem.affine != nullptr) {
       tile.affine = static_cast<const A*>(problem.affine) + sample * problem.affine_sample + first;
       tile.affine_step = problem.affine_step;
+    }
+    if (problem.column_weight != nullptr) {
+      tile.column_weight = static_cast<const A*>(problem.column_weight) + sample * problem.nodes + first;
     }
     tile.overlap = true;
     tile.width = width;
@@ -103,6 +110,7 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
     tile.target = copies.target.data() + before;
     tile.mask = copies.mask.data() + before;
     tile.affine = copies.affine.data() + before;
+    tile.column_weight = copies.column_weight.data() + before;
     tile.node_mean = node_mean + at;
     kernel(tile);
   }
@@ -111,14 +119,21 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
 double spread(const float* mean, int64_t n) { return residual_kernels().spread_f32(mean, n); }
 double spread(const double* mean, int64_t n) { return residual_kernels().spread_f64(mean, n); }
 
+struct Score {
+  double spatial, temporal;
+};
+
 template <typename A>
-void finish(const Problem& problem, int64_t sample, double spatial_weight, double temporal_weight, bool swapped,
-            const RowTotal* rows, SampleScratch<A>& scratch, const SampleOutputs<A>& out) {
-  double total = 0.0;
+void finish(const Problem& problem, int64_t sample, const Score& weights, const A* single_weight /* [B] or null */,
+            bool swapped, const RowTotal* rows, SampleScratch<A>& scratch, const SampleOutputs<A>& out) {
+  double total = 0.0, weighted = 0.0;
   int64_t count = 0;
   for (int64_t t = 0; t < problem.steps; ++t) {
     const double row = problem.loss == Loss::kMae ? rows[t].sum : rows[t].loss;
     total += problem.horizon == nullptr ? row : problem.horizon_at(t) * row;
+    if (problem.column_weight != nullptr) {
+      weighted += problem.horizon == nullptr ? rows[t].weighted : problem.horizon_at(t) * rows[t].weighted;
+    }
     count += rows[t].count;
     scratch.row_mean[static_cast<size_t>(t)] =
         rows[t].count > 0 ? rows[t].sum / static_cast<double>(rows[t].count) : -1.0;
@@ -129,18 +144,27 @@ void finish(const Problem& problem, int64_t sample, double spatial_weight, doubl
   if (swapped) std::swap(spatial, temporal);
   double score = loss;
   // A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
-  if (spatial_weight > 0.0) score += spatial_weight * spatial;
-  if (temporal_weight > 0.0) score += temporal_weight * temporal;
+  if (weights.spatial > 0.0) score += weights.spatial * spatial;
+  if (weights.temporal > 0.0) score += weights.temporal * temporal;
   out.loss[sample] = static_cast<A>(loss);
   out.rest[sample] = static_cast<A>(spatial);
   out.rest[problem.samples + sample] = static_cast<A>(temporal);
   out.rest[2 * problem.samples + sample] = static_cast<A>(score);
   out.count[sample] = count;
+  if (problem.column_weight != nullptr) total = weighted;
+  if (single_weight != nullptr) total *= static_cast<double>(single_weight[sample]);
   out.sum[sample] = count > 0 ? total : 0.0;
+  if (out.column_mean == nullptr) return;
+  // Where steps and nodes have changed places the only row is the only column.
+  const int64_t columns = swapped ? 1 : problem.nodes;
+  for (int64_t j = 0; j < columns; ++j) {
+    const A mean = swapped ? static_cast<A>(scratch.row_mean[0]) : scratch.node_mean[static_cast<size_t>(j)];
+    out.column_mean[sample * columns + j] = mean == A(-1) ? std::numeric_limits<A>::quiet_NaN() : mean;
+  }
 }
 
 template <typename A>
-void pruned_loss_kernel(const Problem& problem, double spatial, double temporal, bool swapped,
+void pruned_loss_kernel(const Problem& problem, const Score& weights, const A* single_weight, bool swapped,
                         const SampleOutputs<A>& out) {
   const int64_t steps = problem.steps, nodes = problem.nodes, samples = problem.samples;
   const int64_t tiles = std::max<int64_t>(1, (nodes + TILE - 1) / TILE);
@@ -164,9 +188,10 @@ void pruned_loss_kernel(const Problem& problem, double spatial, double temporal,
       for (int64_t i = steps; i < tiles * steps; ++i) {
         total[i % steps].sum += total[i].sum;
         total[i % steps].loss += total[i].loss;
+        total[i % steps].weighted += total[i].weighted;
         total[i % steps].count += total[i].count;
       }
-      finish(problem, sample, spatial, temporal, swapped, total, scratch[static_cast<size_t>(sample)], out);
+      finish(problem, sample, weights, single_weight, swapped, total, scratch[static_cast<size_t>(sample)], out);
     }
     return;
   }
@@ -183,18 +208,20 @@ void pruned_loss_kernel(const Problem& problem, double spatial, double temporal,
             for (size_t t = 0; i > 0 && t < rows.size(); ++t) {
               total[t].sum += rows[t].sum;
               total[t].loss += rows[t].loss;
+              total[t].weighted += rows[t].weighted;
               total[t].count += rows[t].count;
             }
           }
-          finish(problem, sample, spatial, temporal, swapped, total.data(), scratch, out);
+          finish(problem, sample, weights, single_weight, swapped, total.data(), scratch, out);
         }
       });
 }
 
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <typename A>
-std::tuple<Tensor, Tensor, Tensor, Tensor> launch(const ResidualArguments& arguments,
-                                                  const std::optional<Tensor>& weight, double spatial,
-                                                  double temporal) {
+Outputs launch(const ResidualArguments& arguments, const std::optional<Tensor>& weight, const Score& weights,
+               bool columns) {
   Problem problem = make_problem(arguments);
   const Tensor& prediction = arguments.prediction;
   const int64_t samples = problem.samples;
@@ -208,14 +235,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> launch(const ResidualArguments& argum
   Tensor loss = torch::stable::new_empty(prediction, {samples}, dtype);
   Tensor rest = torch::stable::new_empty(prediction, {3, samples}, dtype);
   Tensor count = torch::stable::new_empty(prediction, {samples}, ScalarType::Long);
+  Tensor column_mean = columns ? torch::stable::new_empty(prediction, {samples, problem.nodes}, dtype)
+                               : torch::stable::new_empty(prediction, {0}, dtype);
   std::vector<double> sum(static_cast<size_t>(samples));
   const SampleOutputs<A> out{loss.template mutable_data_ptr<A>(), rest.template mutable_data_ptr<A>(),
-                             count.template mutable_data_ptr<int64_t>(), sum.data()};
+                             count.template mutable_data_ptr<int64_t>(), sum.data(),
+                             columns ? column_mean.template mutable_data_ptr<A>() : nullptr};
   bool swapped = false;
+  const A* single_weight = nullptr;
   if (problem.nodes == 1 && problem.affine == nullptr && problem.horizon == nullptr) {
     // Series of one node: rows of one entry would leave the lanes empty. Steps and nodes change places.
     swapped = true;
     std::swap(problem.steps, problem.nodes);
+    single_weight = static_cast<const A*>(problem.column_weight);
+    problem.column_weight = nullptr;
     for (Operand* o : {&problem.prediction, &problem.target, &problem.mask}) {
       const int64_t step = o->step;
       o->step = 0;
@@ -227,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> launch(const ResidualArguments& argum
   }
   // Whole units of lanes are read where a row has as many columns.
   if (problem.nodes * static_cast<int64_t>(sizeof(A)) < UNIT_BYTES) make_indirect(problem);
-  pruned_loss_kernel<A>(problem, spatial, temporal, swapped, out);
+  pruned_loss_kernel<A>(problem, weights, single_weight, swapped, out);
   const A* w = weight.has_value() ? weight->const_data_ptr<A>() : nullptr;
   double total = 0.0;
   int64_t entries = 0;
@@ -236,17 +269,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> launch(const ResidualArguments& argum
     entries += out.count[b];
   }
   *value.template mutable_data_ptr<A>() = static_cast<A>(total / static_cast<double>(std::max<int64_t>(entries, 1)));
-  return {value, loss, rest, count};
+  return {value, loss, rest, count, column_mean};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pruned_loss(
-    const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& mask,
-    const std::optional<Tensor>& weight, const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon,
-    std::optional<double> null_value, const std::string& loss, double parameter, double spatial, double temporal) {
-  const ResidualArguments arguments{"pruned_loss", prediction, target, mask,     affine,
-                                    horizon,       null_value, loss,   parameter};
-  return prediction.scalar_type() == ScalarType::Double ? launch<double>(arguments, weight, spatial, temporal)
-                                                        : launch<float>(arguments, weight, spatial, temporal);
+Outputs pruned_loss(const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& mask,
+                    const std::optional<Tensor>& weight, const std::optional<Tensor>& affine,
+                    const std::optional<Tensor>& horizon, const std::optional<Tensor>& column_weight,
+                    std::optional<double> null_value, const std::string& loss, double parameter, double spatial,
+                    double temporal, bool columns) {
+  const ResidualArguments arguments{"pruned_loss", prediction,    target,     mask, affine,
+                                    horizon,       column_weight, null_value, loss, parameter};
+  const Score weights{spatial, temporal};
+  return prediction.scalar_type() == ScalarType::Double ? launch<double>(arguments, weight, weights, columns)
+                                                        : launch<float>(arguments, weight, weights, columns);
 }
 
 }  // namespace

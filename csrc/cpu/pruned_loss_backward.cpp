@@ -25,6 +25,12 @@ void advise_huge(const Tensor& tensor) {
 #endif
 }
 
+// What the slopes of a sample's entries are multiplied by.
+struct Coefficient {
+  double value = 0.0;  // share of the batch loss's gradient, which the columns' weights multiply
+  double loss = 0.0;   // share of the gradient of the sample's own loss
+};
+
 struct Gradients {
   Operand prediction;
   Operand target;  // without data where it is not asked for
@@ -50,7 +56,8 @@ ResidualRow row_of(const Problem& problem, double coefficient) {
 }
 
 template <typename A>
-void backward_kernel(const Problem& problem, bool flat, const double* coefficient /* [B] */, const Gradients& out) {
+void backward_kernel(const Problem& problem, bool flat, const Coefficient* coefficient /* [B] */,
+                     const Gradients& out) {
   const auto kernel = residual_kernels().slopes[static_cast<int>(problem.storage)][static_cast<int>(problem.loss)]
                                                [static_cast<int>(problem.keep)][problem.affine != nullptr];
   const int64_t size = problem.steps * problem.nodes;
@@ -64,7 +71,7 @@ void backward_kernel(const Problem& problem, bool flat, const double* coefficien
     torch::stable::parallel_for(0, problem.samples * pieces, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t sample = i / pieces, first = i % pieces * PIECE;
-        ResidualRow row = row_of(problem, coefficient[sample]);
+        ResidualRow row = row_of(problem, coefficient[sample].value + coefficient[sample].loss);
         row.width = std::min(PIECE, size - first);
         row.prediction = at(problem.prediction, sample, first);
         row.target = at(problem.target, sample, first);
@@ -82,7 +89,7 @@ void backward_kernel(const Problem& problem, bool flat, const double* coefficien
   const int64_t grain = std::max<int64_t>(1, GRAIN / (deep * std::min(problem.nodes, SEGMENT)));
   torch::stable::parallel_for(0, problem.samples * parts, grain, [&](int64_t begin, int64_t end) {
     Copies<A> copies;
-    std::vector<A> grad_prediction, grad_target;
+    std::vector<A> grad_prediction, grad_target, scale(problem.column_weight == nullptr ? 0 : SEGMENT);
     if (!problem.direct) {
       copies = Copies<A>(problem, deep);
       grad_prediction.resize(static_cast<size_t>(deep * SEGMENT));
@@ -93,7 +100,17 @@ void backward_kernel(const Problem& problem, bool flat, const double* coefficien
       const int64_t width = std::min(SEGMENT, problem.nodes - first), steps = std::min(ROWS, problem.steps - from);
       if (!problem.direct) copies.fill(problem, sample, from, steps, first, width);
       for (int64_t t = 0; t < steps; ++t) {
-        ResidualRow row = row_of(problem, coefficient[sample] * problem.horizon_at(from + t));
+        const Coefficient c = coefficient[sample];
+        const double horizon = problem.horizon_at(from + t);
+        ResidualRow row = row_of(problem, (c.value + c.loss) * horizon);
+        if (problem.column_weight != nullptr) {
+          const A* weight = static_cast<const A*>(problem.column_weight) + sample * problem.nodes + first;
+          for (int64_t j = 0; (t == 0 || problem.horizon != nullptr) && j < width; ++j) {
+            scale[static_cast<size_t>(j)] =
+                static_cast<A>((c.value * static_cast<double>(weight[j]) + c.loss) * horizon);
+          }
+          row.scale = scale.data();
+        }
         row.width = width;
         if (problem.direct) {
           const auto here = [&](const Operand& o) { return o.at(sample, from + t) + first * o.size; };
@@ -125,11 +142,10 @@ void backward_kernel(const Problem& problem, bool flat, const double* coefficien
   });
 }
 
-// What a sample's slopes are multiplied by: its share of the batch loss's gradient, and of its own loss's.
 template <typename A>
-std::vector<double> coefficients(const char* op, const Problem& problem, const std::optional<Tensor>& grad_value,
-                                 const std::optional<Tensor>& grad_loss, const std::optional<Tensor>& weight,
-                                 const Tensor& count) {
+std::vector<Coefficient> coefficients(const char* op, const Problem& problem, const std::optional<Tensor>& grad_value,
+                                      const std::optional<Tensor>& grad_loss, const std::optional<Tensor>& weight,
+                                      const Tensor& count) {
   const auto dtype = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
   const auto values = [&](const std::optional<Tensor>& tensor, const char* name, int64_t size) -> const A* {
     if (!tensor.has_value()) return nullptr;
@@ -143,18 +159,21 @@ std::vector<double> coefficients(const char* op, const Problem& problem, const s
   const A* of_value = values(grad_value, "grad_value", 1);
   const A* of_loss = values(grad_loss, "grad_loss", problem.samples);
   const A* w = values(weight, "weight", problem.samples);
+  // Samples of one column: its weight is one of the sample.
+  const A* single_weight = problem.nodes == 1 ? static_cast<const A*>(problem.column_weight) : nullptr;
   const int64_t* entries = count.const_data_ptr<int64_t>();
   int64_t total = 0;
   for (int64_t b = 0; b < problem.samples; ++b) total += entries[b];
-  std::vector<double> out(static_cast<size_t>(problem.samples), 0.0);
+  std::vector<Coefficient> out(static_cast<size_t>(problem.samples));
   for (int64_t b = 0; b < problem.samples; ++b) {
-    double& c = out[static_cast<size_t>(b)];
+    Coefficient& c = out[static_cast<size_t>(b)];
     if (of_value != nullptr) {
-      c = static_cast<double>(*of_value) / static_cast<double>(std::max<int64_t>(total, 1));
-      if (w != nullptr) c *= static_cast<double>(w[b]);
+      c.value = static_cast<double>(*of_value) / static_cast<double>(std::max<int64_t>(total, 1));
+      if (w != nullptr) c.value *= static_cast<double>(w[b]);
+      if (single_weight != nullptr) c.value *= static_cast<double>(single_weight[b]);
     }
     if (of_loss != nullptr)
-      c += static_cast<double>(of_loss[b]) / static_cast<double>(std::max<int64_t>(entries[b], 1));
+      c.loss = static_cast<double>(of_loss[b]) / static_cast<double>(std::max<int64_t>(entries[b], 1));
   }
   return out;
 }
@@ -162,14 +181,17 @@ std::vector<double> coefficients(const char* op, const Problem& problem, const s
 std::tuple<Tensor, Tensor> pruned_loss_backward(
     const std::optional<Tensor>& grad_value, const std::optional<Tensor>& grad_loss, const Tensor& prediction,
     const Tensor& target, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon, std::optional<double> null_value,
-    const std::string& loss, double parameter, const Tensor& count, bool target_too) {
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon,
+    const std::optional<Tensor>& column_weight, std::optional<double> null_value, const std::string& loss,
+    double parameter, const Tensor& count, bool target_too) {
   const char* op = "pruned_loss_backward";
-  const ResidualArguments arguments{op, prediction, target, mask, affine, horizon, null_value, loss, parameter};
+  const ResidualArguments arguments{op,      prediction,    target,     mask, affine,
+                                    horizon, column_weight, null_value, loss, parameter};
   Problem problem = make_problem(arguments);
-  const std::vector<double> coefficient = problem.wide
-                                              ? coefficients<double>(op, problem, grad_value, grad_loss, weight, count)
-                                              : coefficients<float>(op, problem, grad_value, grad_loss, weight, count);
+  const std::vector<Coefficient> coefficient =
+      problem.wide ? coefficients<double>(op, problem, grad_value, grad_loss, weight, count)
+                   : coefficients<float>(op, problem, grad_value, grad_loss, weight, count);
+  if (problem.nodes == 1) problem.column_weight = nullptr;
   Tensor to_prediction = torch::stable::empty_like(prediction);
   advise_huge(to_prediction);
   Tensor to_target =
@@ -179,9 +201,9 @@ std::tuple<Tensor, Tensor> pruned_loss_backward(
   const bool same_dtype =
       problem.prediction.dtype == problem.target.dtype && problem.prediction.dtype != ScalarType::Half;
   const bool flat = same_dtype && problem.affine == nullptr && problem.horizon == nullptr &&
-                    is_flat(to_prediction, prediction) && is_flat(to_prediction, target) &&
-                    (!problem.has_mask || is_flat(to_prediction, *mask)) && is_flat(to_prediction, to_prediction) &&
-                    (!target_too || is_flat(to_prediction, to_target));
+                    problem.column_weight == nullptr && is_flat(to_prediction, prediction) &&
+                    is_flat(to_prediction, target) && (!problem.has_mask || is_flat(to_prediction, *mask)) &&
+                    is_flat(to_prediction, to_prediction) && (!target_too || is_flat(to_prediction, to_target));
   if (flat) {
     problem.storage = problem.wide                                       ? Storage::kDouble
                       : problem.prediction.dtype == ScalarType::BFloat16 ? Storage::kBFloat16

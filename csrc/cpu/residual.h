@@ -40,8 +40,9 @@ struct ResidualArguments {
   const Tensor& prediction;
   const Tensor& target;
   const std::optional<Tensor>& mask;
-  const std::optional<Tensor>& affine;   // [5, 1 or B, F] A
-  const std::optional<Tensor>& horizon;  // [T] A
+  const std::optional<Tensor>& affine;         // [5, 1 or B, F] A
+  const std::optional<Tensor>& horizon;        // [T] A
+  const std::optional<Tensor>& column_weight;  // [B, F] A
   std::optional<double> null_value;
   const std::string& loss;
   double parameter;
@@ -60,8 +61,9 @@ struct Problem {
   const void* affine;   // A [5, 1 or B, F], or null
   int64_t affine_step;  // from one of its five rows to the next
   int64_t affine_sample;
-  const void* horizon;  // A [T], or null
-  bool direct;          // kernels may read the tensors themselves
+  const void* horizon;        // A [T], or null
+  const void* column_weight;  // A [B, F], or null
+  bool direct;                // kernels may read the tensors themselves
   Storage storage;
 
   double horizon_at(int64_t step) const {
@@ -152,7 +154,7 @@ inline Problem make_problem(const ResidualArguments& a) {
   out.parameter = a.parameter;
   out.keep = out.has_mask ? Keep::kMask : out.has_null ? Keep::kNull : Keep::kAll;
   const ScalarType accumulator = out.wide ? ScalarType::Double : ScalarType::Float;
-  out.affine = out.horizon = nullptr;
+  out.affine = out.horizon = out.column_weight = nullptr;
   out.affine_step = out.affine_sample = 0;
   if (a.affine.has_value()) {
     const Tensor& affine = *a.affine;
@@ -169,6 +171,14 @@ inline Problem make_problem(const ResidualArguments& a) {
     check_dtype(*a.horizon, accumulator, a.op, "horizon");
     STD_TORCH_CHECK(a.horizon->numel() == out.steps, a.op, ": horizon must have one weight per step");
     out.horizon = a.horizon->const_data_ptr();
+  }
+  if (a.column_weight.has_value()) {
+    const Tensor& weight = *a.column_weight;
+    check_dtype(weight, accumulator, a.op, "column_weight");
+    STD_TORCH_CHECK(
+        weight.is_contiguous() && weight.dim() == 2 && weight.size(0) == out.samples && weight.size(1) == out.nodes,
+        a.op, ": column_weight must be contiguous [B, F]");
+    out.column_weight = weight.const_data_ptr();
   }
   out.direct = out.prediction.dtype == out.target.dtype && out.prediction.rows && out.target.rows &&
                (!out.has_mask || out.mask.rows) && out.prediction.dtype != ScalarType::Half &&
@@ -253,7 +263,8 @@ struct Copies {
       : prediction(static_cast<size_t>(steps * SEGMENT)),
         target(static_cast<size_t>(steps * SEGMENT)),
         mask(problem.has_mask ? static_cast<size_t>(steps * SEGMENT) : 0),
-        affine(problem.affine != nullptr ? static_cast<size_t>(AFFINE_ROWS * SEGMENT) : 0) {}
+        affine(problem.affine != nullptr ? static_cast<size_t>(AFFINE_ROWS * SEGMENT) : 0),
+        column_weight(problem.column_weight != nullptr ? static_cast<size_t>(SEGMENT) : 0) {}
 
   void fill(const Problem& problem, int64_t sample, int64_t from, int64_t steps, int64_t first, int64_t width) {
     copy_in(problem.prediction, sample, from, steps, first, width, prediction.data());
@@ -264,11 +275,16 @@ struct Copies {
           static_cast<const A*>(problem.affine) + row * problem.affine_step + sample * problem.affine_sample + first;
       std::copy(source, source + width, affine.data() + row * SEGMENT);
     }
+    if (problem.column_weight != nullptr) {
+      const A* source = static_cast<const A*>(problem.column_weight) + sample * problem.nodes + first;
+      std::copy(source, source + width, column_weight.data());
+    }
   }
 
   std::vector<A> prediction, target;  // [steps, SEGMENT]
   std::vector<uint8_t> mask;          // likewise
   std::vector<A> affine;              // [5, SEGMENT]
+  std::vector<A> column_weight;       // [SEGMENT]
 };
 
 }  // namespace

@@ -28,8 +28,9 @@ constexpr int64_t ROWS = 32;
 constexpr int64_t AFFINE_ROWS = 5;
 
 struct RowTotal {
-  double sum = 0.0;   // of |e|
-  double loss = 0.0;  // of the loss's terms; unused for the MAE
+  double sum = 0.0;       // of |e|
+  double loss = 0.0;      // of the loss's terms; unused for the MAE
+  double weighted = 0.0;  // of the loss's terms times the columns' weights; unused without these
   int64_t count = 0;
 };
 
@@ -40,14 +41,16 @@ struct ResidualTile {
   const uint8_t* mask;
   int64_t prediction_step, target_step, mask_step;  // entries from one step to the next
   int64_t steps, width;
-  bool overlap;         // whether UNIT_BYTES of lanes may be read before the end of a row; else behind its end
-  const void* affine;   // A, first column, or null
-  int64_t affine_step;  // entries from one of its rows to the next
+  bool overlap;               // whether UNIT_BYTES of lanes may be read before the end of a row; else behind its end
+  const void* affine;         // A, first column, or null
+  int64_t affine_step;        // entries from one of its rows to the next
+  const void* column_weight;  // A, first column, or null
   bool has_null;
   double null_value;   // rounded to the target's dtype
   double parameter;    // of the loss
   void* row_sum;       // A [steps][lanes] scratch
   void* row_loss;      // A [steps][lanes] scratch
+  void* row_weighted;  // A [steps][lanes] scratch, with column_weight only
   int64_t* row_count;  // [steps] scratch
   void* node_mean;     // A [width] out: -1 where a column has no entries (a mean of |e| is never negative)
   RowTotal* rows;      // [steps] out: added to
@@ -65,13 +68,14 @@ struct ResidualRow {
   double null_value;
   double parameter;
   double coefficient;     // what the slope of the loss is multiplied by
+  const void* scale;      // A [width], what it is multiplied by instead, entry by entry; or null
   void* grad_prediction;  // storage's type
   void* grad_target;      // storage's type, or null
 };
 
 struct ResidualKernels {
-  // [storage][loss][keep][affine]; null for bfloat16 with affine.
-  void (*tile[NUM_STORAGES][NUM_LOSSES][NUM_KEEPS][2])(const ResidualTile&);
+  // [storage][loss][keep][affine]; null for bfloat16 with affine. Tiles also by [with column_weight].
+  void (*tile[NUM_STORAGES][NUM_LOSSES][NUM_KEEPS][2][2])(const ResidualTile&);
   void (*slopes[NUM_STORAGES][NUM_LOSSES][NUM_KEEPS][2])(const ResidualRow&);
   // Population standard deviation of the means that are not -1.
   double (*spread_f32)(const float* mean, int64_t n);

@@ -137,7 +137,8 @@ def residual_stats(
     if granularity == "node":
         inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
         return ResidualStats(*torch.ops.stprune.node_stats(*inputs, null_value, loss, parameter))
-    _, mean, rest, count = pruned_loss(prediction, target, mask, None, None, None, null_value, loss, parameter, 0.0, 0.0)
+    options = (mask, None, None, None, None, null_value, loss, parameter, 0.0, 0.0, False)
+    _, mean, rest, count, _ = pruned_loss(prediction, target, *options)
     return ResidualStats(mean, rest[0], rest[1], count)
 
 
@@ -214,7 +215,7 @@ def score(
             if weight > 0.0:
                 total = torch.add(total, term, alpha=weight)
         return total.to(torch.float32)
-    options = (mask, None, None, None, null_value, loss, parameter, *weights)
+    options = (mask, None, None, None, None, null_value, loss, parameter, *weights, False)
     rest = pruned_loss(prediction.detach(), target.detach(), *options)[2]
     result: torch.Tensor = rest[2].to(torch.float32)
     return result

@@ -65,13 +65,18 @@ def pruned_loss(
     weight: torch.Tensor | None,
     affine: torch.Tensor | None,
     horizon: torch.Tensor | None,
+    column_weight: torch.Tensor | None,
     null_value: float | None,
     loss: str,
     parameter: float,
     spatial: float,
     temporal: float,
-) -> _Tensors:
-    """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] of [B, T, ...] inputs."""
+    columns: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] of [B, T, ...] inputs.
+
+    Then, if `columns` is set, the mean of |e| over time of every column [B, F], NaN where it has no entries; else [0].
+    """
     error, t, kept, _ = _residual(prediction, target, mask, affine, null_value, loss, parameter)
     u = error.abs()
     if loss == "mae":
@@ -88,7 +93,11 @@ def pruned_loss(
         term = term * horizon.double()[:, None]
     count = kept.sum((1, 2))
     total = term.sum((1, 2))
-    weighted = total if weight is None else torch.where(count > 0, total * weight.double(), 0.0)
+    weighted = total
+    if column_weight is not None:
+        weighted = torch.where(kept, term * column_weight.double()[:, None], 0.0).sum((1, 2))
+    if weight is not None:
+        weighted = torch.where(count > 0, weighted * weight.double(), 0.0)
     value = weighted.sum() / count.sum().clamp(min=1)
     mean = total / count.clamp(min=1)
     spreads = spread(u, kept, 1), spread(u, kept, 2)
@@ -97,7 +106,8 @@ def pruned_loss(
         # A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
         score = score + factor * term if factor > 0.0 else score
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), count
+    column_mean = u.sum(1) / kept.sum(1) if columns else u.new_empty((0,))
+    return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), count, column_mean.to(dtype)
 
 
 def pruned_loss_backward(
@@ -109,6 +119,7 @@ def pruned_loss_backward(
     weight: torch.Tensor | None,
     affine: torch.Tensor | None,
     horizon: torch.Tensor | None,
+    column_weight: torch.Tensor | None,
     null_value: float | None,
     loss: str,
     parameter: float,
@@ -117,13 +128,15 @@ def pruned_loss_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of grad_value * value + sum_b grad_loss[b] * loss[b]; that of the target is [0] unless asked for."""
     error, t, kept, a = _residual(prediction, target, mask, affine, null_value, loss, parameter)
-    scale = torch.zeros_like(count, dtype=torch.float64)
+    scale = torch.zeros_like(count, dtype=torch.float64)[:, None, None]
     if grad_value is not None:
         share = grad_value.double() / count.sum().clamp(min=1)
-        scale = scale + (share if weight is None else share * weight.double())
+        share = share if weight is None else share * weight.double()[:, None, None]
+        scale = scale + (share if column_weight is None else share * column_weight.double()[:, None])
     if grad_loss is not None:
-        scale = scale + grad_loss.double() / count.clamp(min=1)
-    scale = scale[:, None, None] if horizon is None else scale[:, None, None] * horizon.double()[:, None]
+        scale = scale + (grad_loss.double() / count.clamp(min=1))[:, None, None]
+    if horizon is not None:
+        scale = scale * horizon.double()[:, None]
     slope = error.sign()
     if loss == "mse":
         slope = 2.0 * error

@@ -21,8 +21,8 @@ def residual_stats(
     parameter: float,
 ) -> _Four:
     """Loss, spatial and temporal spread and count of every sample of [B, T, ...] prediction and target."""
-    options = (mask, None, None, None, null_value, loss, parameter, 0.0, 0.0)
-    _, mean, rest, count = fused.pruned_loss(prediction, target, *options)
+    options = (mask, None, None, None, None, null_value, loss, parameter, 0.0, 0.0, False)
+    _, mean, rest, count, _ = fused.pruned_loss(prediction, target, *options)
     return mean, rest[0], rest[1], count
 
 
