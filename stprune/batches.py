@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stprune.sampler import PruningSampler
 
 CHUNK = 1 << 16
@@ -17,10 +19,11 @@ CHUNK = 1 << 16
 class Batches:
     """The current epoch's ids in batches; see `PruningSampler.batches`."""
 
-    def __init__(self, sampler: PruningSampler, batch_size: int, drop_last: bool) -> None:
+    def __init__(self, sampler: PruningSampler, batch_size: int, drop_last: bool, order: Tensor | None = None) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.order = order
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.sampler), self.batch_size)
@@ -29,7 +32,7 @@ class Batches:
     def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
         # Chunks are whole batches, so that no batch straddles two of them.
         step = max(1, CHUNK // self.batch_size) * self.batch_size
-        for ids in self.sampler.chunks(step):
+        for ids in self.sampler.chunks(step, self.order):
             for first in range(0, len(ids), self.batch_size):
                 batch = ids[first : first + self.batch_size]
                 if len(batch) == self.batch_size or not self.drop_last:

@@ -18,6 +18,8 @@ from stprune.ops._window_recipe import as_series, make_recipe
 from stprune.prefetch import Memory, in_background
 from stprune.sampler import PruningSampler
 from stprune.windows._check import as_range, mapped_file
+from stprune.windows.chunk_order import chunk_order
+from stprune.windows.chunked_series import ChunkedSeries, StoredWindows
 from stprune.windows.clock import time_features as features_of_clock
 from stprune.windows.mapped import MappedPages, as_tensor
 
@@ -40,8 +42,9 @@ class WindowLoader:
     the same, in any interleaving. An iterator that is dropped half-way ends its thread.
 
     Args:
-        series: [time, node, channel] or [time, node], float32, float64, float16, bfloat16 or int16; tensor, array or
-            ``np.memmap``. Kept by reference, never modified.
+        series: [time, node, channel] or [time, node], float32, float64, float16, bfloat16 or int16; tensor, array,
+            ``np.memmap``, or a `ChunkedSeries` over an HDF5 data set, a Zarr array or anything else that is sliced. Kept by
+            reference, never modified.
         sampler: a `PruningSampler` over the windows, any sized iterable of window ids, or None: all windows in order, as for
             validation and test.
         batch_size: windows in a batch, at least 1; the last batch may hold fewer.
@@ -56,6 +59,11 @@ class WindowLoader:
         prefetch: batches made ahead, at least 0; 0 makes each when it is asked for. Memory holds the batch in use and so many
             more. Means nothing for a series on the GPU, whose batches are asynchronous anyway.
         drop_last: leave out a last batch that is not full.
+        order: "sampler", or "chunk": the epoch's ids shuffled by `chunk_order`, so that each chunk of a stored series is read
+            about once. Exact resume and sharding stay as they are; ranks read the same chunks at the same time.
+        chunk_rows: rows of a chunk for order "chunk"; None takes those of a `ChunkedSeries`.
+        memory_chunks: chunks that order "chunk" may count on being held, by the page cache for a memory map; None takes those
+            of a `ChunkedSeries`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -74,7 +82,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        series: Tensor | np.ndarray[Any, Any],
+        series: Tensor | np.ndarray[Any, Any] | ChunkedSeries,
         sampler: PruningSampler | Iterable[int] | None = None,
         *,
         batch_size: int,
@@ -100,6 +108,9 @@ class WindowLoader:
         device: torch.device | str | None = None,
         prefetch: int = 2,
         drop_last: bool = False,
+        order: str = "sampler",
+        chunk_rows: int | None = None,
+        memory_chunks: int | None = None,
     ) -> None:
         self.batch_size = _check.integer(_OP, "batch_size", batch_size, 1)
         self.history = _check.integer(_OP, "history", history, 1)
@@ -107,9 +118,11 @@ class WindowLoader:
         self.stride = _check.integer(_OP, "stride", stride, 1)
         self.prefetch = _check.integer(_OP, "prefetch", prefetch, 0)
         self.drop_last = bool(drop_last)
-        self._file = None if isinstance(series, Tensor) else mapped_file(series)
+        self._stored = StoredWindows(series) if isinstance(series, ChunkedSeries) else None
+        source = series if self._stored is None else self._stored.placeholder()
+        self._file = None if isinstance(source, Tensor) else mapped_file(source)
         self._pages = MappedPages(series)
-        tensor = as_series(_OP, series if isinstance(series, Tensor) else as_tensor(_OP, series))
+        tensor = as_series(_OP, source if isinstance(source, Tensor) else as_tensor(_OP, source))
         clock = steps_per_day is not None or timestamps is not None
         if clock and time_features is not None:
             raise ValueError(f"{_OP}: time_features must be None with steps_per_day or timestamps, got both")
@@ -144,6 +157,7 @@ class WindowLoader:
         self.sampler = _checked_sampler(sampler, self.num_windows, tensor.shape[1])
         # Our own sampler's ids lie in range by construction.
         self._checks_ids = sampler is not None and not isinstance(sampler, PruningSampler)
+        self._chunks = _chunk_settings(order, self.sampler, series, chunk_rows, memory_chunks, window)
         self._window_bytes = window * tensor[0].numel() * tensor.element_size()
         self._memory = self._new_memory()
 
@@ -199,13 +213,29 @@ class WindowLoader:
 
     def _ids(self) -> Iterator[np.ndarray[Any, Any]]:
         if isinstance(self.sampler, PruningSampler):
-            yield from self.sampler.batches(self.batch_size, drop_last=self.drop_last)
+            yield from self.sampler.batches(self.batch_size, drop_last=self.drop_last, order=self._order(self.sampler))
             return
         source = iter(range(self.num_windows) if self.sampler is None else self.sampler)
         while chunk := list(itertools.islice(source, self.batch_size)):
             if len(chunk) == self.batch_size or not self.drop_last:
                 # operator.index refuses floats, which an array would cut off.
                 yield np.fromiter(map(operator.index, chunk), np.int64, len(chunk))
+
+    def _order(self, sampler: PruningSampler) -> Tensor | None:
+        if self._chunks is None:
+            return None
+        chunk, memory = self._chunks
+        return chunk_order(
+            sampler.plan,
+            chunk=chunk,
+            memory_chunks=memory,
+            history=self.history,
+            horizon=self.horizon,
+            stride=self.stride,
+            start=self.start,
+            seed=sampler.seed,
+            epoch=sampler.epoch,
+        )
 
     def _node_draw(self) -> NodeDraw | None:
         sampler = self.sampler
@@ -245,8 +275,13 @@ class WindowLoader:
             )
         # A thread beside training on the CPU takes one core and leaves the others alone; it is far ahead even so.
         parallel = pinned or self.prefetch == 0
-        self._recipe.fill_in(self.start + self.stride * index, node, x, y, parallel=parallel)
-        self._pages.touch(len(index) * self._window_bytes)
+        rows = self.start + self.stride * index
+        if self._stored is None:
+            self._recipe.fill_in(rows, node, x, y, parallel=parallel)
+            self._pages.touch(len(index) * self._window_bytes)
+        else:
+            with self._stored.staged(self._recipe, rows, self.history + self.horizon) as (recipe, first):
+                recipe.fill_in(first, node, x, y, parallel=parallel)
         batch = (index, x, y) if node is None else (index, node, x, y)
         return batch if pinned or self.device.type == "cpu" else tuple(part.to(self.device) for part in batch)
 
@@ -312,3 +347,22 @@ def _checked_sampler(sampler: Any, num_windows: int, num_nodes: int) -> Any:
             f"{_OP}: sampler must be a PruningSampler, a sized iterable of ids or None, got {type(sampler).__name__}"
         )
     return sampler
+
+
+def _chunk_settings(
+    order: Any, sampler: Any, series: Any, chunk_rows: Any, memory_chunks: Any, window: int
+) -> tuple[int, int] | None:
+    """Rows of a chunk and how many are held, or None for the sampler's own order."""
+    if _check.choice(_OP, "order", order, ("sampler", "chunk")) == "sampler":
+        for name, value in (("chunk_rows", chunk_rows), ("memory_chunks", memory_chunks)):
+            if value is not None:
+                raise ValueError(f'{_OP}: {name} must be None unless order is "chunk", got {value!r}')
+        return None
+    if not isinstance(sampler, PruningSampler):
+        raise ValueError(f'{_OP}: order must be "sampler" without a PruningSampler, got {order!r}')
+    if isinstance(series, ChunkedSeries):
+        chunk_rows = series.chunk if chunk_rows is None else chunk_rows
+        memory_chunks = series.memory_chunks if memory_chunks is None else memory_chunks
+    chunk = _check.integer(_OP, "chunk_rows", chunk_rows, 1)
+    least = 1 - (-(window - 1) // chunk)
+    return chunk, _check.integer(_OP, "memory_chunks", memory_chunks, least)

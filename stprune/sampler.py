@@ -216,18 +216,19 @@ class PruningSampler(DistributedSampler[int]):
         for ids in self.chunks():
             yield from ids.tolist()
 
-    def batches(self, batch_size: int, *, drop_last: bool | None = None) -> Batches:
+    def batches(self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None) -> Batches:
         """The epoch's ids as arrays, without a Python int per sample.
 
         Args:
             batch_size: ids per batch, at least 1.
             drop_last: drop a last batch that is not full; None takes the sampler's own.
+            order: [len(plan)] int64, the plan's ids in another order (see `chunk_order`); None takes the plan's own.
 
         Returns:
             An object with `len` that yields [batch_size] int64 NumPy arrays; DataLoader takes it as `batch_sampler`.
         """
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
-        return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last))
+        return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
 
     def nodes(self, index: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
         """The drawn nodes of windows: ceil(node_ratio * num_nodes) distinct ones each, uniform, new every epoch.
@@ -266,15 +267,16 @@ class PruningSampler(DistributedSampler[int]):
             total += local // batch_size if self.drop_last else -(-local // batch_size)
         return total
 
-    def chunks(self, step: int = CHUNK) -> Iterator[np.ndarray[Any, Any]]:
-        """This rank's ids in order, `step` at a time, of the plan that is current when iteration begins."""
+    def chunks(self, step: int = CHUNK, order: torch.Tensor | None = None) -> Iterator[np.ndarray[Any, Any]]:
+        """This rank's ids, `step` at a time, of the plan that is current when iteration begins; `order` as in `batches`."""
         plan, start, length = self.plan, self._start, len(self)
+        ordered = plan.order if order is None else lambda begin, end: order[begin:end]
         left = len(plan) - start
         for first in range(0, length, step):
             begin, end = first * self.num_replicas, min(first + step, length) * self.num_replicas
-            parts = [plan.order(start + begin, start + min(end, left))]
+            parts = [ordered(start + begin, start + min(end, left))]
             # Padding: the order's first ids again (they may have to go round more than once on tiny epochs).
-            parts += [plan.order(start + at % left, start + at % left + 1) for at in range(max(begin, left), end)]
+            parts += [ordered(start + at % left, start + at % left + 1) for at in range(max(begin, left), end)]
             yield torch.cat(parts)[self.rank :: self.num_replicas].contiguous().cpu().numpy()
 
     # --- scores ------------------------------------------------------------------------------------------------------

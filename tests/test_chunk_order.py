@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stprune import plan_epoch, testing
-from stprune.windows.chunk_order import ChunkedSeries, chunk_order, count_chunk_reads
+from stprune.windows import ChunkedSeries, chunk_order, count_chunk_reads
 
 
 def kept_windows(n: int, ratio: float, seed: int = 0) -> torch.Tensor:

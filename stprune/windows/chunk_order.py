@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,85 +178,6 @@ def count_chunk_reads(
             if len(cache) > memory:
                 cache.popitem(last=False)
     return ChunkReads(reads, len(seen), requests)
-
-
-class ChunkedSeries:
-    """Rows of a stored series through a cache of whole chunks: at most `memory_chunks` are held.
-
-    Args:
-        array: anything with `shape` whose slices along the first axis are arrays: a Zarr array, an HDF5 data set, a memory
-            map. Never modified.
-        chunk: rows of a chunk; None takes the array's own (`array.chunks[0]`).
-        memory_chunks: chunks held at a time, at least 1; the least recently used one goes first.
-
-    Attributes:
-        reads: chunks read from `array` so far.
-
-    Raises:
-        TypeError: an integer argument is none.
-        ValueError: `array` has no chunks of its own and `chunk` is None, or a number is out of range.
-
-    Example:
-        >>> import numpy as np
-        >>> from stprune.windows import ChunkedSeries
-        >>> series = ChunkedSeries(np.arange(10.0)[:, None], chunk=4, memory_chunks=2)
-        >>> series[2:6].flatten().tolist(), series[3:4].shape, series.reads
-        ([2.0, 3.0, 4.0, 5.0], (1, 1), 2)
-
-    Source:
-        Our definition.
-    """
-
-    def __init__(self, array: Any, *, memory_chunks: int, chunk: int | None = None) -> None:
-        own = getattr(array, "chunks", None)
-        if chunk is None and not own:
-            raise ValueError("ChunkedSeries: chunk must be given for an array without chunks, got None")
-        self.array = array
-        self.chunk = _check.integer("ChunkedSeries", "chunk", own[0] if chunk is None and own else chunk, 1)
-        self.memory_chunks = _check.integer("ChunkedSeries", "memory_chunks", memory_chunks, 1)
-        self.shape: tuple[int, ...] = tuple(array.shape)
-        self.reads = 0
-        self._cache: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        return f"ChunkedSeries({self.shape}, chunk={self.chunk}, memory_chunks={self.memory_chunks}, reads={self.reads})"
-
-    def __getitem__(self, rows: slice) -> np.ndarray[Any, Any]:
-        """A copy of rows [begin, end); only slices with step 1.
-
-        Raises:
-            TypeError: `rows` is no slice.
-            ValueError: the step is not 1.
-        """
-        if not isinstance(rows, slice):
-            raise TypeError(f"ChunkedSeries: rows must be a slice, got {type(rows).__name__}")
-        begin, end, step = rows.indices(len(self))
-        if step != 1:
-            raise ValueError(f"ChunkedSeries: rows must have step 1, got {step}")
-        end = max(begin, end)
-        if begin == end:
-            return np.asarray(self.array[begin:end])
-        parts = []
-        for number in range(begin // self.chunk, (end - 1) // self.chunk + 1):
-            first = number * self.chunk
-            parts.append(self._block(number)[max(begin - first, 0) : end - first])
-        return np.concatenate(parts)
-
-    def _block(self, number: int) -> np.ndarray[Any, Any]:
-        block = self._cache.get(number)
-        if block is not None:
-            self._cache.move_to_end(number)
-            return block
-        # Room first: the new chunk and the old ones together must not exceed the bound.
-        while len(self._cache) >= self.memory_chunks:
-            self._cache.popitem(last=False)
-        block = np.asarray(self.array[number * self.chunk : (number + 1) * self.chunk])
-        self.reads += 1
-        self._cache[number] = block
-        return block
 
 
 def _geometry(

@@ -1,0 +1,171 @@
+"""WindowLoader in chunk order, and over stored series: same samples, each chunk read about once, bounded memory."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from stprune import PruningSampler, WindowLoader
+from stprune.testing import assert_same
+from stprune.windows import ChunkedSeries, count_chunk_reads
+
+TIMES, NODES, CHUNK, MEMORY = 2000, 5, 50, 8
+WINDOWS = TIMES - 23
+
+
+@pytest.fixture(scope="module")
+def values():
+    return np.random.default_rng(0).normal(size=(TIMES, NODES, 2)).astype(np.float32)
+
+
+def make_sampler(**settings):
+    settings = {"num_epochs": 4, "keep_ratio": 0.5, "method": "soft-random", "seed": 7, **settings}
+    return PruningSampler(WINDOWS, **settings)
+
+
+def ids_of(loader):
+    return torch.cat([batch[0] for batch in loader])
+
+
+def assert_batches_equal(got, want):
+    for mine, theirs in zip(got, want, strict=True):
+        for actual, expected in zip(mine, theirs, strict=True):
+            assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr", "xarray", "array"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layout": "BCTN", "target_channels": 1, "mean": 3.0, "std": 2.0, "steps_per_day": 96},
+        {"stride": 3, "start": 40, "stop": 1500, "history": 60, "horizon": 7},
+    ],
+)
+def test_a_stored_series_gives_the_batches_of_the_series_in_memory(values, tmp_path, kind, options):
+    if kind == "h5":
+        array = pytest.importorskip("h5py").File(tmp_path / "s.h5", "w").create_dataset("x", data=values, chunks=(CHUNK, 5, 2))
+    elif kind == "zarr":
+        array = pytest.importorskip("zarr").create_array(str(tmp_path / "s.zarr"), data=values, chunks=(CHUNK, 3, 2))
+    elif kind == "xarray":
+        array = pytest.importorskip("xarray").DataArray(values, dims=("time", "node", "channel"))
+    else:
+        array = values.astype(">f4")
+    series = ChunkedSeries(array, chunk=CHUNK if kind in ("xarray", "array") else None, memory_chunks=MEMORY)
+    want = list(WindowLoader(torch.from_numpy(values), batch_size=64, **options))
+    loader = WindowLoader(series, batch_size=64, **options)
+    assert_batches_equal(loader, want)
+    # Two iterators share what is held.
+    for one, other, expected in zip(loader, loader, want, strict=True):
+        assert_batches_equal([one, other], [expected, expected])
+
+
+def test_drawn_nodes_and_codes_of_a_stored_series(values):
+    codes = (values[:, :, :1] * 100).astype(np.int16)
+    codes[100:110] = -9
+    options = {"batch_size": 32, "scale": 0.01, "offset": 1.0, "missing": -9, "fill": 0.0, "layout": "BTN"}
+    loaders = [
+        WindowLoader(series, make_sampler(num_nodes=NODES, node_ratio=0.4), **options)
+        for series in (torch.from_numpy(codes), ChunkedSeries(codes[:, :, 0], chunk=CHUNK, memory_chunks=3))
+    ]
+    assert_batches_equal(*loaders)
+    assert next(iter(loaders[1]))[1].shape == (32, 2)
+
+
+def test_chunk_order_reads_each_chunk_about_once_and_holds_no_more_than_asked(values):
+    reads = {}
+    for order in ("sampler", "chunk"):
+        sampler = make_sampler()
+        sampler.set_epoch(1)
+        series = ChunkedSeries(values, chunk=CHUNK, memory_chunks=MEMORY)
+        loader = WindowLoader(series, sampler, batch_size=32, order=order, prefetch=0)
+        ids = []
+        for index, _, _ in loader:
+            assert len(series._cache) <= MEMORY
+            ids.append(index)
+        ids = torch.cat(ids)
+        # The very samples of the plan, each once, whatever the order.
+        assert torch.equal(ids.sort().values, sampler.plan.indices)
+        reads[order] = series.reads
+        counted = count_chunk_reads(ids, chunk=CHUNK, history=12, horizon=12, memory_chunks=MEMORY)
+        assert counted.reads == series.reads
+        assert counted.chunks == TIMES // CHUNK
+    assert reads["chunk"] <= 1.6 * TIMES // CHUNK
+    assert reads["sampler"] > 15 * TIMES // CHUNK
+
+
+def test_chunk_order_is_new_in_every_epoch_and_the_same_for_equal_seeds(values):
+    settings = {"batch_size": 32, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
+    sampler, again = make_sampler(keep_ratio=1.0), make_sampler(keep_ratio=1.0)
+    loader, other = (WindowLoader(torch.from_numpy(values), each, **settings) for each in (sampler, again))
+    first = ids_of(loader)
+    assert torch.equal(first, ids_of(loader))
+    for each in (loader, other):
+        each.set_epoch(1)
+    second = ids_of(loader)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, ids_of(other))
+    assert torch.equal(second.sort().values, torch.arange(WINDOWS))
+    # Mixed: neighbours in a batch are no neighbours in time, and a batch spans several runs of chunks.
+    assert float((second.diff().abs() == 1).float().mean()) < 0.05
+    assert int(second[:32].max() - second[:32].min()) > 3 * CHUNK
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_chunk_order_resumes_in_the_middle_of_an_epoch_and_shards(values, ranks):
+    settings = {"batch_size": 16, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
+    samplers = [make_sampler(num_replicas=ranks, rank=rank, drop_last=True) for rank in range(ranks)]
+    loaders = [WindowLoader(torch.from_numpy(values), each, **settings) for each in samplers]
+    seen = []
+    for each in loaders:
+        each.set_epoch(1)
+        each = iter(each)
+        seen += [next(each)[0] for _ in range(3)]
+    whole = torch.cat([ids_of(each) for each in loaders])
+    assert whole.unique().numel() == whole.numel() >= len(samplers[0].plan) - ranks
+    # Trained on three batches by every rank; what is left comes afterwards, on one rank.
+    for sampler, first in zip(samplers, seen[::3], strict=True):
+        for index in (first, *seen[1:3]) if ranks == 1 else (first,):
+            sampler.update(index, torch.ones(len(index)))
+    resumed = make_sampler(num_replicas=1, rank=0)
+    loader = WindowLoader(torch.from_numpy(values), resumed, **settings)
+    loader.load_state_dict(loaders[0].state_dict())
+    left = ids_of(loader)
+    done = torch.cat(seen if ranks == 1 else seen[::3])
+    assert torch.equal(torch.cat([done, left]).sort().values, samplers[0].plan.indices)
+
+
+def test_a_copy_of_a_loader_reads_by_itself(values):
+    series = ChunkedSeries(values, chunk=CHUNK, memory_chunks=2)
+    loader = WindowLoader(series, batch_size=200)
+    want = list(loader)
+    copy = pickle.loads(pickle.dumps(loader))
+    reads = series.reads
+    assert_batches_equal(copy, want)
+    assert series.reads == reads
+
+
+def test_errors(values):
+    series, sampler = torch.from_numpy(values), make_sampler()
+    good = {"order": "chunk", "chunk_rows": CHUNK, "memory_chunks": 4}
+    cases = [
+        (ValueError, "order must be one of sampler, chunk, got 'time'", sampler, {"order": "time"}),
+        (ValueError, 'order must be "sampler" without a PruningSampler', None, good),
+        (ValueError, 'chunk_rows must be None unless order is "chunk", got 5', sampler, {"chunk_rows": 5}),
+        (ValueError, 'memory_chunks must be None unless order is "chunk", got 5', sampler, {"memory_chunks": 5}),
+        (TypeError, "chunk_rows must be an integer, got None", sampler, {**good, "chunk_rows": None}),
+        (ValueError, "chunk_rows must be at least 1, got 0", sampler, {**good, "chunk_rows": 0}),
+        (TypeError, "memory_chunks must be an integer, got None", sampler, {**good, "memory_chunks": None}),
+        (
+            ValueError,
+            "memory_chunks must be at least 4, got 3",
+            sampler,
+            {"order": "chunk", "chunk_rows": 9, "memory_chunks": 3},
+        ),
+    ]
+    for error, message, each, options in cases:
+        with pytest.raises(error, match=f"^WindowLoader: {message}"):
+            WindowLoader(series, each, batch_size=8, **options)
+    with pytest.raises(TypeError, match="^WindowLoader: series must be float32"):
+        WindowLoader(ChunkedSeries(np.zeros((50, 2), np.int32), chunk=10, memory_chunks=2), batch_size=8)
