@@ -665,7 +665,7 @@ def test_a_quick_demos_report_stands_alone_and_shows_the_numbers(outcome):
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<script" not in page
     images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(images) == 4
+    assert len(images) == 5
     for image in images:
         svg = base64.b64decode(image).decode()
         assert svg.rstrip().endswith("</svg>")

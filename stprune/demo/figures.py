@@ -284,6 +284,53 @@ def _by_week(calendar: Calendar) -> NDArray[np.float32]:
     return mean.astype(np.float32).reshape(24, 7)
 
 
+def node_errors(node_mae: NDArray[np.float32], drawn: NDArray[np.int64], windows: int, unit: str) -> str:
+    """What each node's error was early, half-way and at the end, and how often each node was drawn.
+
+    Args:
+        node_mae: [epochs, node] validation MAE of each node after each epoch.
+        drawn: [node] windows in which each node was drawn; all 0 where all nodes were trained on.
+        windows: windows trained on, repeats counted.
+        unit: unit of the errors, may be empty.
+
+    Returns:
+        SVG text.
+    """
+    order = np.argsort(node_mae[-1], kind="stable")
+    place = np.arange(len(order)) + 1
+    half = len(node_mae) // 2
+    # A node that is forecast without an error has no place on a logarithmic axis.
+    floor = 1e-4 * float(np.nanmax(node_mae[-1])) or 1e-12
+    sorted_mae = np.maximum(node_mae[:, order], floor)
+
+    def paint(figure: Figure) -> None:
+        with_draws = bool(drawn.any())
+        grid = figure.subplots(2 if with_draws else 1, 1, height_ratios=(2.2, 1) if with_draws else (1,), squeeze=False)
+        top = grid[0, 0]
+        top.fill_between(place, sorted_mae[half], sorted_mae[-1], color="#D55E00", alpha=0.25, linewidth=0, step="mid")
+        for epoch, color, text in (
+            (0, "#8a949e", "after epoch 1"),
+            (half, "#0072B2", f"after epoch {half + 1}"),
+            (-1, "#D55E00", f"at the end, epoch {len(node_mae)}"),
+        ):
+            top.step(place, sorted_mae[epoch], where="mid", color=color, label=text, linewidth=1.4)
+        top.set_yscale("log")
+        top.set_title("Error of every node; shaded: what the second half of the run changed")
+        top.set_ylabel("validation MAE" + (f" in {unit}" if unit else ""))
+        top.legend(loc="lower right", fontsize=9.5)
+        for axes in grid[:, 0]:
+            axes.set_xlim(0.5, len(order) + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[-1, 0].set_xlabel("nodes, from the smallest to the largest error at the end")
+        if with_draws:
+            bottom = grid[1, 0]
+            bottom.bar(place, 100 * drawn[order] / windows, width=1.0, color="#009E73")
+            bottom.set_title("How often each node was drawn")
+            bottom.set_ylabel("% of windows")
+
+    return _draw(paint, 5.6 if drawn.any() else 3.9)
+
+
 def _legend(figure: Figure, axes: Any) -> None:
     handles, texts = axes.get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper left", ncols=3, fontsize=9.5, handlelength=2.6, columnspacing=1.6)

@@ -7,6 +7,7 @@ import html
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stprune.demo import figures
 from stprune.demo.data import DemoSeries
@@ -173,34 +174,76 @@ def _pictures(
     ]
     scored = next((r for r in records if r.name == "st-prune" and len(r.scores)), None)
     scored = scored or next((r for r in records if len(r.scores) and r.pruned_epochs), None)
-    if scored is None:
-        return "\n".join(parts)
-    name = html.escape(labels[scored.name])
-    parts += [
-        "<h2>Scores over the epochs</h2>",
-        f"<p>{name}: what the sampler knows of each window, after the given epochs. Dotted lines are medians.</p>",
-        _figure(figures.score_histograms(scored.scores, series.unit), "Histogram of the windows' scores over epochs"),
-    ]
-    if scored.pruned_epochs:
-        train = problem.split.train
-        calendar = figures.Calendar(
-            share=(scored.kept / scored.pruned_epochs).astype(np.float32),
-            first_step=train.first_rows + HISTORY,
-            stride=train.stride,
-            steps_per_day=series.steps_per_day,
-            time_of_day=series.time_of_day,
-            day_of_week=series.day_of_week,
-            first_day=series.first_day,
-        )
+    if scored is not None:
         parts += [
-            "<h2>Which hours does the model still learn from?</h2>",
-            f"<p>{name}: how often each window was kept in the {scored.pruned_epochs} pruned epochs. A window's place is the "
-            "first step it forecasts. With purely random pruning every field would tend to the same value, "
+            "<h2>Scores over the epochs</h2>",
+            f"<p>{html.escape(labels[scored.name])}: what the sampler knows of each window, after the given epochs. Dotted "
+            "lines are medians.</p>",
+            _figure(figures.score_histograms(scored.scores, series.unit), "Histogram of the windows' scores over epochs"),
+        ]
+        if scored.pruned_epochs:
+            parts.append(_when(scored, labels[scored.name], series, problem))
+    drawing = next((r for r in records if r.drawn.any()), None)
+    where = drawing or scored or records[0]
+    parts.append(_where(where, labels[where.name], series))
+    return "\n".join(parts)
+
+
+def _when(run: RunRecord, label: str, series: DemoSeries, problem: Problem) -> str:
+    """The calendar of the windows that a run kept."""
+    train = problem.split.train
+    calendar = figures.Calendar(
+        share=(run.kept / run.pruned_epochs).astype(np.float32),
+        first_step=train.first_rows + HISTORY,
+        stride=train.stride,
+        steps_per_day=series.steps_per_day,
+        time_of_day=series.time_of_day,
+        day_of_week=series.day_of_week,
+        first_day=series.first_day,
+    )
+    return "\n".join(
+        [
+            "<h2>When does the model still learn?</h2>",
+            f"<p>{html.escape(label)}: how often each window was kept in the {run.pruned_epochs} pruned epochs. A window's "
+            "place is the first step it forecasts. With purely random pruning every field would tend to the same value, "
             f"{100 * float(calendar.share.mean()):.0f}%.</p>",
             _figure(figures.kept_calendar(calendar), "Calendar of how often each window was kept"),
             f"<p>{html.escape(_hours(calendar))}</p>",
         ]
-    return "\n".join(parts)
+    )
+
+
+def _where(run: RunRecord, label: str, series: DemoSeries) -> str:
+    """The nodes whose error still falls."""
+    draws = "" if not run.drawn.any() else " Uniform draws take every node equally often."
+    return "\n".join(
+        [
+            "<h2>Where does the model still learn?</h2>",
+            f"<p>{html.escape(label)}: the error of every node on the validation windows, while training goes on.{draws}</p>",
+            _figure(
+                figures.node_errors(run.node_mae, run.drawn, run.windows, series.unit),
+                "Error of every node after the first epoch, half-way and at the end, and how often each node was drawn",
+            ),
+            f"<p>{html.escape(_nodes(run.node_mae, series.node_names))}</p>",
+        ]
+    )
+
+
+def _nodes(node_mae: NDArray[np.float32], names: tuple[str, ...]) -> str:
+    """Which nodes the second half of a run improved, in words."""
+    half = len(node_mae) // 2
+    fall = np.nan_to_num(node_mae[half] - node_mae[-1], nan=0.0)
+    gained = np.maximum(fall, 0.0)
+    better = int((fall > 0.02 * np.nan_to_num(node_mae[half], nan=0.0)).sum())
+    text = f"From epoch {half + 1} to the end the error of {better} of {len(names)} nodes fell by more than 2%."
+    if gained.sum() > 0:
+        order = np.argsort(-gained, kind="stable")
+        top = order[: max(1, len(names) // 10)]
+        text += (
+            f" The tenth of the nodes where it fell most holds {gained[top].sum() / gained.sum():.0%} of the gain; first among "
+            f"them: {', '.join(names[node] for node in top[:5])}."
+        )
+    return text
 
 
 def _hours(calendar: figures.Calendar) -> str:
