@@ -9,6 +9,7 @@ Two changed lines in a PyTorch loop:
 from stprune import _load
 from stprune._load import LibraryStatus, library_status
 from stprune.data import IndexedDataset, Series, read_series
+from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
 from stprune.methods import METHODS, Method
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "EpochPlan",
+    "Headroom",
     "IndexedDataset",
     "LibraryStatus",
     "Method",
@@ -61,6 +63,7 @@ __all__ = [
     "draw_weighted",
     "gather_nodes",
     "gather_windows",
+    "headroom",
     "library_status",
     "permute",
     "plan_epoch",

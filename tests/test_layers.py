@@ -20,6 +20,7 @@ ALLOWED = {
     "prefetch": set(),
     "loader": {"ops", "prefetch", "sampler", "windows"},
     "windows": {"ops", "reference", "windows"},
+    "headroom": {"ops", "headroom"},
     "data": {"ops", "data"},
     "models": {"models", ""},
     "demo": {"demo", "models", ""},

@@ -1,0 +1,74 @@
+"""The windows that headroom measures on, from whatever the user's loader yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OP = "headroom"
+FEWEST = 8
+"""Windows without which a spread over windows says nothing."""
+
+
+def collect(batches: Iterable[Any], num_windows: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Take batches until they hold enough windows.
+
+    Args:
+        batches: yields (x, y), (index, x, y) or (index, (x, y)) with x, y [B, T, N, C] of all nodes; not modified.
+        num_windows: windows wanted; the last batch is cut to that, but never the first, whose size is the batch size.
+        device: where they are put.
+
+    Returns:
+        Pairs (x, y); x floating and y of the same windows and nodes.
+
+    Raises:
+        TypeError: a batch is none of the three forms, or holds no floating tensors.
+        ValueError: shapes do not fit, or there are fewer than 8 windows.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for batch in batches:
+        x, y = _pair(batch)
+        if x.dim() != 4 or y.dim() != 4 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+            raise ValueError(
+                f"{_OP}: batches must yield x and y [B, T, N, C] of the same windows and nodes, got {list(x.shape)} and "
+                f"{list(y.shape)}"
+            )
+        if found and x.shape[2] != found[0][0].shape[2]:
+            raise ValueError(f"{_OP}: batches must all have {found[0][0].shape[2]} nodes, got {x.shape[2]}")
+        if not found:
+            num_windows = max(num_windows, len(x))
+        left = num_windows - count
+        found.append((x[:left].to(device), y[:left].to(device)))
+        count += len(found[-1][0])
+        if count >= num_windows:
+            break
+    if count < FEWEST:
+        raise ValueError(f"{_OP}: batches must hold at least {FEWEST} windows, got {count}")
+    return found
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    parts = list(batch) if isinstance(batch, (tuple, list)) else []
+    if len(parts) == 2 and isinstance(parts[1], (tuple, list)):
+        parts = list(parts[1])
+    elif len(parts) == 3:
+        parts = parts[1:]
+    if len(parts) == 4:
+        raise ValueError(f"{_OP}: batches must hold all nodes, got (index, node, x, y): set node_ratio to 1 for this")
+    if len(parts) != 2 or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+        raise TypeError(
+            f"{_OP}: batches must yield (x, y), (index, x, y) or (index, (x, y)) of floating tensors, got {_form(batch)}"
+        )
+    return parts[0], parts[1]
+
+
+def _form(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return str(batch.dtype)
+    if isinstance(batch, (tuple, list)):
+        return "(" + ", ".join(_form(part) for part in batch) + ")"
+    return type(batch).__name__

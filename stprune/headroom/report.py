@@ -1,0 +1,190 @@
+"""Headroom in words and as a table for the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stprune.headroom.choices import PAYS_BELOW, Choice, Choices
+from stprune.headroom.cost import StepCost, StepTimes, typical
+from stprune.headroom.variance import Moments
+
+if TYPE_CHECKING:
+    from stprune.headroom.result import Headroom
+
+_WIDTH = 100
+# The curve of costs is flat around its lowest point: nodes within this of it are as good.
+_FLAT = 1.05
+# Below this, even twice the variance lengthens a step's gradient by little.
+_LITTLE_NOISE = 0.2
+
+
+def sentences(
+    choices: Choices, gradient: Moments, cost: StepCost, *, noise_share: float, interacts: bool, stopped_early: bool
+) -> list[str]:
+    """What the numbers say, plainly.
+
+    Args:
+        choices: the best draws.
+        gradient: variances.
+        cost: of a step.
+        noise_share: of a batch's gradient.
+        interacts: nodes interact in the model.
+        stopped_early: not all windows were measured.
+
+    Returns:
+        One text per finding: nodes, windows, then what to bear in mind.
+    """
+    found = [_about_nodes(choices.nodes, gradient, cost), _about_windows(choices.windows, choices.score)]
+    if noise_share < _LITTLE_NOISE:
+        found.append(
+            f"Only {noise_share:.0%} of a batch's squared gradient is noise now: at this stage of training variance hardly "
+            "matters, and drawing costs fewer extra epochs than equal variance asks for."
+        )
+    if interacts:
+        found.append(
+            "The model's nodes interact: a forecast from drawn nodes is another forecast, which this estimate, made with all "
+            "nodes as input, does not see. Check it with a short run."
+        )
+    if stopped_early:
+        found.append("Time ran out before all windows were measured: the intervals are wider than they could be.")
+    found.append("Equal gradient variance is not equal accuracy, and the answer changes while the model learns.")
+    return found
+
+
+def _about_nodes(best: Choice, gradient: Moments, cost: StepCost) -> str:
+    total = gradient.num_nodes
+    if best.pays:
+        every = np.arange(1, total + 1)
+        curve = gradient.variance(every) * cost.at(every)
+        flat = every[curve <= _FLAT * curve.min()]
+        return (
+            f"Drawing {best.num_drawn} of {total} nodes pays (node_ratio={best.node_ratio:.3g}): full training's gradient "
+            f"variance at {_percent(best)} of its cost. A step costs {best.step_cost:.0%} and its gradient varies "
+            f"{best.variance:.2f} times as much, so equal variance takes as many more epochs. Any number from {flat[0]} to "
+            f"{flat[-1]} nodes costs about the same."
+        )
+    if best.cost <= PAYS_BELOW:
+        return _undecided("nodes", best)
+    half = max(1, total // 2)
+    step = float(cost.at(half) / cost.at(total))
+    if total == 1:
+        reason = "there is only one."
+    elif step > 0.9:
+        reason = f"a step with half the nodes still costs {step:.0%} of a full one."
+    else:
+        reason = f"the nodes of a window hardly repeat each other (r = {gradient.r:.3g}), so each is worth what it costs."
+    return (
+        f"Pruning nodes cannot pay here. The best, {best.num_drawn} of {total}, would cost {_percent(best)} of full training "
+        f"at equal variance: {reason}"
+    )
+
+
+def _about_windows(best: Choice, score: Choice) -> str:
+    if best.cost > PAYS_BELOW:
+        return (
+            "Pruning windows cannot pay here: even if every window's gradient length were known, choosing by it would cost "
+            f"{_percent(best)} of full training at equal variance."
+        )
+    if score.pays:
+        return (
+            f"Pruning windows pays (keep_ratio={best.keep_ratio:.2f}): choosing by the loss gives full training's gradient "
+            f"variance at {_percent(score)} of its cost; known gradient lengths would allow {_percent(best)}."
+        )
+    if score.cost <= PAYS_BELOW:
+        return _undecided("windows", score)
+    return (
+        f"Pruning windows cannot pay here by the loss: choosing by it would cost {_percent(score)} of full training at equal "
+        f"variance. Known gradient lengths would allow {_percent(best)}, which no score reaches."
+    )
+
+
+def _undecided(what: str, choice: Choice) -> str:
+    return (
+        f"Pruning {what} cannot be shown to pay here: {_percent(choice)} of full training's cost at equal variance, an "
+        "interval that includes 100%. More windows, more seconds or a quieter machine would narrow it."
+    )
+
+
+def _percent(choice: Choice) -> str:
+    return f"{choice.cost:.0%} [{choice.interval[0]:.0%}, {choice.interval[1]:.0%}]"
+
+
+def time_text(seconds: float) -> str:
+    """A duration with three digits and a fitting unit.
+
+    Example:
+        >>> time_text(0.00123), time_text(4.2e-6), time_text(0.0)
+        ('1.23 ms', '4.2 us', '0 s')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def fit_error(times: StepTimes, cost: StepCost) -> float:
+    """Largest relative distance of the fitted cost from the times of the measured steps."""
+    return float(np.abs(cost.at(times.sizes) / typical(times.seconds) - 1).max())
+
+
+def table(found: Headroom) -> str:
+    """Everything, as text of lines up to 100 characters.
+
+    Args:
+        found: the result.
+
+    Returns:
+        Measured values, the table of draws, the verdict; no final newline.
+    """
+    low, high = found.r_interval
+    cost = found.step_cost
+    quadratic = f" + {time_text(cost.c2)} x m^2" if cost.c2 > 0 else ""
+    error = fit_error(found.times, cost)
+    facts = [
+        ("windows measured", f"{found.num_windows}, of {found.num_nodes} nodes"),
+        ("r, gradients of nodes in a window", f"{found.r:.3g} [{low:.3g}, {high:.3g}]"),
+        (
+            "cost of a window with m nodes",
+            f"{time_text(cost.c0)} + {time_text(cost.c1)} x m{quadratic} (within {error:.0%} of the timed steps)",
+        ),
+        ("spread of the windows' gradients", f"(mean g)^2 / mean(g^2) = {found.window_spread:.2f}"),
+        (f"noise in a batch of {found.batch_size}", f"{found.noise_share:.0%} of the gradient's squared length"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    rows = [
+        ("full training", None),
+        ("drawn nodes", found.nodes),
+        ("windows, by the loss", found.score),
+        ("windows, best possible", found.windows),
+        ("both, best possible", found.both),
+    ]
+    cells = [["draw", "nodes", "windows", "variance", "step cost", "epochs", "cost at equal variance"]]
+    cells += [_row(name, choice, found.num_nodes) for name, choice in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    texts = [
+        "  ".join(cell.ljust(w) if i in (0, 6) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    texts.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+    verdict = [textwrap.fill(text, _WIDTH, initial_indent="- ", subsequent_indent="  ") for text in found.verdict]
+    return "\n".join([*lines, "", *(text.rstrip() for text in texts), "", *verdict])
+
+
+def _row(name: str, choice: Choice | None, num_nodes: int) -> list[str]:
+    if choice is None:
+        return [name, str(num_nodes), "100%", "1.00", "1.00", "1.00", "1.00"]
+    nodes = str(choice.num_drawn) if choice.num_drawn == num_nodes else f"{choice.num_drawn} ({choice.node_ratio:.0%})"
+    low, high = choice.interval
+    return [
+        name,
+        nodes,
+        f"{choice.keep_ratio:.0%}",
+        f"{choice.variance:.2f}",
+        f"{choice.step_cost:.2f}",
+        f"{choice.epochs:.2f}",
+        f"{choice.cost:.2f} [{low:.2f}, {high:.2f}]",
+    ]

@@ -1,0 +1,88 @@
+"""What headroom found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stprune.headroom.choices import Choice
+from stprune.headroom.cost import StepCost, StepTimes
+from stprune.headroom.gradients import Array, Numbers
+from stprune.headroom.report import table
+from stprune.headroom.variance import Moments
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What pruning can save; `print` it for a table and sentences.
+
+    Attributes:
+        num_nodes: N.
+        num_windows: windows whose gradients were measured.
+        batch_size: windows of a timed step.
+        gradient: variances of the gradient, whose `r` and `variance(m)` are those of eq. 14.
+        r_interval: 95% bootstrap interval of r over windows.
+        window_spread: (mean g)^2 / mean(g^2) of the windows' gradient lengths g: no choice of windows can bring the second
+            moment of the gradient below this share.
+        noise_share: share of the sampling variance in the squared length of a batch's gradient, in [0, 1]. Near 0 the
+            variance hardly matters and pruning costs less than told here; near 1 it is all that matters.
+        step_cost: seconds per window, c0 + c1 m + c2 m^2.
+        times: the measured steps behind it.
+        interacts: a node's forecast depends on which others are given.
+        stopped_early: time ran out before all windows were measured, so a second call may measure more or fewer.
+        nodes, windows, score, both: the best draws, see `Choice`: uniform nodes; windows by their true gradient lengths (a
+            bound); windows by the root of their loss; nodes and windows by true gradient lengths (a bound).
+        node_ratio, keep_ratio: what to train with: those of `nodes` and `windows` where it pays, else 1.
+        verdict: sentences.
+    """
+
+    num_nodes: int
+    num_windows: int
+    batch_size: int
+    gradient: Moments
+    r_interval: tuple[float, float]
+    window_spread: float
+    noise_share: float
+    step_cost: StepCost
+    times: StepTimes
+    interacts: bool
+    stopped_early: bool
+    nodes: Choice
+    windows: Choice
+    score: Choice
+    both: Choice
+    node_ratio: float
+    keep_ratio: float
+    verdict: tuple[str, ...]
+
+    @property
+    def r(self) -> float:
+        """Intraclass correlation of the pair gradients inside a window."""
+        return self.gradient.r
+
+    @property
+    def c0(self) -> float:
+        """Seconds per window that do not depend on the nodes."""
+        return self.step_cost.c0
+
+    @property
+    def c1(self) -> float:
+        """Seconds per window and node."""
+        return self.step_cost.c1
+
+    def cost_at(self, num_drawn: Numbers) -> Array:
+        """Cost at equal variance of drawing so many nodes per window, as a share of full training's.
+
+        Args:
+            num_drawn: m, in [1, N], numbers or an array of them.
+
+        Returns:
+            (r + (1 - r) / m) (c0 + c1 m + c2 m^2) over the same with m = N.
+        """
+        m = np.asarray(num_drawn, dtype=np.float64)
+        full = self.gradient.variance(self.num_nodes) * self.step_cost.at(self.num_nodes)
+        return self.gradient.variance(m) * self.step_cost.at(m) / full
+
+    def __str__(self) -> str:
+        return table(self)
