@@ -132,15 +132,74 @@ def test_errors(op):
         op(torch.arange(10), 2)
     with pytest.raises(TypeError, match="keys must be a tensor"):
         op([1.0, 2.0], 1)
-    with pytest.raises(ValueError, match="keys must have one dimension"):
-        op(torch.rand(2, 5), 1)
+    with pytest.raises(ValueError, match="keys must have at least one dimension"):
+        op(torch.tensor(1.0), 1)
+    with pytest.raises(ValueError, match=r"k must lie in \[0, 5\], got 6"):
+        op(torch.rand(2, 5), 6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["normal", "tie_at_k", "inf"])
+def test_rows(name, dtype, threads):
+    """Every row on its own, in short rows (side by side) and long ones (each on all threads)."""
+    for shape in ((3, 5, 70), (7, 4097), (40, 3000), (2, 9 * testing.CHUNK + 5), (1, 40_000), (0, 9), (3, 0)):
+        keys = testing.named_keys(name, math.prod(shape), dtype).view(shape)
+        for k in testing.ranks(shape[-1]):
+            expected = reference.select(keys, k)
+            values, indices = reference.topk(keys, k, True)
+            for count in (1, 3):
+                threads(count)
+                testing.assert_same(stprune.select(keys, k), expected)
+                got = stprune.topk(keys, k)
+                testing.assert_same(got.values, values)
+                testing.assert_same(got.indices, indices)
+    rows = keys = testing.named_keys(name, 6000, dtype).view(6, 1000)
+    for row, got in zip(rows, stprune.select(rows, 77), strict=True):
+        assert torch.equal(got, reference.select(row, 77))
+
+
+def test_topk_is_torch_topk_where_keys_differ():
+    keys = torch.randn(4, 3, 500, generator=torch.Generator().manual_seed(1))
+    for dim in (-1, 2, 1, 0, -3):
+        k = keys.shape[dim] // 2
+        got, expected = stprune.topk(keys, k, dim), torch.topk(keys, k, dim)
+        assert torch.equal(got.values, expected.values)
+        assert torch.equal(got.indices, expected.indices)
+    with pytest.raises(ValueError, match=r"dim must lie in \[-3, 2\], got 3"):
+        stprune.topk(keys, 1, 3)
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_key(isa, dtype):
+    """All 65,536 bit patterns are read as torch reads them, by every instruction set, at every alignment of the tail."""
+    keys = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    order = reference.descending_order(keys)
+    with testing.isa(isa):
+        for k in (1, 1000, 1024, 30_000, 32_768, 65_535):
+            assert torch.equal(stprune.select(keys, k), order[:k].sort().values)
+        values, indices = stprune.topk(keys, 65_536)
+        assert torch.equal(indices, order)
+        assert torch.equal(values.view(torch.int16), keys[order].view(torch.int16))
+        for start in range(1, 40, 3):
+            part = keys[start::997].clone()
+            assert torch.equal(stprune.topk(part, part.numel()).indices, reference.descending_order(part))
+
+
+def test_16_bit_keys_are_not_copied():
+    for dtype in (torch.float16, torch.bfloat16):
+        keys = testing.named_keys("normal", 200_000, dtype)
+        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            stprune.select(keys, 10)
+        assert max(event.cpu_memory_usage for event in profile.events()) < 4096
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     keys = testing.named_keys("normal", 100, dtype)
-    torch.library.opcheck(torch.ops.stprune.select.default, (keys, 30))
-    torch.library.opcheck(torch.ops.stprune.topk.default, (keys, 30, True))
+    for shaped in (keys, keys.view(4, 25)):
+        torch.library.opcheck(torch.ops.stprune.select.default, (shaped, 20))
+        torch.library.opcheck(torch.ops.stprune.topk.default, (shaped, 20, True))
 
 
 def test_same_for_any_number_of_threads(threads):
@@ -155,7 +214,7 @@ def test_same_for_any_number_of_threads(threads):
 
 
 @pytest.mark.parametrize("isa", testing.isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_for_any_instruction_set(isa, dtype):
     for name in testing.INPUTS:
         for n in (65, 4097, 2 * testing.CHUNK + 77):

@@ -15,20 +15,15 @@ int64_t range_of(const double* x, int64_t n, double high, int64_t* positive) {
   return kernels().range_f64(x, n, high, positive);
 }
 
+inline void fixed_sums(const float* p, int64_t n, BlockSums* out) { kernels().fixed_sums_f32(p, n, out); }
+inline void fixed_sums(const double* p, int64_t n, BlockSums* out) { kernels().fixed_sums_f64(p, n, out); }
+
 // Sum of round(p * 2^32) over a chunk of values in [0, 1]. Integers: the order of adding does not matter.
 template <typename T>
 int64_t fixed_sum(const T* p, int64_t n) {
-  // 16 KiB of them stay in L1.
-  constexpr int64_t BLOCK = 2048;
-  int64_t q[BLOCK], sum = 0;
-  for (int64_t first = 0; first < n; first += BLOCK) {
-    const int64_t size = std::min(BLOCK, n - first);
-    to_fixed(p + first, size, q);
-    BlockSums sums;
-    kernels().summarize(q, size, &sums);
-    sum += sums.sum;
-  }
-  return sum;
+  BlockSums sums;
+  fixed_sums(p, n, &sums);
+  return sums.sum;
 }
 
 template <typename T>

@@ -38,8 +38,5 @@ inline void keep_first(uint64_t* bits, int64_t num_words, int64_t keep) {
   }
 }
 
-inline void to_fixed(const float* p, int64_t n, int64_t* q) { kernels().fixed_point_f32(p, n, q); }
-inline void to_fixed(const double* p, int64_t n, int64_t* q) { kernels().fixed_point_f64(p, n, q); }
-
 }  // namespace
 }  // namespace stprune

@@ -111,9 +111,9 @@ class Drawn {
  public:
   Drawn(const Tensor& scores, const Draw& draw, bool exact_count)
       : words_(num_chunks(scores.numel()) * CHUNK_WORDS),
-        scratch_(new_output(scores, 2 * words_, ScalarType::Long)),
+        scratch_(2 * words_, "draw_threshold"),
         weight_(1.0f / static_cast<float>(draw.keep)) {
-    uint64_t* bits = reinterpret_cast<uint64_t*>(scratch_.mutable_data_ptr<int64_t>());
+    uint64_t* bits = scratch_.data();
     const int64_t n = scores.numel();
     marks_ = {n, bits, bits + words_, std::vector<int64_t>(num_chunks(n)), std::vector<int64_t>(num_chunks(n))};
     if (scores.scalar_type() == ScalarType::Float) {
@@ -148,7 +148,7 @@ class Drawn {
   }
 
   int64_t words_;
-  Tensor scratch_;
+  Workspace<uint64_t> scratch_;
   float weight_;
   Marks marks_{};
   int64_t total_ = 0;

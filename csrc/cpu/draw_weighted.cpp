@@ -1,5 +1,6 @@
 // draw_weighted: weighted sampling without replacement. The keys are functions of (seed, epoch, index) and the weight;
 // they are recomputed block by block and never stored.
+#include <numeric>
 #include <tuple>
 
 #include "cpu/order.h"
@@ -53,36 +54,61 @@ void priority_weights(const float* weights, const int64_t* indices, int64_t k, f
   });
 }
 
-std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race) {
-  check_vector(weights, "draw_weighted", "weights");
-  check_dtype(weights, ScalarType::Float, "draw_weighted", "weights");
+// The k items drawn and, but for the race, their weights.
+void draw_weighted_kernel(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race,
+                          int64_t* to /* [k] */, float* result /* [k] */) {
   const int64_t n = weights.numel();
-  STD_TORCH_CHECK(k >= 0 && k <= n, "draw_weighted: k must lie in [0, ", n, "], got ", k);
-  Tensor indices = new_output(weights, k, ScalarType::Long);
-  Tensor out = new_output(weights, race ? 0 : k, ScalarType::Float);
-  if (k == 0) return {indices, out};
+  if (k == 0) return;
   const WeightedKeys keys{weights.const_data_ptr<float>(), n, philox_key(seed), static_cast<uint32_t>(epoch), race};
-  int64_t* to = indices.mutable_data_ptr<int64_t>();
   // The threshold is the key after the last that is kept. There is none when k takes every item, or every one with a
   // weight: then all are certain and weigh 1.
   float threshold = std::numeric_limits<float>::infinity();
   if (k < n) {
-    threshold = -select_largest(keys, k + 1, k, weights, to);
+    threshold = -select_largest(keys, k + 1, k, to);
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = i;
+    std::iota(to, to + n, int64_t{0});
   }
-  if (race) return {indices, out};
-  float* result = out.mutable_data_ptr<float>();
+  if (race) return;
   if (threshold < std::numeric_limits<float>::infinity()) {
     priority_weights(keys.weights, to, k, threshold, result);
   } else {
     std::fill(result, result + k, 1.0f);
   }
+}
+
+void check(const Tensor& weights, int64_t k) {
+  check_vector(weights, "draw_weighted", "weights");
+  check_dtype(weights, ScalarType::Float, "draw_weighted", "weights");
+  STD_TORCH_CHECK(k >= 0 && k <= weights.numel(), "draw_weighted: k must lie in [0, ", weights.numel(), "], got ", k);
+}
+
+std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race) {
+  check(weights, k);
+  Tensor indices = new_output(weights, k, ScalarType::Long);
+  Tensor out = new_output(weights, race ? 0 : k, ScalarType::Float);
+  draw_weighted_kernel(weights, k, seed, epoch, race, indices.mutable_data_ptr<int64_t>(),
+                       out.mutable_data_ptr<float>());
   return {indices, out};
+}
+
+// Into buffers of k elements that the caller owns; for the race the second has none.
+void draw_weighted_into(Tensor indices, Tensor out, const Tensor& weights, int64_t seed, int64_t epoch, bool race) {
+  check_vector(indices, "draw_weighted", "out");
+  check_vector(out, "draw_weighted", "out weights");
+  check_dtype(indices, ScalarType::Long, "draw_weighted", "out");
+  check_dtype(out, ScalarType::Float, "draw_weighted", "out weights");
+  const int64_t k = indices.numel();
+  check(weights, k);
+  STD_TORCH_CHECK(out.numel() == (race ? 0 : k), "draw_weighted: out weights must have ", race ? 0 : k, " elements");
+  draw_weighted_kernel(weights, k, seed, epoch, race, indices.mutable_data_ptr<int64_t>(),
+                       out.mutable_data_ptr<float>());
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("draw_weighted", TORCH_BOX(&draw_weighted)); }
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
+  m.impl("draw_weighted", TORCH_BOX(&draw_weighted));
+  m.impl("draw_weighted_into", TORCH_BOX(&draw_weighted_into));
+}
 
 }  // namespace stprune

@@ -34,6 +34,9 @@ struct Kernels {
   int64_t (*compare_f32)(const float* x, int64_t n, float t, uint64_t* greater, uint64_t* equal, int64_t* equal_count);
   int64_t (*compare_f64)(const double* x, int64_t n, double t, uint64_t* greater, uint64_t* equal,
                          int64_t* equal_count);
+  // float16 and bfloat16 to float32.
+  void (*widen_f16)(const uint16_t* x, int64_t n, float* out);
+  void (*widen_bf16)(const uint16_t* x, int64_t n, float* out);
   // less: x < t, equal: x == t. Returns the number below; *equal_count the number equal.
   int64_t (*below)(const uint32_t* x, int64_t n, uint32_t t, uint64_t* less, uint64_t* equal, int64_t* equal_count);
   // Minus the keys of weighted sampling (so that the largest are drawn): minus infinity where w = 0.
@@ -44,10 +47,18 @@ struct Kernels {
   // bit: word < p * 2^32. Returns the number of set bits.
   int64_t (*bernoulli_f32)(const float* p, const uint32_t* words, int64_t n, uint64_t* bits);
   int64_t (*bernoulli_f64)(const double* p, const uint32_t* words, int64_t n, uint64_t* bits);
-  // round(p * 2^32), half to even.  q [n]
+  // q = round(p * 2^32), half to even.  q [n]
   void (*fixed_point_f32)(const float* p, int64_t n, int64_t* q);
   void (*fixed_point_f64)(const double* p, int64_t n, int64_t* q);
-  void (*summarize)(const int64_t* q, int64_t n, BlockSums* out);
+  // Sums of those q, which need not be kept.
+  void (*fixed_sums_f32)(const float* p, int64_t n, BlockSums* out);
+  void (*fixed_sums_f64)(const double* p, int64_t n, BlockSums* out);
+  // q with `add` units more where 0 < q < 2^32 (which none may leave): its low words, and marks where it is 2^32 then.
+  // low [n rounded up to 64]
+  void (*fixed_low_f32)(const float* p, int64_t n, int64_t add, uint32_t* low, uint64_t* certain);
+  void (*fixed_low_f64)(const double* p, int64_t n, int64_t add, uint32_t* low, uint64_t* certain);
+  // The permutation of [0, 4096) with these round keys.  keys [2 * PERMUTATION_ROUNDS], out [4096]
+  void (*order_block)(const uint32_t* keys, uint16_t* out);
   // Bytes that are 0 or 1 to bits.  flags [64 * num_words]
   void (*pack)(const uint8_t* flags, int64_t num_words, uint64_t* bits);
   // First index with not 0 <= x <= high, or -1; *positive: how many x > 0.

@@ -45,6 +45,30 @@ struct StoredKeys {
   const T* block(int64_t first, int64_t, Buffer&) const { return keys + first; }
 };
 
+// Keys of 16 bits in memory, widened to float32 a block at a time: that is exact and keeps their order.
+template <void (*Kernels::*WIDEN)(const uint16_t*, int64_t, float*)>
+struct NarrowKeys {
+  using Key = float;
+  // 2,048 keys fill 8 KiB of L1.
+  static constexpr int64_t BLOCK = 2048;
+  static constexpr double SAMPLE = 0.5;
+  struct Buffer {
+    float keys[BLOCK];
+  };
+  const uint16_t* keys;  // [n]
+  int64_t n;
+
+  float at(int64_t i) const {
+    float key;
+    (kernels().*WIDEN)(keys + i, 1, &key);
+    return key;
+  }
+  const float* block(int64_t first, int64_t size, Buffer& buffer) const {
+    (kernels().*WIDEN)(keys + first, size, buffer.keys);
+    return buffer.keys;
+  }
+};
+
 // Calls body(keys, first, size) for the blocks of a chunk.
 template <typename Source, typename Body>
 void for_blocks(const Source& source, int64_t chunk, const Body& body) {

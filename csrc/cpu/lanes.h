@@ -203,6 +203,19 @@ STPRUNE_INLINE F32 to_float(U32 word) {
 #endif
 }
 
+// LANES_32 halves in the low bits of words.
+STPRUNE_INLINE U32 load_halves(const uint16_t* from) {
+#if STPRUNE_ISA == 2
+  return (U32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif STPRUNE_ISA == 1
+  return (U32)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  U32 v;
+  for (int i = 0; i < LANES_32; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
 // LANES_64 words, floats or doubles as float64.
 STPRUNE_INLINE F64 load_f64(const uint32_t* from) {
 #if STPRUNE_ISA == 2

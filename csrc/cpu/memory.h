@@ -1,7 +1,8 @@
-// Output memory.
+// Output memory and scratch.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -13,21 +14,44 @@ namespace {
 
 constexpr int64_t HUGE_PAGE = int64_t{2} << 20;
 
-// A vector of torch's allocator. Fresh memory of this size comes in pages of 4 KiB, whose first touch costs more than
-// the kernels that fill them (0.5 ns a byte on a virtual machine: 20 ms for 5 * 10^6 indices); on request it comes in
-// pages of 2 MiB. Only advice: it changes no content and may be refused.
-inline Tensor new_output(const Tensor& like, int64_t size, ScalarType dtype) {
-  Tensor out = torch::stable::new_empty(like, {size}, dtype);
+// Fresh memory of this size comes in pages of 4 KiB, whose first touch costs more than the kernels that fill them (0.5
+// ns a byte on a virtual machine: 20 ms for 5 * 10^6 indices); on request it comes in pages of 2 MiB. Only advice: it
+// changes no content and may be refused.
+inline void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uint64_t bytes = static_cast<uint64_t>(size) * static_cast<uint64_t>(out.element_size());
-  if (bytes >= 2 * HUGE_PAGE) {
-    const uint64_t begin = (reinterpret_cast<uint64_t>(out.data_ptr()) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    const uint64_t end = (reinterpret_cast<uint64_t>(out.data_ptr()) + bytes) / HUGE_PAGE * HUGE_PAGE;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
+  if (bytes < 2 * HUGE_PAGE) return;
+  const uint64_t address = reinterpret_cast<uint64_t>(memory);
+  const uint64_t begin = (address + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  const uint64_t end = (address + static_cast<uint64_t>(bytes)) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+// A tensor of torch's allocator.
+inline Tensor new_shaped(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  Tensor out = torch::stable::new_empty(like, sizes, dtype);
+  advise_huge_pages(out.data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
   return out;
 }
+
+inline Tensor new_output(const Tensor& like, int64_t size, ScalarType dtype) { return new_shaped(like, {size}, dtype); }
+
+// Uninitialised scratch that lives as long as the call.
+template <typename T>
+class Workspace {
+ public:
+  Workspace(int64_t size, const char* op) : data_(static_cast<T*>(std::malloc(static_cast<size_t>(size) * sizeof(T)))) {
+    STD_TORCH_CHECK(data_ != nullptr || size == 0, op, ": out of memory");
+    advise_huge_pages(data_, size * static_cast<int64_t>(sizeof(T)));
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { std::free(data_); }
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+};
 
 }  // namespace
 }  // namespace stprune

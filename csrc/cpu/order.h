@@ -111,10 +111,8 @@ void emit_marked(const CandidateLists<T>& lists, T threshold, const Counts& abov
 }
 
 // The rank-th largest key, 1 <= rank <= n, and the indices of the `take` largest, ascending; take is rank or rank - 1.
-// `like` is any CPU tensor: scratch comes from its allocator.
 template <typename Source>
-typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, const Tensor& like,
-                                    int64_t* out /* [take] */) {
+typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, int64_t* out /* [take] */) {
   using T = typename Source::Key;
   T threshold;
   if (source.n <= SMALL_SELECT) {
@@ -130,11 +128,10 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
       bool below_high = false;
       // Where even the sample is tied around the rank, the threshold most likely is that key.
       if (ends.low < ends.high) {
-        Tensor scratch = new_output(like, (source.n + 63) / 64, ScalarType::Long);
-        uint64_t* marks = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
+        const Workspace<uint64_t> marks((source.n + 63) / 64, "select");
         CandidateLists<T> lists(num_chunks(source.n));
         Counts counts(num_chunks(source.n));
-        const bool enough = split_all(source, ends, marks, lists, counts);
+        const bool enough = split_all(source, ends, marks.data(), lists, counts);
         STD_TORCH_CHECK(enough, "select: out of memory");
         if (counts.holds(rank)) {
           std::vector<T> values;
@@ -143,7 +140,7 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
             values.insert(values.end(), list.values, list.values + list.count);
           }
           threshold = kth_largest(values, rank - counts.total_greater);
-          emit_marked(lists, threshold, counts, source.n, take, marks, out);
+          emit_marked(lists, threshold, counts, source.n, take, marks.data(), out);
           return threshold;
         }
         below_high = counts.total_greater < rank;

@@ -1,103 +1,145 @@
-// select: indices of the k largest keys, ascending. topk: the same with their values, and largest first if asked.
+// select: indices of the k largest keys of every row, ascending. topk: the same with their values, and largest first if
+// asked.
+#include <exception>
+#include <mutex>
 #include <numeric>
 #include <tuple>
 
 #include "cpu/order.h"
+#include "cpu/sort.h"
 
 namespace stprune {
 namespace {
 
-template <typename T>
-void select_kernel(const Tensor& keys /* [n] */, int64_t k, int64_t* out /* [k] */) {
-  const int64_t n = keys.numel();
-  if (k == 0) return;
-  if (k == n) {
-    for_chunks(num_chunks(n), [out, n](int64_t chunk) {
-      int64_t* to = out + chunk * CHUNK;
-      std::iota(to, to + chunk_size(n, chunk), chunk * CHUNK);
-    });
+// Rows at least this long are worked on one after another, each on all threads; shorter ones side by side.
+constexpr int64_t LONG_ROW = 8 * CHUNK;
+// Keys a task has at least.
+constexpr int64_t TASK_KEYS = 1 << 14;
+
+template <typename Body>
+void for_rows(int64_t rows, int64_t n, const Body& body) {
+  if (rows == 1 || n >= LONG_ROW) {
+    for (int64_t row = 0; row < rows; ++row) body(row);
     return;
   }
-  select_largest(StoredKeys<T>{keys.const_data_ptr<T>(), n}, k, k, keys, out);
+  // An exception must not leave the parallel region.
+  std::exception_ptr error;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, TASK_KEYS / n), [&](int64_t begin, int64_t end) {
+    try {
+      for (int64_t row = begin; row < end; ++row) body(row);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+template <typename Source>
+void select_row(const Source& source, int64_t k, int64_t* out /* [k] */) {
+  if (k < source.n) {
+    select_largest(source, k, k, out);
+    return;
+  }
+  for_chunks(num_chunks(source.n), [&](int64_t chunk) {
+    int64_t* to = out + chunk * CHUNK;
+    std::iota(to, to + chunk_size(source.n, chunk), chunk * CHUNK);
+  });
+}
+
+template <typename Source, typename Stored>
+void topk_row(const Source& source, const Stored* keys /* [n] */, int64_t k, bool sorted, Stored* values /* [k] */,
+              int64_t* indices /* [k] */) {
+  select_row(source, k, indices);
+  if (sorted) sort_by_key(source, k, indices);
+  for (int64_t i = 0; i < k; ++i) values[i] = keys[indices[i]];
+}
+
+int64_t row_size(const Tensor& keys) { return keys.size(keys.dim() - 1); }
+
+// Calls body(keys in memory, source of a row) with the types that belong to the dtype.
+template <typename Body>
+void with_keys(const Tensor& keys, const char* op, const Body& body) {
+  const int64_t n = row_size(keys);
+  const void* data = keys.const_data_ptr();
+  switch (keys.scalar_type()) {
+    case ScalarType::Float:
+      return body(static_cast<const float*>(data), [n](const float* row) { return StoredKeys<float>{row, n}; });
+    case ScalarType::Double:
+      return body(static_cast<const double*>(data), [n](const double* row) { return StoredKeys<double>{row, n}; });
+    case ScalarType::Half:
+      return body(static_cast<const uint16_t*>(data),
+                  [n](const uint16_t* row) { return NarrowKeys<&Kernels::widen_f16>{row, n}; });
+    case ScalarType::BFloat16:
+      return body(static_cast<const uint16_t*>(data),
+                  [n](const uint16_t* row) { return NarrowKeys<&Kernels::widen_bf16>{row, n}; });
+    default:
+      STD_TORCH_CHECK(false, op, ": unsupported dtype");
+  }
+}
+
+void check_keys(const Tensor& keys, int64_t k, const char* op) {
+  STD_TORCH_CHECK(keys.dim() >= 1 && keys.is_contiguous(), op, ": keys must be contiguous rows");
+  STD_TORCH_CHECK(k >= 0 && k <= row_size(keys), op, ": k must lie in [0, ", row_size(keys), "], got ", k);
+}
+
+// Buffers hold k elements for every row, k being their last size.
+int64_t check_buffer(const Tensor& out, const Tensor& keys, ScalarType dtype, const char* op) {
+  check_dtype(out, dtype, op, "out");
+  STD_TORCH_CHECK(out.dim() == keys.dim() && out.dim() >= 1 && out.is_contiguous(), op,
+                  ": out must be contiguous and have the dimensions of keys");
+  for (int64_t d = 0; d + 1 < keys.dim(); ++d) {
+    STD_TORCH_CHECK(out.size(d) == keys.size(d), op, ": out must have the rows of keys");
+  }
+  return row_size(out);
+}
+
+std::vector<int64_t> shape_of(const Tensor& keys, int64_t k) {
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d + 1 < keys.dim(); ++d) shape.push_back(keys.size(d));
+  shape.push_back(k);
+  return shape;
+}
+
+void select_into(Tensor out, const Tensor& keys) {
+  const int64_t k = check_buffer(out, keys, ScalarType::Long, "select"), n = row_size(keys);
+  check_keys(keys, k, "select");
+  if (out.numel() == 0) return;
+  int64_t* to = out.mutable_data_ptr<int64_t>();
+  with_keys(keys, "select", [&](const auto* from, const auto& source) {
+    for_rows(keys.numel() / n, n, [&](int64_t row) { select_row(source(from + row * n), k, to + row * k); });
+  });
 }
 
 Tensor select(const Tensor& keys, int64_t k) {
-  check_vector(keys, "select", "keys");
-  STD_TORCH_CHECK(k >= 0 && k <= keys.numel(), "select: k must lie in [0, ", keys.numel(), "], got ", k);
-  Tensor out = new_output(keys, k, ScalarType::Long);
-  int64_t* indices = out.mutable_data_ptr<int64_t>();
-  switch (keys.scalar_type()) {
-    case ScalarType::Float:
-      select_kernel<float>(keys, k, indices);
-      break;
-    case ScalarType::Double:
-      select_kernel<double>(keys, k, indices);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "select: unsupported dtype");
-  }
+  check_keys(keys, k, "select");
+  Tensor out = new_shaped(keys, shape_of(keys, k), ScalarType::Long);
+  select_into(out, keys);
   return out;
 }
 
-template <typename Code>
-struct Ranked {
-  Code code;
-  int64_t index;
-};
-
-// Sorts pairs by descending code, keeping the order of equal codes: a radix sort with 11-bit digits.
-template <typename Code>
-void sort_descending(std::vector<Ranked<Code>>& pairs) {
-  // Below this the passes over histograms cost more than comparisons.
-  if (pairs.size() < 512) {
-    std::stable_sort(pairs.begin(), pairs.end(), [](const auto& a, const auto& b) { return a.code > b.code; });
-    return;
-  }
-  constexpr int DIGIT = 11, BINS = 1 << DIGIT, PASSES = (8 * sizeof(Code) + DIGIT - 1) / DIGIT;
-  std::vector<Ranked<Code>> other(pairs.size());
-  std::vector<int64_t> counts(PASSES * BINS);
-  for (const Ranked<Code>& pair : pairs) {
-    for (int pass = 0; pass < PASSES; ++pass) ++counts[pass * BINS + ((~pair.code >> (DIGIT * pass)) & (BINS - 1))];
-  }
-  for (int pass = 0; pass < PASSES; ++pass) {
-    int64_t* bins = counts.data() + pass * BINS;
-    // A digit that all codes share moves nothing.
-    if (std::any_of(bins, bins + BINS, [&](int64_t c) { return c == static_cast<int64_t>(pairs.size()); })) continue;
-    std::exclusive_scan(bins, bins + BINS, bins, int64_t{0});
-    for (const Ranked<Code>& pair : pairs) other[bins[(~pair.code >> (DIGIT * pass)) & (BINS - 1)]++] = pair;
-    pairs.swap(other);
-  }
-}
-
-template <typename T>
-void topk_kernel(const Tensor& keys, int64_t k, bool sorted, T* values /* [k] */, int64_t* indices /* [k] */) {
-  select_kernel<T>(keys, k, indices);
-  const T* from = keys.const_data_ptr<T>();
-  if (sorted) {
-    using Code = decltype(radix_code(T{}));
-    std::vector<Ranked<Code>> pairs(k);
-    for (int64_t i = 0; i < k; ++i) pairs[i] = {radix_code(from[indices[i]]), indices[i]};
-    sort_descending(pairs);
-    for (int64_t i = 0; i < k; ++i) indices[i] = pairs[i].index;
-  }
-  for (int64_t i = 0; i < k; ++i) values[i] = from[indices[i]];
+void topk_into(Tensor values, Tensor indices, const Tensor& keys, bool sorted) {
+  const int64_t k = check_buffer(indices, keys, ScalarType::Long, "topk"), n = row_size(keys);
+  STD_TORCH_CHECK(check_buffer(values, keys, keys.scalar_type(), "topk") == k, "topk: out must have one size");
+  check_keys(keys, k, "topk");
+  if (indices.numel() == 0) return;
+  int64_t* index_to = indices.mutable_data_ptr<int64_t>();
+  void* value_to = values.mutable_data_ptr();
+  with_keys(keys, "topk", [&](const auto* from, const auto& source) {
+    using Stored = std::remove_cvref_t<decltype(*from)>;
+    for_rows(keys.numel() / n, n, [&](int64_t row) {
+      topk_row(source(from + row * n), from + row * n, k, sorted, static_cast<Stored*>(value_to) + row * k,
+               index_to + row * k);
+    });
+  });
 }
 
 std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted) {
-  check_vector(keys, "topk", "keys");
-  STD_TORCH_CHECK(k >= 0 && k <= keys.numel(), "topk: k must lie in [0, ", keys.numel(), "], got ", k);
-  Tensor values = new_output(keys, k, keys.scalar_type());
-  Tensor indices = new_output(keys, k, ScalarType::Long);
-  switch (keys.scalar_type()) {
-    case ScalarType::Float:
-      topk_kernel(keys, k, sorted, values.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>());
-      break;
-    case ScalarType::Double:
-      topk_kernel(keys, k, sorted, values.mutable_data_ptr<double>(), indices.mutable_data_ptr<int64_t>());
-      break;
-    default:
-      STD_TORCH_CHECK(false, "topk: unsupported dtype");
-  }
+  check_keys(keys, k, "topk");
+  Tensor values = new_shaped(keys, shape_of(keys, k), keys.scalar_type());
+  Tensor indices = new_shaped(keys, shape_of(keys, k), ScalarType::Long);
+  topk_into(values, indices, keys, sorted);
   return {values, indices};
 }
 
@@ -105,7 +147,9 @@ std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted) {
 
 STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
   m.impl("select", TORCH_BOX(&select));
+  m.impl("select_into", TORCH_BOX(&select_into));
   m.impl("topk", TORCH_BOX(&topk));
+  m.impl("topk_into", TORCH_BOX(&topk_into));
 }
 
 }  // namespace stprune

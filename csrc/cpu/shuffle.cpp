@@ -56,30 +56,32 @@ struct Wide {
   uint64_t parts[2];
 };
 
-Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
+void shuffle_into(Tensor out, const Tensor& indices, int64_t seed, int64_t epoch) {
   check_vector(indices, "shuffle", "indices");
+  check_vector(out, "shuffle", "out");
+  check_dtype(out, indices.scalar_type(), "shuffle", "out");
   STD_TORCH_CHECK(indices.numel() <= LONGEST, "shuffle: indices must have at most 2^40 elements");
-  Tensor out = new_output(indices, indices.numel(), indices.scalar_type());
-  if (indices.numel() == 0) return out;
+  STD_TORCH_CHECK(out.numel() == indices.numel(), "shuffle: out must have ", indices.numel(), " elements");
+  if (indices.numel() == 0) return;
   switch (indices.element_size()) {
     case 1:
-      shuffle_kernel<uint8_t>(indices, seed, epoch, out);
-      break;
+      return shuffle_kernel<uint8_t>(indices, seed, epoch, out);
     case 2:
-      shuffle_kernel<uint16_t>(indices, seed, epoch, out);
-      break;
+      return shuffle_kernel<uint16_t>(indices, seed, epoch, out);
     case 4:
-      shuffle_kernel<uint32_t>(indices, seed, epoch, out);
-      break;
+      return shuffle_kernel<uint32_t>(indices, seed, epoch, out);
     case 8:
-      shuffle_kernel<uint64_t>(indices, seed, epoch, out);
-      break;
+      return shuffle_kernel<uint64_t>(indices, seed, epoch, out);
     case 16:
-      shuffle_kernel<Wide>(indices, seed, epoch, out);
-      break;
+      return shuffle_kernel<Wide>(indices, seed, epoch, out);
     default:
       STD_TORCH_CHECK(false, "shuffle: unsupported dtype");
   }
+}
+
+Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
+  Tensor out = new_output(indices, indices.numel(), indices.scalar_type());
+  shuffle_into(out, indices, seed, epoch);
   return out;
 }
 
@@ -88,6 +90,7 @@ Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
 STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
   m.impl("permute", TORCH_BOX(&permute));
   m.impl("shuffle", TORCH_BOX(&shuffle));
+  m.impl("shuffle_into", TORCH_BOX(&shuffle_into));
 }
 
 }  // namespace stprune

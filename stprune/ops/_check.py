@@ -73,3 +73,41 @@ def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{op}: {name} must be one of {', '.join(allowed)}, got {value!r}")
     return str(value)
+
+
+def buffer(op: str, name: str, value: Any, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+    """`value` is a contiguous vector of this dtype on the device of `like`, and shares no memory with it."""
+    value = vector(op, name, tensor(op, name, value)).detach()
+    if value.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}")
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} must be on {like.device}, got {value.device}")
+    if not value.is_contiguous():
+        raise ValueError(f"{op}: {name} must be contiguous, got strides {value.stride()}")
+    apart(op, name, value, like)
+    return value
+
+
+def room(op: str, name: str, value: torch.Tensor, size: int) -> torch.Tensor:
+    """The first `size` elements of a buffer that has as many."""
+    if value.numel() < size:
+        raise ValueError(f"{op}: {name} must have at least {size} elements, got {value.numel()}")
+    return value[:size]
+
+
+def apart(op: str, name: str, value: torch.Tensor, other: torch.Tensor) -> None:
+    """`value` shares no memory with `other`."""
+    # Addresses are unknown to a compiler that traces.
+    if torch.compiler.is_compiling() or value.numel() == 0 or other.numel() == 0:
+        return
+    (begin, end), (other_begin, other_end) = _addresses(value), _addresses(other)
+    if begin < other_end and other_begin < end:
+        raise ValueError(
+            f"{op}: {name} must not overlap another argument, got {min(end, other_end) - max(begin, other_begin)} bytes"
+        )
+
+
+def _addresses(value: torch.Tensor) -> tuple[int, int]:
+    """First address of a tensor's elements, and the one behind the last."""
+    span = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+    return value.data_ptr(), value.data_ptr() + span * value.element_size()

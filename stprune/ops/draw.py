@@ -18,10 +18,24 @@ def _fake(probability: torch.Tensor, count: int | None, seed: int, epoch: int) -
     return probability.new_empty((size,), dtype=torch.int64)
 
 
+def _into(out: torch.Tensor, probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
+    drawn = torch.ops.stprune.draw(probability, count, seed, epoch)
+    if drawn.numel() <= out.numel():
+        out[: drawn.numel()] = drawn
+    return torch.tensor([drawn.numel()], device=drawn.device)
+
+
+def _into_fake(out: torch.Tensor, probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
+    return probability.new_empty((1,), dtype=torch.int64)
+
+
 define("draw(Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", reference.draw, _fake)
+define("draw_into(Tensor(a!) out, Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", _into, _into_fake)
 
 
-def draw(probability: torch.Tensor, *, seed: int, epoch: int, count: int | None = None) -> torch.Tensor:
+def draw(
+    probability: torch.Tensor, *, seed: int, epoch: int, count: int | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Indices drawn with given inclusion probabilities.
 
     Without `count` every index is drawn on its own (Bernoulli), and the number drawn varies. With `count` the draw is
@@ -39,14 +53,18 @@ def draw(probability: torch.Tensor, *, seed: int, epoch: int, count: int | None 
         epoch: in [0, 2^32); another epoch is an independent draw.
         count: how many, the sum of `probability` to within 0.5, in [0, n]; what rounding leaves is spread over the items
             that are neither 0 nor 1. n is at most 2^30 then.
+        out: int64 buffer, one-dimensional and contiguous, on the device of `probability`; its front is overwritten. n
+            elements are always enough, `count` are with `count`.
 
     Returns:
-        [number drawn] int64, ascending, on the device of `probability`.
+        [number drawn] int64, ascending, on the device of `probability`: with `out`, a view of its front, which the next
+        call with the same buffer overwrites.
 
     Raises:
-        TypeError: `probability` is neither float32 nor float64, or an integer argument is none.
+        TypeError: `probability` is neither float32 nor float64, an integer argument is none, or `out` is no int64 tensor.
         ValueError: `probability` is not one-dimensional or holds NaN or a value outside [0, 1]; `count` lies outside
-            [0, n] or further than 0.5 from the sum; `seed` or `epoch` is out of range.
+            [0, n] or further than 0.5 from the sum; `seed` or `epoch` is out of range; `out` is too small, not
+            contiguous, on another device or overlaps `probability` (then nothing is written).
 
     Example:
         >>> import torch, stprune
@@ -69,6 +87,8 @@ def draw(probability: torch.Tensor, *, seed: int, epoch: int, count: int | None 
         count = _check.integer("draw", "count", count, 0, n)
         if n > _MOST:
             raise ValueError(f"draw: probability must have at most 2^30 elements when count is given, got {n}")
+    if out is not None:
+        out = _check.buffer("draw", "out", out, torch.int64, probability)
     probability = probability.contiguous()
     _, units = in_range("draw", "probability", "lie in [0, 1]", probability, 1.0, total=count is not None)
     # 0.5, and half a unit of rounding for each item.
@@ -76,4 +96,6 @@ def draw(probability: torch.Tensor, *, seed: int, epoch: int, count: int | None 
         raise ValueError(
             f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {units / 2**32:g}"
         )
-    return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]
+    if out is None:
+        return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]
+    return _check.room("draw", "out", out, int(torch.ops.stprune.draw_into(out, probability, count, seed, epoch)))

@@ -66,8 +66,8 @@ def draw_threshold(
 
     Raises:
         TypeError: `scores` is no floating tensor, or a number is none.
-        ValueError: `scores` is not one-dimensional, a number lies outside its range, or `out` is not contiguous or too
-            small (then nothing is written).
+        ValueError: `scores` is not one-dimensional, a number lies outside its range, or `out` is not contiguous, too
+            small, on another device, or overlaps itself or `scores` (then nothing is written).
 
     Example:
         >>> import torch
@@ -88,19 +88,11 @@ def draw_threshold(
     scores = scores.contiguous() if scores.dtype in (torch.float32, torch.float64) else scores.float()
     if out is None:
         return torch.ops.stprune.draw_threshold(scores, keep, bool(exact_count), seed, epoch)  # type: ignore[no-any-return]
-    indices, weights = (_buffer(*named) for named in (("indices", out[0], torch.int64), ("weights", out[1], torch.float32)))
+    indices = _check.buffer(op, "out indices", out[0], torch.int64, scores)
+    weights = _check.buffer(op, "out weights", out[1], torch.float32, scores)
+    _check.apart(op, "out weights", weights, indices)
     count = int(torch.ops.stprune.draw_threshold_into(indices, weights, scores, keep, bool(exact_count), seed, epoch))
     if count > min(indices.numel(), weights.numel()):
         have = min(indices.numel(), weights.numel())
         raise ValueError(f"{op}: out must have at least {count} elements, got {have}")
     return indices[:count], weights[:count]
-
-
-def _buffer(name: str, buffer: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    op, name = "draw_threshold", f"out {name}"
-    buffer = _check.vector(op, name, _check.tensor(op, name, buffer))
-    if buffer.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype}, got {buffer.dtype}")
-    if not buffer.is_contiguous():
-        raise ValueError(f"{op}: {name} must be contiguous, got strides {buffer.stride()}")
-    return buffer

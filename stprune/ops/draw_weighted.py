@@ -23,8 +23,27 @@ define(
 )
 
 
+def _into(indices: torch.Tensor, out: torch.Tensor, weights: torch.Tensor, seed: int, epoch: int, race: bool) -> None:
+    drawn, drawn_weights = torch.ops.stprune.draw_weighted(weights, indices.numel(), seed, epoch, race)
+    indices.copy_(drawn)
+    out.copy_(drawn_weights)
+
+
+define(
+    "draw_weighted_into(Tensor(a!) indices, Tensor(b!) out, Tensor weights, int seed, int epoch, bool race) -> ()",
+    _into,
+    lambda indices, out, weights, seed, epoch, race: None,
+)
+
+
 def draw_weighted(
-    weights: torch.Tensor, k: int, *, seed: int, epoch: int, law: str = "priority"
+    weights: torch.Tensor,
+    k: int,
+    *,
+    seed: int,
+    epoch: int,
+    law: str = "priority",
+    out: tuple[torch.Tensor, torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """k items drawn without replacement, large weights first, and what each then counts for.
 
@@ -44,15 +63,18 @@ def draw_weighted(
         seed: in [0, 2^63).
         epoch: in [0, 2^32); another epoch is an independent draw.
         law: "priority" or "race".
+        out: buffers for indices (int64) and weights (float32; None for the race), one-dimensional and contiguous, on the
+            device of `weights`, with at least k elements; their fronts are overwritten.
 
     Returns:
         indices [k] int64, ascending; and weights [k] float32, at least 1 (all 1 when k is the number of positive weights),
-        or None for the race.
+        or None for the race. With `out`, views of its fronts, which the next call with the same buffers overwrites.
 
     Raises:
-        TypeError: `weights` is no float32 tensor, or an integer argument is none.
+        TypeError: `weights` is no float32 tensor, an integer argument is none, or `out` has another dtype.
         ValueError: `weights` is not one-dimensional or holds NaN, infinity or a negative value; `k` exceeds the number of
-            positive weights; an unknown `law`; `seed` or `epoch` is out of range.
+            positive weights; an unknown `law`; `seed` or `epoch` is out of range; `out` is too small, not contiguous, on
+            another device, or overlaps itself or `weights` (then nothing is written).
 
     Example:
         >>> import torch, stprune
@@ -71,11 +93,29 @@ def draw_weighted(
     k = _check.integer("draw_weighted", "k", k, 0)
     seed, epoch = _check.seed_and_epoch("draw_weighted", seed, epoch)
     race = _check.choice("draw_weighted", "law", law, ("priority", "race")) == "race"
+    buffers = None if out is None else _buffers(out, weights, k, race)
     weights = weights.contiguous()
     positive, _ = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
     if k > positive:
         raise ValueError(
             f"draw_weighted: more samples asked than have weight: k must lie in [0, {positive}] (the positive weights), got {k}"
         )
-    indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race)
+    if buffers is None:
+        indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race)
+    else:
+        indices, sample_weights = buffers
+        torch.ops.stprune.draw_weighted_into(indices, sample_weights, weights, seed, epoch, race)
     return indices, None if race else sample_weights
+
+
+def _buffers(
+    out: tuple[torch.Tensor, torch.Tensor | None], weights: torch.Tensor, k: int, race: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fronts of the caller's buffers, an empty one for weights that a race does not have."""
+    op = "draw_weighted"
+    indices = _check.room(op, "out indices", _check.buffer(op, "out indices", out[0], torch.int64, weights), k)
+    if race:
+        return indices, weights.new_empty(0)
+    sample_weights = _check.room(op, "out weights", _check.buffer(op, "out weights", out[1], torch.float32, weights), k)
+    _check.apart(op, "out weights", sample_weights, indices)
+    return indices, sample_weights

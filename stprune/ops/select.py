@@ -1,4 +1,4 @@
-"""select and topk: the k largest keys, exactly."""
+"""select and topk: the k largest keys of every row, exactly."""
 
 from __future__ import annotations
 
@@ -10,81 +10,165 @@ from stprune.reference import order as reference
 
 
 def _select_fake(keys: torch.Tensor, k: int) -> torch.Tensor:
-    return keys.new_empty((k,), dtype=torch.int64)
+    return keys.new_empty((*keys.shape[:-1], k), dtype=torch.int64)
 
 
 def _topk_fake(keys: torch.Tensor, k: int, sorted: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    return keys.new_empty((k,)), keys.new_empty((k,), dtype=torch.int64)
+    return keys.new_empty((*keys.shape[:-1], k)), _select_fake(keys, k)
+
+
+def _select_into(out: torch.Tensor, keys: torch.Tensor) -> None:
+    out.copy_(torch.ops.stprune.select(keys, out.shape[-1]))
+
+
+def _topk_into(values: torch.Tensor, indices: torch.Tensor, keys: torch.Tensor, sorted: bool) -> None:
+    found_values, found_indices = torch.ops.stprune.topk(keys, indices.shape[-1], sorted)
+    values.copy_(found_values)
+    indices.copy_(found_indices)
 
 
 define("select(Tensor keys, SymInt k) -> Tensor", reference.select, _select_fake)
 define("topk(Tensor keys, SymInt k, bool sorted) -> (Tensor, Tensor)", reference.topk, _topk_fake)
+define("select_into(Tensor(a!) out, Tensor keys) -> ()", _select_into, lambda out, keys: None)
+define(
+    "topk_into(Tensor(a!) values, Tensor(b!) indices, Tensor keys, bool sorted) -> ()",
+    _topk_into,
+    lambda values, indices, keys, sorted: None,
+)
 
 
 def _checked(op: str, keys: torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
-    keys = _check.vector(op, "keys", _check.floating(op, "keys", keys))
-    return keys.detach(), _check.integer(op, "k", k, 0, keys.numel())
+    keys = _check.floating(op, "keys", keys)
+    if keys.dim() == 0:
+        raise ValueError(f"{op}: keys must have at least one dimension, got shape ()")
+    return keys.detach(), _check.integer(op, "k", k, 0, keys.shape[-1])
 
 
-def _widened(keys: torch.Tensor) -> torch.Tensor:
-    """Keys as the kernels take them: bfloat16 and float16 become float32, which is exact and keeps their order."""
-    return keys.float() if keys.dtype in (torch.bfloat16, torch.float16) else keys.contiguous()
+def _as_taken(keys: torch.Tensor) -> torch.Tensor:
+    """Keys as the kernels take them: the CUDA kernels know no 16 bits; float32 is exact and keeps their order."""
+    narrow = keys.dtype in (torch.bfloat16, torch.float16)
+    return keys.float() if narrow and keys.is_cuda else keys.contiguous()
 
 
-def select(keys: torch.Tensor, k: int) -> torch.Tensor:
-    """Indices of the k largest keys.
+def _buffer(op: str, name: str, out: torch.Tensor, dtype: torch.dtype, keys: torch.Tensor, k: int) -> torch.Tensor:
+    """The front of a buffer, as [..., k]."""
+    shape = (*keys.shape[:-1], k)
+    return _check.room(op, name, _check.buffer(op, name, out, dtype, keys), torch.Size(shape).numel()).view(shape)
+
+
+def select(keys: torch.Tensor, k: int, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Indices of the k largest keys of every row.
 
     Exact: the set does not depend on device, thread count or instruction set. NaN counts as larger than +inf, -0 equals
     +0, and among equal keys the smaller index wins.
 
     Args:
-        keys: [n] float32, float64, bfloat16 or float16; not modified.
-        k: how many, in [0, n].
+        keys: [..., n] float32, float64, bfloat16 or float16; not modified.
+        k: how many of each row, in [0, n].
+        out: int64 buffer, one-dimensional and contiguous, on the device of `keys`, with at least as many elements as the
+            result; its front is overwritten. Fresh memory costs as much as the work, and a buffer used again costs none.
 
     Returns:
-        [k] int64, ascending, on the device of `keys`.
+        [..., k] int64, every row ascending, on the device of `keys`: with `out`, a view of its front, which the next
+        call with the same buffer overwrites.
 
     Raises:
-        TypeError: `keys` is no floating tensor, or `k` no integer.
-        ValueError: `keys` is not one-dimensional, or `k` lies outside [0, n].
+        TypeError: `keys` is no floating tensor, `k` no integer, or `out` no int64 tensor.
+        ValueError: `keys` has no dimension, `k` lies outside [0, n], or `out` is too small, not contiguous, on another
+            device or overlaps `keys` (then nothing is written).
 
     Example:
         >>> import torch, stprune
         >>> stprune.select(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2)
         tensor([1, 2])
+        >>> buffer = torch.empty(100, dtype=torch.int64)
+        >>> stprune.select(torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]]), 2, out=buffer)
+        tensor([[1, 2],
+                [0, 2]])
 
     Source:
         Key order: that of torch.topk, with the tie rule made deterministic.
     """
     keys, k = _checked("select", keys, k)
-    return torch.ops.stprune.select(_widened(keys), k)  # type: ignore[no-any-return]
+    if out is not None:
+        out = _buffer("select", "out", out, torch.int64, keys, k)
+    keys = _as_taken(keys)
+    if _rows_on_cuda(keys):
+        found = reference.select(keys, k)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        return torch.ops.stprune.select(keys, k)  # type: ignore[no-any-return]
+    torch.ops.stprune.select_into(out, keys)
+    return out
 
 
-def topk(keys: torch.Tensor, k: int, *, sorted: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest keys and their indices: torch.topk on a vector, with deterministic ties.
+def topk(
+    keys: torch.Tensor,
+    k: int,
+    dim: int = -1,
+    *,
+    sorted: bool = True,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest keys along a dimension and their indices: torch.topk with deterministic ties.
 
     Args:
-        keys: [n] float32, float64, bfloat16 or float16; not modified.
+        keys: [..., n] float32, float64, bfloat16 or float16; not modified.
         k: how many, in [0, n].
+        dim: the dimension to search; any but the last costs a transposed copy.
         sorted: largest first (ties by the smaller index) when True, by ascending index when False.
+        out: buffers for values (dtype of `keys`) and indices (int64), one-dimensional and contiguous, on the device of
+            `keys`, with at least as many elements as the result; their fronts are overwritten.
 
     Returns:
-        values [k] of the keys' dtype and indices [k] int64.
+        values [..., k] of the keys' dtype and indices [..., k] int64, k in the place of `dim`: with `out`, views of its
+        fronts, which the next call with the same buffers overwrites.
 
     Raises:
-        TypeError: `keys` is no floating tensor, or `k` no integer.
-        ValueError: `keys` is not one-dimensional, or `k` lies outside [0, n].
+        TypeError: `keys` is no floating tensor, `k` or `dim` no integer, or `out` has another dtype.
+        ValueError: `keys` has no dimension, `dim` is none of its dimensions, `k` lies outside [0, n], or `out` is too
+            small, not contiguous, on another device or overlaps `keys` (then nothing is written).
 
     Example:
         >>> import torch, stprune
         >>> stprune.topk(torch.tensor([1.0, 3.0, 3.0, 2.0]), 3).indices
         tensor([1, 2, 3])
+        >>> stprune.topk(torch.tensor([[1.0, 3.0], [4.0, 2.0]]), 1, dim=0).values
+        tensor([[4., 3.]])
 
     Source:
-        torch.topk; deviates in that ties always go to the smaller index and no gradient is recorded.
+        torch.topk; deviates in that ties always go to the smaller index, unsorted results ascend by index, and no
+        gradient is recorded.
     """
-    keys, k = _checked("topk", keys, k)
-    wide = _widened(keys)
-    values, indices = torch.ops.stprune.topk(wide, k, bool(sorted))
-    values = values if wide.dtype == keys.dtype else keys[indices]
+    keys = _check.floating("topk", "keys", keys)
+    dim = _check.integer("topk", "dim", dim, -max(1, keys.dim()), max(1, keys.dim()) - 1)
+    last = keys.dim() == 0 or dim in (-1, keys.dim() - 1)
+    keys, k = _checked("topk", keys if last else keys.movedim(dim, -1), k)
+    buffers = None
+    if out is not None:
+        values_out, indices_out = out
+        values_out = _buffer("topk", "out values", values_out, keys.dtype, keys, k)
+        indices_out = _buffer("topk", "out indices", indices_out, torch.int64, keys, k)
+        _check.apart("topk", "out values", values_out, indices_out)
+        buffers = values_out, indices_out
+    values, indices = _topk(keys, k, bool(sorted), buffers)
+    if not last:
+        values, indices = values.movedim(-1, dim), indices.movedim(-1, dim)
     return torch.return_types.topk((values, indices))  # type: ignore[no-any-return, attr-defined]
+
+
+def _topk(
+    keys: torch.Tensor, k: int, sorted: bool, out: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    taken = _as_taken(keys)
+    if out is not None and taken.dtype == keys.dtype and not _rows_on_cuda(taken):
+        torch.ops.stprune.topk_into(*out, taken, sorted)
+        return out
+    values, indices = (reference.topk if _rows_on_cuda(taken) else torch.ops.stprune.topk)(taken, k, sorted)
+    values = values.to(keys.dtype)
+    return (values, indices) if out is None else (out[0].copy_(values), out[1].copy_(indices))
+
+
+def _rows_on_cuda(keys: torch.Tensor) -> bool:
+    """The CUDA kernels take one row; the reference composition sorts all rows at once."""
+    return keys.is_cuda and keys.dim() > 1

@@ -25,10 +25,21 @@ define(
     reference.permute,
     _permute_fake,
 )
+
+
+def _shuffle_into(out: torch.Tensor, indices: torch.Tensor, seed: int, epoch: int) -> None:
+    out.copy_(torch.ops.stprune.shuffle(indices, seed, epoch))
+
+
 define("shuffle(Tensor indices, int seed, int epoch) -> Tensor", reference.shuffle, _shuffle_fake)
+define(
+    "shuffle_into(Tensor(a!) out, Tensor indices, int seed, int epoch) -> ()",
+    _shuffle_into,
+    lambda out, indices, seed, epoch: None,
+)
 
 
-def shuffle(indices: torch.Tensor, *, seed: int, epoch: int) -> torch.Tensor:
+def shuffle(indices: torch.Tensor, *, seed: int, epoch: int, out: torch.Tensor | None = None) -> torch.Tensor:
     """The given elements in a random order that is a function of (seed, epoch, number of elements) alone.
 
     Below 1,024 elements the order comes from sorting random 64-bit keys. From there on it is a six-round generalized
@@ -39,13 +50,17 @@ def shuffle(indices: torch.Tensor, *, seed: int, epoch: int) -> torch.Tensor:
         indices: [n] of any dtype, n at most 2^40; not modified.
         seed: in [0, 2^63).
         epoch: in [0, 2^32); another epoch is another order.
+        out: buffer of the same dtype, one-dimensional and contiguous, on the device of `indices`, with at least n elements;
+            its front is overwritten. Other memory than that of `indices`.
 
     Returns:
-        [n] of the same dtype on the same device: out[j] = indices[perm(j)].
+        [n] of the same dtype on the same device: out[j] = indices[perm(j)]. With `out`, a view of its front, which the
+        next call with the same buffer overwrites.
 
     Raises:
-        TypeError: `indices` is no tensor, or `seed` or `epoch` no integer.
-        ValueError: `indices` is not one-dimensional; `seed` or `epoch` is out of range.
+        TypeError: `indices` is no tensor, `seed` or `epoch` no integer, or `out` of another dtype.
+        ValueError: `indices` is not one-dimensional; `seed` or `epoch` is out of range; `out` is too small, not
+            contiguous, on another device or overlaps `indices` (then nothing is written).
 
     Example:
         >>> import torch, stprune
@@ -58,7 +73,11 @@ def shuffle(indices: torch.Tensor, *, seed: int, epoch: int) -> torch.Tensor:
     """
     indices = _check.vector("shuffle", "indices", _check.tensor("shuffle", "indices", indices)).detach()
     seed, epoch = _check.seed_and_epoch("shuffle", seed, epoch)
-    return torch.ops.stprune.shuffle(indices.contiguous(), seed, epoch)  # type: ignore[no-any-return]
+    if out is None:
+        return torch.ops.stprune.shuffle(indices.contiguous(), seed, epoch)  # type: ignore[no-any-return]
+    out = _check.room("shuffle", "out", _check.buffer("shuffle", "out", out, indices.dtype, indices), indices.numel())
+    torch.ops.stprune.shuffle_into(out, indices.contiguous(), seed, epoch)
+    return out
 
 
 def permute(

@@ -11,21 +11,21 @@ import torch
 
 
 def descending_order(keys: torch.Tensor) -> torch.Tensor:
-    """All indices of `keys` [n], largest key first, ties by the smaller index."""
+    """All indices of every row of `keys` [..., n], largest key first, ties by the smaller index."""
     # A stable descending sort keeps the input order of equal keys. Radix sorts (CUDA) order by bits: one NaN, one zero.
     keys = keys.double() + 0.0
     keys = keys.masked_fill(keys.isnan(), math.nan)
-    return torch.sort(keys, stable=True, descending=True).indices
+    return torch.sort(keys, dim=-1, stable=True, descending=True).indices
 
 
 def select(keys: torch.Tensor, k: int) -> torch.Tensor:
-    """The indices of the k largest keys, ascending."""
-    return descending_order(keys)[:k].sort().values
+    """The indices of the k largest keys of every row, ascending."""
+    return descending_order(keys)[..., :k].sort(dim=-1).values
 
 
 def topk(keys: torch.Tensor, k: int, sorted: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and indices of the k largest keys: largest first, or by ascending index when not sorted."""
-    indices = descending_order(keys)[:k]
+    """Values and indices of the k largest keys of every row: largest first, or by ascending index when not sorted."""
+    indices = descending_order(keys)[..., :k]
     if not sorted:
-        indices = indices.sort().values
-    return keys[indices], indices
+        indices = indices.sort(dim=-1).values
+    return keys.gather(-1, indices), indices

@@ -1,0 +1,174 @@
+"""Reused output buffers: the same bits, a view of the buffer's front, no fresh memory, and nothing written on an error."""
+
+import importlib
+
+import pytest
+import torch
+
+import stprune
+from stprune import testing
+from stprune.ops import draw_threshold
+
+N, K = 40_001, 9_000
+KEYS = testing.named_keys("normal", N).abs() + 0.01
+CHANCE = (KEYS / KEYS.max()).double()
+WIDE_KEYS, NARROW_CHANCE = KEYS.double(), CHANCE.float()
+COUNT = round(float(CHANCE.sum()))
+
+
+def flat(result):
+    return [part for part in (result if isinstance(result, tuple) else (result,)) if part is not None]
+
+
+def index_buffer(size):
+    return torch.full((size,), -7, dtype=torch.int64)
+
+
+CALLS = {
+    # name: call(out), buffers of a given size
+    "select": (lambda out: stprune.select(KEYS, K, out=out), index_buffer),
+    "select rows": (lambda out: stprune.select(KEYS[:40_000].view(4, -1), K // 4, out=out), index_buffer),
+    "topk": (lambda out: stprune.topk(KEYS, K, out=out), lambda size: (torch.full((size,), -7.0), index_buffer(size))),
+    "topk unsorted": (
+        lambda out: stprune.topk(WIDE_KEYS, K, sorted=False, out=out),
+        lambda size: (torch.full((size,), -7.0, dtype=torch.float64), index_buffer(size)),
+    ),
+    "draw": (lambda out: stprune.draw(CHANCE, seed=1, epoch=2, out=out), index_buffer),
+    "draw count": (lambda out: stprune.draw(NARROW_CHANCE, seed=1, epoch=2, count=COUNT, out=out), index_buffer),
+    "draw_weighted": (
+        lambda out: stprune.draw_weighted(KEYS, K, seed=1, epoch=2, out=out),
+        lambda size: (index_buffer(size), torch.full((size,), -7.0)),
+    ),
+    "race": (
+        lambda out: stprune.draw_weighted(KEYS, K, seed=1, epoch=2, law="race", out=out),
+        lambda size: (index_buffer(size), None),
+    ),
+    "shuffle": (lambda out: stprune.shuffle(KEYS, seed=1, epoch=2, out=out), lambda size: torch.full((size,), -7.0)),
+    "draw_threshold": (
+        lambda out: draw_threshold(KEYS, 0.5, seed=1, epoch=2, out=out),
+        lambda size: (index_buffer(size), torch.full((size,), -7.0)),
+    ),
+}
+EACH = pytest.mark.parametrize("name", CALLS)
+
+
+@EACH
+def test_same_result_at_the_front_of_the_buffer(name):
+    call, make = CALLS[name]
+    expected = flat(call(None))
+    out = make(N + 5)
+    for result, buffer, wanted in zip(flat(call(out)), flat(out), expected, strict=True):
+        testing.assert_same(result, wanted)
+        assert result.data_ptr() == buffer.data_ptr()
+        assert torch.equal(buffer[: wanted.numel()].view(wanted.shape), wanted)
+        assert bool((buffer[wanted.numel() :] == -7).all()), "written behind the result"
+
+
+@EACH
+def test_exact_room_is_enough_and_one_less_is_an_error(name):
+    call, make = CALLS[name]
+    expected = flat(call(None))
+    size = expected[0].numel()
+    for result, wanted in zip(flat(call(make(size))), expected, strict=True):
+        testing.assert_same(result, wanted)
+    out = make(size - 1)
+    with pytest.raises(
+        ValueError, match=rf"{name.split()[0] if name != 'race' else 'draw_weighted'}: out.* must have at least {size} elements"
+    ):
+        call(out)
+    for buffer in flat(out):
+        assert bool((buffer == -7).all())
+
+
+@EACH
+def test_second_call_takes_no_memory_for_its_result(name):
+    call, make = CALLS[name]
+    out = make(N)
+    call(out)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call(out)
+    largest = max((event.cpu_memory_usage for event in profile.events()), default=0)
+    assert largest < 4096, f"allocated {largest} bytes"
+
+
+@EACH
+def test_bad_buffers(name):
+    call, make = CALLS[name]
+    out = make(N)
+    as_pair = isinstance(out, tuple)
+    first = out[0] if as_pair else out
+
+    def given(buffer):
+        return (buffer, *out[1:]) if as_pair else buffer
+
+    op = {"race": "draw_weighted"}.get(name, name.split()[0])
+    with pytest.raises(TypeError, match=rf"{op}: out.* must be torch.{str(first.dtype)[6:]}, got torch.int16"):
+        call(given(torch.zeros(N, dtype=torch.int16)))
+    with pytest.raises(TypeError, match=rf"{op}: out.* must be a tensor, got list"):
+        call(given([1, 2]))
+    with pytest.raises(ValueError, match=rf"{op}: out.* must have one dimension"):
+        call(given(first.view(1, -1)))
+    with pytest.raises(ValueError, match=rf"{op}: out.* must be contiguous"):
+        call(given(first.repeat(2)[::2]))
+    assert bool((first == -7).all())
+
+
+def test_buffer_must_not_overlap_the_input():
+    memory = torch.zeros(1000, dtype=torch.float64)
+    keys, out = memory[:600], memory.view(torch.int64)[500:]
+    with pytest.raises(ValueError, match="select: out must not overlap another argument, got 800 bytes"):
+        stprune.select(keys, 100, out=out)
+    with pytest.raises(ValueError, match="shuffle: out must not overlap"):
+        stprune.shuffle(memory, seed=0, epoch=0, out=memory)
+    assert torch.equal(stprune.select(keys, 300, out=memory.view(torch.int64)[600:]), torch.arange(300))
+    ids = torch.zeros(2000, dtype=torch.int64)
+    with pytest.raises(ValueError, match="topk: out values must not overlap"):
+        stprune.topk(torch.rand(500).double(), 500, out=(ids.view(torch.float64)[:600], ids[:600]))
+    with pytest.raises(ValueError, match="draw_weighted: out weights must not overlap"):
+        stprune.draw_weighted(torch.rand(500) + 0.1, 400, seed=0, epoch=0, out=(ids[:600], ids.view(torch.float32)[:600]))
+
+
+def test_a_draw_that_fits_by_chance_only():
+    """How many a Bernoulli draw keeps is known in the end: a buffer that is too small then stays as it was."""
+    p = torch.full((1000,), 0.5)
+    size = stprune.draw(p, seed=3, epoch=4).numel()
+    assert 400 < size < 600
+    out = index_buffer(size - 1)
+    with pytest.raises(ValueError, match=f"draw: out must have at least {size} elements, got {size - 1}"):
+        stprune.draw(p, seed=3, epoch=4, out=out)
+    assert bool((out == -7).all())
+
+
+def test_opcheck():
+    keys = testing.named_keys("normal", 100).abs()
+    check = torch.library.opcheck
+    ops = torch.ops.stprune
+    check(ops.select_into.default, (index_buffer(30), keys))
+    check(ops.topk_into.default, (torch.zeros(30), index_buffer(30), keys, True))
+    check(ops.draw_into.default, (index_buffer(100), keys.clamp(max=1.0), None, 1, 2))
+    check(ops.draw_weighted_into.default, (index_buffer(30), torch.zeros(30), keys, 1, 2, False))
+    check(ops.shuffle_into.default, (torch.zeros(100), keys, 1, 2))
+
+
+def test_without_a_kernel_of_its_own():
+    """Devices that have no such kernel compute the result and copy it."""
+    draw, draw_weighted, select, shuffle = (
+        importlib.import_module(f"stprune.ops.{name}") for name in ("draw", "draw_weighted", "select", "shuffle")
+    )
+    values, indices = torch.zeros(2, 30), index_buffer(60).view(2, 30)
+    keys = testing.named_keys("tie_at_k", 200).view(2, 100).abs()
+    select._select_into(indices, keys)
+    assert torch.equal(indices, stprune.select(keys, 30))
+    select._topk_into(values, indices, keys, True)
+    testing.assert_same(values, stprune.topk(keys, 30).values)
+    assert torch.equal(indices, stprune.topk(keys, 30).indices)
+    row = keys[0].contiguous()
+    out, weights = index_buffer(100), torch.zeros(100)
+    drawn = stprune.draw(row.clamp(max=1.0), seed=1, epoch=2)
+    assert draw._into(out, row.clamp(max=1.0), None, 1, 2).tolist() == [drawn.numel()]
+    assert torch.equal(out[: drawn.numel()], drawn)
+    draw_weighted._into(out[:50], weights[:50], row, 1, 2, False)
+    for got, wanted in zip((out[:50], weights[:50]), stprune.draw_weighted(row, 50, seed=1, epoch=2), strict=True):
+        testing.assert_same(got, wanted)
+    shuffle._shuffle_into(weights, row, 1, 2)
+    testing.assert_same(weights, stprune.shuffle(row, seed=1, epoch=2))
