@@ -1,4 +1,4 @@
-"""The `stprune` command: `stprune demo` and `stprune info`."""
+"""The `stprune` command: `stprune demo`, `stprune headroom` and `stprune info`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 import stprune
 from stprune.demo import machine
+from stprune.demo.headroom import HeadroomOptions
 from stprune.demo.options import MODELS, RUNS, DemoOptions
 
 _FAILED = 1
@@ -39,11 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    if options.command == "demo" and arguments is None:
+    if options.command in ("demo", "headroom") and arguments is None:
         _restart_with_waiting_threads()
     try:
         if options.command == "info":
             print(info())
+        elif options.command == "headroom":
+            _headroom(options)
         else:
             _demo(options)
     except KeyboardInterrupt:
@@ -119,7 +122,46 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps-per-day", type=int, metavar="N", help="of a series read from a path (default: from the file)")
     demo.add_argument("--output", type=pathlib.Path, default=defaults.output, metavar="DIR", help="folder for the report")
     demo.add_argument("--quick", action="store_true", help="cut data and training to a few seconds, to see that it works")
+    _add_headroom(commands)
     return parser
+
+
+def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = HeadroomOptions()
+    headroom = commands.add_parser(
+        "headroom",
+        help="estimates what drawing nodes or windows would save, and says when it cannot pay",
+        description="Train a little, measure gradients and step times, and print the share of nodes and windows that gives "
+        "full training's gradient variance at the least cost. For a model of yours: stprune.headroom(model, loader).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help="as for demo")
+    headroom.add_argument("--model", default=defaults.model, choices=MODELS, help="model to train and measure")
+    headroom.add_argument(
+        "--epochs",
+        type=int,
+        default=defaults.epochs,
+        metavar="N",
+        help="epochs of full training before measuring: the answer changes while the model learns",
+    )
+    headroom.add_argument(
+        "--seconds", type=float, default=defaults.seconds, metavar="S", help="that the measurement may take, after training"
+    )
+    headroom.add_argument("--device", default=defaults.device, help="auto (CUDA where present), cpu, cuda, ...")
+    headroom.add_argument("--batch-size", type=int, default=defaults.batch_size, metavar="N", help="windows per step")
+    headroom.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="of weights, orders and draws")
+    headroom.add_argument("--null-value", type=float, metavar="X", help="value that means missing, e.g. 0 for traffic data")
+    headroom.add_argument(
+        "--steps-per-day", type=int, metavar="N", help="of a series read from a path (default: from the file)"
+    )
+    headroom.add_argument("--quick", action="store_true", help="cut the series, to see that it works")
+
+
+def _headroom(options: argparse.Namespace) -> None:
+    from stprune.demo import headroom
+
+    settings = {name: value for name, value in vars(options).items() if name != "command"}
+    headroom.run_headroom(HeadroomOptions(**settings))
 
 
 def _demo(options: argparse.Namespace) -> None:

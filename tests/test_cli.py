@@ -12,6 +12,7 @@ import torch
 
 import stprune
 from stprune import cli
+from stprune.demo import headroom as demo_headroom
 from stprune.demo import main as demo_main
 
 
@@ -32,6 +33,7 @@ def test_without_a_command_the_help_names_all_commands(capsys):
     status, out, _ = run(capsys)
     assert status == 0
     assert "demo" in out
+    assert "headroom" in out
     assert "info" in out
 
 
@@ -158,6 +160,56 @@ def test_options_reach_the_demo(monkeypatch, tmp_path):
         "seeds": 2,
         "output": tmp_path,
         "batch_size": 8,
+        "quick": True,
+        "steps_per_day": 48,
+        "null_value": 0.0,
+    }
+
+
+def test_headroom_prints_a_table_and_a_verdict(capsys):
+    status, out, _ = run(capsys, "headroom", "--data", "synthetic", "--quick", "--seconds", "0.5", "--batch-size", "16")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "synthetic: 768 steps x 12 nodes, 437 training windows."
+    assert lines[1].startswith("stid on ")
+    assert lines[1].endswith("batch 16, after 1 epoch of training.")
+    assert any(line.startswith("drawn nodes ") for line in lines)
+    assert sum(line.startswith("- ") for line in lines) >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "-1"], "--epochs: must be at least 0, got -1"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed: must be at least 0, got -1"),
+        (["--seconds", "nan"], "--seconds: must be above 0, got nan"),
+        (["--steps-per-day", "0"], "--steps-per-day: must be at least 1, got 0"),
+        (["--device", "nonsense"], "--device: nonsense cannot be used here"),
+        (["--data", "no/such/file.npz"], "--data: must be simbench, synthetic or an existing path, got no/such/file.npz"),
+    ],
+)
+def test_bad_input_to_headroom_gives_one_line_and_status_2(capsys, arguments, message):
+    status, out, err = run(capsys, "headroom", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"stprune headroom: error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_options_reach_headroom(monkeypatch):
+    seen = []
+    monkeypatch.setattr(demo_headroom, "run_headroom", seen.append)
+    line = "headroom --data synthetic --model staeformer --epochs 3 --seconds 5 --device cpu --batch-size 8 --seed 2"
+    assert cli.main([*line.split(), "--null-value", "0", "--steps-per-day", "48", "--quick"]) == 0
+    (options,) = seen
+    assert vars(options) == {
+        "data": "synthetic",
+        "model": "staeformer",
+        "epochs": 3,
+        "seconds": 5.0,
+        "device": "cpu",
+        "batch_size": 8,
+        "seed": 2,
         "quick": True,
         "steps_per_day": 48,
         "null_value": 0.0,

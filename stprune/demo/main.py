@@ -15,16 +15,13 @@ import torch
 from stprune.demo import machine
 from stprune.demo.data import DemoSeries, load, repeated_nodes
 from stprune.demo.delivery import ROUNDS, DeliveryTimes, compare_deliveries
-from stprune.demo.options import MODEL_DIM, DemoOptions
+from stprune.demo.options import MODEL_DIM, QUICK_DAYS, QUICK_NODES, DemoOptions
 from stprune.demo.records import RunRecord, summarize
 from stprune.demo.runs import Group, label
 from stprune.demo.table import as_text, columns, legend
 from stprune.demo.train import LEARNING_RATE, Trainer
 from stprune.demo.verdict import delivery_sentence, sentences
 from stprune.demo.windows import Problem, prepare
-
-_QUICK_DAYS = 8
-_QUICK_NODES = 12
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     started = time.perf_counter()
     series = load(options.data, steps_per_day=options.steps_per_day)
     if options.quick:
-        series = series.cut(_QUICK_DAYS * series.steps_per_day, _QUICK_NODES)
+        series = series.cut(QUICK_DAYS * series.steps_per_day, QUICK_NODES)
     device = torch.device(options.device)
     problem = prepare(series, device=device, null_value=options.null_value)
     print(_introduction(options, series, problem), flush=True)

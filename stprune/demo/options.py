@@ -10,9 +10,13 @@ import torch
 MODELS = ("stid", "staeformer")
 # STID: about 45 ms a step on two cores, so 24 epochs of 66 steps keep the seven runs under 10 minutes. Attention over
 # nodes costs some 30 times as much a step; 4 epochs show the same picture in a coffee break.
-_DEFAULT_EPOCHS = {"stid": 24, "staeformer": 4}
+DEFAULT_EPOCHS = {"stid": 24, "staeformer": 4}
 # Embedding width: the whole model is four times as wide. STID's paper uses 32; 16 trains three times as fast here.
 MODEL_DIM = {"stid": 16, "staeformer": 8}
+
+# What --quick leaves of a series.
+QUICK_DAYS = 8
+QUICK_NODES = 12
 
 PRUNERS = ("soft-random", "infobatch", "st-prune", "rs2", "epsilon-greedy", "ucb", "seta", "top-k")
 """Methods that drop whole windows."""
@@ -83,7 +87,7 @@ class DemoOptions:
             if not 0 < ratio <= 1:
                 raise ValueError(f"{name}: must lie in (0, 1], got {ratio}")
         wanted = {"full", *self.runs} | ({"nodes"} if "nodes-long" in self.runs else set())
-        epochs = self.epochs if self.epochs is not None else (4 if self.quick else _DEFAULT_EPOCHS[self.model])
+        epochs = self.epochs if self.epochs is not None else (4 if self.quick else DEFAULT_EPOCHS[self.model])
         return replace(
             self,
             runs=tuple(name for name in RUNS if name in wanted),

@@ -158,6 +158,11 @@ class TrainRun:
         self._drawn = np.zeros(trainer.problem.num_nodes, dtype=np.int64)
 
     @property
+    def model(self) -> nn.Module:
+        """The model as it is now."""
+        return self._model
+
+    @property
     def progress(self) -> float:
         """Share of the epochs done."""
         return len(self.records) / self.feed.num_epochs
