@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from stprune.demo import DemoOptions, data, delivery, figures, run_demo, train, verdict
+from stprune.demo import DemoOptions, data, delivery, figures, report, run_demo, train, verdict
 from stprune.demo.feeds import PlainFeed, PrunedFeed, Shuffle, by_window_loader, masked_mae
 from stprune.demo.options import DEFAULT_RUNS, choose_device
 from stprune.demo.records import EpochRecord, Metrics, RunRecord, summarize
@@ -617,6 +617,30 @@ def test_the_calendar_puts_windows_at_their_hour_and_day():
     assert week.shape == (24, 7)
     assert np.argwhere(week > 0).tolist() == [[11, 0]]
     assert np.isnan(grid[:12, 0]).all()
+
+
+def test_the_report_names_the_nodes_that_still_improve():
+    early, late = np.array([1.0, 1.0, 2.0, 4.0], np.float32), np.array([1.0, 0.5, 1.99, 4.4], np.float32)
+    text = report._nodes(np.stack([9 * early, early, late]), ("a", "b", "c", "d"))
+    # The second of three epochs is the half: b fell by 50%, c by 0.5%, d rose.
+    assert "From epoch 2 to the end the error of 1 of 4 nodes fell by more than 2%" in text
+    assert "holds 98% of the gain; first among them: b." in text
+    assert "gain" not in report._nodes(np.stack([early, early]), ("a", "b", "c", "d"))
+
+
+def test_the_report_shows_how_often_nodes_were_drawn_where_the_draws_differ():
+    series = small_series(days=7, nodes=5)
+    node_mae = np.linspace(1, 2, 15, dtype=np.float32).reshape(3, 5)
+
+    def page(drawn):
+        return report._where(record("nodes", node_mae=node_mae, drawn=np.array(drawn)), "nodes", series)
+
+    even, uneven, whole = page([30, 31, 29, 30, 30]), page([10, 90, 30, 30, 30]), page([0, 0, 0, 0, 0])
+    assert "about equally often, in 29.0% to 31.0% of the windows" in even
+    assert "equally" not in uneven + whole
+    sizes = [len(re.search('base64,([^"]+)', text)[1]) for text in (even, uneven, whole)]
+    # The uneven draws are a picture more.
+    assert sizes[0] == sizes[2] < sizes[1]
 
 
 # --- end to end ------------------------------------------------------------------------------------------------------

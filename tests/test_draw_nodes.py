@@ -90,6 +90,7 @@ def test_windows_above_32_bits_differ():
 def test_no_windows():
     got = stprune.draw_nodes(torch.empty(0, dtype=torch.int64), num_nodes=10, count=3, seed=0, epoch=0)
     assert got.shape == (0, 3)
+    assert reference.draw_nodes(torch.empty(0, dtype=torch.int64), 10, 3, 0, 0).shape == (0, 3)
 
 
 def test_errors():

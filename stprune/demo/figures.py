@@ -284,13 +284,12 @@ def _by_week(calendar: Calendar) -> NDArray[np.float32]:
     return mean.astype(np.float32).reshape(24, 7)
 
 
-def node_errors(node_mae: NDArray[np.float32], drawn: NDArray[np.int64], windows: int, unit: str) -> str:
-    """What each node's error was early, half-way and at the end, and how often each node was drawn.
+def node_errors(node_mae: NDArray[np.float32], drawn: NDArray[np.float32] | None, unit: str) -> str:
+    """What each node's error was early and at the end, what the second half of the run changed, and how often it was drawn.
 
     Args:
         node_mae: [epochs, node] validation MAE of each node after each epoch.
-        drawn: [node] windows in which each node was drawn; all 0 where all nodes were trained on.
-        windows: windows trained on, repeats counted.
+        drawn: [node] share of the windows in which each node was drawn, or None to leave it out.
         unit: unit of the errors, may be empty.
 
     Returns:
@@ -300,35 +299,38 @@ def node_errors(node_mae: NDArray[np.float32], drawn: NDArray[np.int64], windows
     place = np.arange(len(order)) + 1
     half = len(node_mae) // 2
     # A node that is forecast without an error has no place on a logarithmic axis.
-    floor = 1e-4 * float(np.nanmax(node_mae[-1])) or 1e-12
-    sorted_mae = np.maximum(node_mae[:, order], floor)
+    shown = np.maximum(node_mae[:, order], 1e-4 * float(np.nanmax(node_mae)) or 1e-12)
+    change = 100 * (shown[-1] / shown[half] - 1)
 
     def paint(figure: Figure) -> None:
-        with_draws = bool(drawn.any())
-        grid = figure.subplots(2 if with_draws else 1, 1, height_ratios=(2.2, 1) if with_draws else (1,), squeeze=False)
-        top = grid[0, 0]
-        top.fill_between(place, sorted_mae[half], sorted_mae[-1], color="#D55E00", alpha=0.25, linewidth=0, step="mid")
-        for epoch, color, text in (
-            (0, "#8a949e", "after epoch 1"),
-            (half, "#0072B2", f"after epoch {half + 1}"),
-            (-1, "#D55E00", f"at the end, epoch {len(node_mae)}"),
-        ):
-            top.step(place, sorted_mae[epoch], where="mid", color=color, label=text, linewidth=1.4)
-        top.set_yscale("log")
-        top.set_title("Error of every node; shaded: what the second half of the run changed")
-        top.set_ylabel("validation MAE" + (f" in {unit}" if unit else ""))
-        top.legend(loc="lower right", fontsize=9.5)
-        for axes in grid[:, 0]:
-            axes.set_xlim(0.5, len(order) + 0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        grid[-1, 0].set_xlabel("nodes, from the smallest to the largest error at the end")
-        if with_draws:
-            bottom = grid[1, 0]
-            bottom.bar(place, 100 * drawn[order] / windows, width=1.0, color="#009E73")
-            bottom.set_title("How often each node was drawn")
-            bottom.set_ylabel("% of windows")
+        panels = figure.subplots(
+            2 if drawn is None else 3, 1, sharex=True, height_ratios=(1.5, 1) if drawn is None else (1.5, 1, 1)
+        )
+        panels[0].step(place, shown[0], where="mid", color="#8a949e", label="after epoch 1", linewidth=1.4)
+        panels[0].step(
+            place, shown[-1], where="mid", color="#D55E00", label=f"at the end, epoch {len(node_mae)}", linewidth=1.6
+        )
+        panels[0].set_yscale("log")
+        panels[0].set_title("Error of every node")
+        panels[0].set_ylabel("validation MAE" + (f" in {unit}" if unit else ""))
+        panels[0].legend(loc="lower right", fontsize=9.5)
+        colors = np.where(change < 0, "#009E73", "#8a949e")
+        panels[1].bar(place, change, width=1.0, color=list(colors))
+        panels[1].axhline(0, color=_INK, linewidth=0.8)
+        panels[1].set_title(f"What the epochs from {half + 2} on still changed (green: still learnt)")
+        panels[1].set_ylabel("change in %")
+        # A few nodes of nearly no error would set the scale for all.
+        low, high = np.nanquantile(change, [0.02, 0.98])
+        panels[1].set_ylim(min(1.15 * low, -1.0), max(1.15 * high, 1.0))
+        if drawn is not None:
+            panels[2].bar(place, 100 * drawn[order], width=1.0, color="#0072B2")
+            panels[2].set_title("How often each node was drawn")
+            panels[2].set_ylabel("% of windows")
+        panels[-1].set_xlim(0.5, len(order) + 0.5)
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].set_xlabel("nodes, from the smallest to the largest error at the end")
 
-    return _draw(paint, 5.6 if drawn.any() else 3.9)
+    return _draw(paint, 5.2 if drawn is None else 6.8)
 
 
 def _legend(figure: Figure, axes: Any) -> None:

@@ -38,8 +38,10 @@ li { margin: .4rem 0; }
 .card span { color: var(--soft); font-size: .88rem; line-height: 1.35; display: block; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.result { width: 100%; }
-.result th, .result td { padding: .38rem .42rem; }
+.result { width: 100%; font-size: .8rem; }
+.result th, .result td { padding: .38rem .3rem; }
+.result th:first-child, .result td:first-child { padding-left: 0; white-space: normal; min-width: 9.5rem; }
+.result small { display: block; color: var(--soft); }
 th, td { padding: .38rem .55rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -127,9 +129,7 @@ def _table(rows: list[Row], labels: dict[str, str], unit: str) -> str:
     body = []
     for i, line in enumerate(lines):
         marked = [
-            f'<td class="best">{html.escape(text)}</td>'
-            if i == best and column.title == "MAE"
-            else f"<td>{html.escape(text)}</td>"
+            f'<td class="best">{_cell(text)}</td>' if i == best and column.title == "MAE" else f"<td>{_cell(text)}</td>"
             for column, text in zip(layout, line, strict=True)
         ]
         body.append(f"<tr>{''.join(marked)}</tr>")
@@ -138,6 +138,12 @@ def _table(rows: list[Row], labels: dict[str, str], unit: str) -> str:
         f'<div class="wide"><table class="result"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         f'<p class="note">{legend}. Time, speed-up and overhead are measured; sampler and scoring are inside the time.</p>'
     )
+
+
+def _cell(text: str) -> str:
+    """A cell's text, its spread on a line of its own."""
+    mean, sign, spread = html.escape(text).partition(" ±")
+    return f"{mean}<small>±{spread}</small>" if sign else mean
 
 
 def _delivery(delivery: dict[str, dict[str, float]]) -> str:
@@ -214,15 +220,20 @@ def _when(run: RunRecord, label: str, series: DemoSeries, problem: Problem) -> s
 
 
 def _where(run: RunRecord, label: str, series: DemoSeries) -> str:
-    """The nodes whose error still falls."""
-    draws = "" if not run.drawn.any() else " Uniform draws take every node equally often."
+    """The nodes whose error still falls, and those that are drawn."""
+    share = (run.drawn / run.windows).astype(np.float32)
+    # Uniform draws give no picture.
+    uneven = bool(share.max() > 1.5 * share.min())
+    draws = ""
+    if share.any() and not uneven:
+        draws = f" It drew every node about equally often, in {share.min():.1%} to {share.max():.1%} of the windows."
     return "\n".join(
         [
             "<h2>Where does the model still learn?</h2>",
             f"<p>{html.escape(label)}: the error of every node on the validation windows, while training goes on.{draws}</p>",
             _figure(
-                figures.node_errors(run.node_mae, run.drawn, run.windows, series.unit),
-                "Error of every node after the first epoch, half-way and at the end, and how often each node was drawn",
+                figures.node_errors(run.node_mae, share if uneven else None, series.unit),
+                "Error of every node after the first epoch and at the end, and what the second half of the run changed",
             ),
             f"<p>{html.escape(_nodes(run.node_mae, series.node_names))}</p>",
         ]

@@ -16,7 +16,7 @@ def node_words(window: torch.Tensor, num_nodes: int, seed: int, epoch: int) -> t
     window = window.unsqueeze(1)
     fourth = NODES | (window >> 32) << 8
     four = philox4x32((c, window & MASK_32, epoch, fourth), split_seed(seed), window.device)
-    return torch.stack(four, 1).view(len(window), 4, -1, 16).transpose(1, 2).flatten(1)[:, :num_nodes]
+    return torch.stack(four, 1).view(len(window), 4, len(c) // 16, 16).transpose(1, 2).flatten(1)[:, :num_nodes]
 
 
 def draw_nodes(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
