@@ -10,6 +10,7 @@ from stprune import _load
 from stprune._load import LibraryStatus, library_status
 from stprune.data import IndexedDataset, Series, read_series
 from stprune.headroom import Headroom, headroom
+from stprune.laws import NODE_LAWS, Cluster, NodeLaw, Priority, Stratified, Uniform
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
 from stprune.methods import METHODS, Method
@@ -18,6 +19,8 @@ from stprune.ops import (
     WindowStats,
     draw,
     draw_nodes,
+    draw_nodes_weighted,
+    draw_spaced,
     draw_threshold,
     draw_weighted,
     gather_nodes,
@@ -34,6 +37,7 @@ from stprune.plan import EpochPlan, plan_epoch
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
+from stprune.uniform_plan import UniformPlan
 from stprune.windows import WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
 
 _load.load(__path__)
@@ -41,17 +45,24 @@ _load.load(__path__)
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "NODE_LAWS",
+    "Cluster",
     "EpochPlan",
     "Headroom",
     "IndexedDataset",
     "LibraryStatus",
     "Method",
+    "NodeLaw",
+    "Priority",
     "PrunedLoss",
     "PruningSampler",
     "ResidualStats",
     "Schedule",
     "ScoreTable",
     "Series",
+    "Stratified",
+    "Uniform",
+    "UniformPlan",
     "WindowDataset",
     "WindowLoader",
     "WindowStats",
@@ -59,6 +70,8 @@ __all__ = [
     "chunk_order",
     "draw",
     "draw_nodes",
+    "draw_nodes_weighted",
+    "draw_spaced",
     "draw_threshold",
     "draw_weighted",
     "gather_nodes",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stprune.ops import _check, draw_nodes
+from stprune.ops import _check
 from stprune.ops._window_recipe import as_series, make_recipe
 from stprune.prefetch import Memory, in_background
 from stprune.sampler import PruningSampler
@@ -33,7 +33,7 @@ class WindowLoader:
 
     Takes the place of ``DataLoader(IndexedDataset(WindowDataset(series, ...)), batch_size, sampler=sampler)``: window i begins
     at row ``start + stride * i``, and the same sampler gives the same batches, bit for bit. Iterating yields ``(index, x, y)``
-    or, where the sampler draws nodes (``node_ratio`` < 1), ``(index, node, x, y)``, on `device`.
+    or, where the sampler draws nodes (``node_ratio`` < 1) or pairs, ``(index, node, x, y)``, on `device`.
 
     Where the series lies says how: a series on the GPU is gathered there; one in host memory is gathered by a thread
     `prefetch` batches ahead and, for a GPU, copied from pinned memory beside the computation; of a memory-mapped file only the
@@ -239,11 +239,12 @@ class WindowLoader:
 
     def _node_draw(self) -> NodeDraw | None:
         sampler = self.sampler
-        if not isinstance(sampler, PruningSampler) or sampler.node_ratio == 1.0:
+        if not isinstance(sampler, PruningSampler) or (sampler.node_ratio == 1.0 and sampler.granularity != "pair"):
             return None
-        count = sampler.nodes(torch.empty(0, dtype=torch.int64)).shape[1]
-        num_nodes, seed, epoch = self._recipe.series.shape[1], sampler.seed, sampler.epoch
-        return lambda index: draw_nodes(index, num_nodes=num_nodes, count=count, seed=seed, epoch=epoch)
+        return sampler.node_draw()
+
+    def _windows(self, index: Tensor) -> Tensor:
+        return self.sampler.windows(index) if isinstance(self.sampler, PruningSampler) else index
 
     def _index(self, ids: np.ndarray[Any, Any]) -> Tensor:
         if self._checks_ids:
@@ -275,7 +276,7 @@ class WindowLoader:
             )
         # A thread beside training on the CPU takes one core and leaves the others alone; it is far ahead even so.
         parallel = pinned or self.prefetch == 0
-        rows = self.start + self.stride * index
+        rows = self.start + self.stride * self._windows(index)
         if self._stored is None:
             self._recipe.fill_in(rows, node, x, y, parallel=parallel)
             self._pages.touch(len(index) * self._window_bytes)
@@ -310,7 +311,7 @@ class WindowLoader:
         num_nodes = series.shape[1] if node is None else node.shape[1]
         shapes = self._recipe.shapes(len(ids), num_nodes, self.history, self.horizon)
         x, y = (torch.empty(shape, dtype=self._recipe.dtype, device=series.device) for shape in shapes)
-        self._recipe.fill_in(self.start + self.stride * index, node, x, y)
+        self._recipe.fill_in(self.start + self.stride * self._windows(index), node, x, y)
         return (index, x, y) if node is None else (index, node, x, y)
 
     # --- copies ------------------------------------------------------------------------------------------------------
@@ -338,9 +339,9 @@ class WindowLoader:
 
 def _checked_sampler(sampler: Any, num_windows: int, num_nodes: int) -> Any:
     if isinstance(sampler, PruningSampler):
-        if sampler.table.num_samples != num_windows:
-            raise ValueError(f"{_OP}: sampler must have {num_windows} samples, one a window, got {sampler.table.num_samples}")
-        if sampler.node_ratio < 1.0 and sampler.num_nodes != num_nodes:
+        if sampler.num_windows != num_windows:
+            raise ValueError(f"{_OP}: sampler must have {num_windows} samples, one a window, got {sampler.num_windows}")
+        if (sampler.node_ratio < 1.0 or sampler.granularity == "pair") and sampler.num_nodes != num_nodes:
             raise ValueError(f"{_OP}: sampler must have num_nodes = {num_nodes} as the series has, got {sampler.num_nodes}")
     elif sampler is not None and not (isinstance(sampler, Iterable) and isinstance(sampler, Sized)):
         raise TypeError(
@@ -360,6 +361,8 @@ def _chunk_settings(
         return None
     if not isinstance(sampler, PruningSampler):
         raise ValueError(f'{_OP}: order must be "sampler" without a PruningSampler, got {order!r}')
+    if sampler.granularity == "pair":
+        raise ValueError(f'{_OP}: order must be "sampler" for a sampler of pairs, got {order!r}')
     if isinstance(series, ChunkedSeries):
         chunk_rows = series.chunk if chunk_rows is None else chunk_rows
         memory_chunks = series.memory_chunks if memory_chunks is None else memory_chunks

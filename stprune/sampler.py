@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
@@ -13,14 +12,19 @@ from torch import distributed
 from torch.utils.data.distributed import DistributedSampler
 
 from stprune.batches import CHUNK, Batches
-from stprune.methods import Method, resolve
-from stprune.ops import _check, draw_nodes
+from stprune.granularity import Granularity
+from stprune.laws import NodeLaw
+from stprune.methods import Method, asked_count, resolve
+from stprune.ops import _check
 from stprune.plan import EpochPlan, PlanWeights, checked_strata, plan_epoch
+from stprune.ranks import is_distributed, length_of, ranks
+from stprune.resume import restore, save
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
+from stprune.uniform_plan import UniformPlan, UniformWeights
+from stprune.unscored_table import UnscoredTable
 
 _OP = "PruningSampler"
-_STATE_VERSION = 1
 
 
 class PruningSampler(DistributedSampler[int]):
@@ -34,7 +38,7 @@ class PruningSampler(DistributedSampler[int]):
     The first epoch is full, since every score is unknown, unless the method needs no scores or `fixed_length` is set.
 
     Args:
-        data_source: the training set, or its length.
+        data_source: the training set, or its length: the number of windows.
         num_epochs: length of the run, at least 1.
         keep_ratio: share of the samples an epoch keeps, in (0, 1].
         method: "st-prune", "infobatch", "soft-random", "rs2", "epsilon-greedy", "ucb", "seta", "top-k", "full", or an object
@@ -50,8 +54,14 @@ class PruningSampler(DistributedSampler[int]):
         fixed_length: every epoch, also the first and the annealed ones, has round(keep_ratio * num_samples) samples, for
             OneCycleLR and for trainers that cache the length. Unknown samples then rank first instead of being certain,
             and annealed epochs are uniform draws.
-        num_nodes: nodes in every sample; needed by `nodes`.
-        node_ratio: share of the nodes drawn in every window, in (0, 1].
+        num_nodes: nodes in every window; needed for granularities other than "window".
+        node_ratio: share of the nodes drawn in every window, in (0, 1]; below 1 only for granularity "node".
+        granularity: what is pruned. "window": windows, with all their nodes. "node": windows, of each of which
+            ceil(node_ratio * num_nodes) nodes are drawn; `nodes` says which. "pair": single (window, node) samples, for
+            models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
+            keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
+        node_law: how the nodes of a window are drawn: "uniform", "priority", or a `NodeLaw` such as `Stratified(groups)` or
+            `Cluster(adjacency)`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -84,31 +94,42 @@ class PruningSampler(DistributedSampler[int]):
         fixed_length: bool = False,
         num_nodes: int | None = None,
         node_ratio: float = 1.0,
+        granularity: str | None = None,
+        node_law: str | NodeLaw = "uniform",
     ) -> None:
         # DistributedSampler.__init__ is not called: it would ask for a process group and fix the length.
-        size = data_source if isinstance(data_source, int) else _sized(data_source)
-        size = _check.integer(_OP, "data_source", size, 0, 2**62)
+        size = length_of(_OP, data_source)
         self.num_epochs = _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
         self.keep_ratio = _check.real(_OP, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
         self.seed, _ = _check.seed_and_epoch(_OP, seed, 0)
-        self.node_ratio = _check.real(_OP, "node_ratio", node_ratio, 0.0, 1.0, low_open=True)
-        self.num_nodes = None if num_nodes is None else _check.integer(_OP, "num_nodes", num_nodes, 1, 2**31 - 1)
-        if self.num_nodes is None and self.node_ratio < 1.0:
-            raise ValueError(f"{_OP}: num_nodes must be given when node_ratio is below 1, got None")
+        self._units = Granularity(
+            _OP, granularity, num_windows=size, num_nodes=num_nodes, node_ratio=node_ratio, law=node_law, seed=self.seed
+        )
+        size = self._units.num_samples
+        self.num_windows = self._units.num_windows
+        self.granularity, self.node_law = self._units.kind, self._units.law
+        self.num_nodes, self.node_ratio = self._units.num_nodes, self._units.node_ratio
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)
         self.strata = None if strata is None else checked_strata(_OP, strata, size).clone()
-        self.num_replicas, self.rank = _ranks(num_replicas, rank)
+        self.num_replicas, self.rank = ranks(_OP, num_replicas, rank)
+        if self.num_replicas > 1:
+            self.node_law.share_scores()
         self.drop_last = bool(drop_last)
         self.fixed_length = bool(fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
-        self.table = ScoreTable(size, beta=self.method.beta, decay=self.method.decay, track_variance=self.method.track_variance)
+        self.table: ScoreTable | UnscoredTable = (
+            # Pairs are too many to keep scores that nobody reads.
+            UnscoredTable(size)
+            if self._is_lazy
+            else ScoreTable(size, beta=self.method.beta, decay=self.method.decay, track_variance=self.method.track_variance)
+        )
         self.epoch = 0
         self.shuffle = True
-        self._plan: EpochPlan | None = None
-        self._weights: PlanWeights | None = None
+        self._plan: EpochPlan | UniformPlan | None = None
+        self._weights: PlanWeights | UniformWeights | None = None
         self._start = 0  # position of the epoch's order that iteration begins at: 0 unless resumed
         self._reported = False
 
@@ -144,19 +165,21 @@ class PruningSampler(DistributedSampler[int]):
         Call it on every rank before `state_dict()` in the middle of a distributed epoch, so that the state holds every
         rank's scores.
         """
-        if self.num_replicas > 1 and _is_distributed() and distributed.get_world_size() == self.num_replicas:
+        if self.num_replicas > 1 and is_distributed() and distributed.get_world_size() == self.num_replicas:
             self.table.synchronize()
+            self.node_law.synchronize()
 
     @property
-    def plan(self) -> EpochPlan:
+    def plan(self) -> EpochPlan | UniformPlan:
         """The current epoch's plan; epoch 0 is planned at first use."""
         if self._plan is None:
             return self._set_plan(self._make_plan())
         return self._plan
 
-    def _set_plan(self, plan: EpochPlan) -> EpochPlan:
+    def _set_plan(self, plan: EpochPlan | UniformPlan) -> EpochPlan | UniformPlan:
         self._plan = plan
-        self._weights = PlanWeights(plan, self.table.device)
+        device = self.table.device
+        self._weights = PlanWeights(plan, device) if isinstance(plan, EpochPlan) else UniformWeights(plan, device)
         return plan
 
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
@@ -170,10 +193,19 @@ class PruningSampler(DistributedSampler[int]):
         """The share of samples the schedule asks for in `epoch`."""
         return self.keep_ratio if self.fixed_length else self.schedule(epoch)
 
-    def _make_plan(self) -> EpochPlan:
+    @property
+    def _is_lazy(self) -> bool:
+        return self.granularity == "pair" and self.method.name in ("soft-random", "full") and self.strata is None
+
+    def _make_plan(self) -> EpochPlan | UniformPlan:
         ratio = self.schedule(self.epoch)
+        if self._is_lazy:
+            ratio = 1.0 if self.method.name == "full" else self.keep_ratio if self.fixed_length else ratio
+            size = self.table.num_samples
+            return UniformPlan(self.epoch, asked_count(ratio, size), size, self.seed)
         method: str | Method = self.method
-        scores = self.method.scores_of(self.table)
+        # Without a table there are no scores but the unknown ones.
+        scores = self.method.scores_of(self.table) if isinstance(self.table, ScoreTable) else self.table.scores
         if self.fixed_length:
             if ratio > self.keep_ratio:
                 method = "soft-random"
@@ -230,10 +262,15 @@ class PruningSampler(DistributedSampler[int]):
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
         return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
 
-    def nodes(self, index: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
-        """The drawn nodes of windows: ceil(node_ratio * num_nodes) distinct ones each, uniform, new every epoch.
+    def windows(self, index: torch.Tensor) -> torch.Tensor:
+        """The windows [B] int64 of samples [B] int64: the samples themselves unless the granularity is "pair"."""
+        return self._units.windows(index)
 
-        A pure function of (seed, epoch, window): nothing is stored, and every rank, device and worker draws the same.
+    def nodes(self, index: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
+        """The nodes of samples: ceil(node_ratio * num_nodes) distinct ones of each window, new every epoch; a pair's own one.
+
+        Under the uniform law a pure function of (seed, epoch, window): nothing is stored, and every rank, device and worker
+        draws the same. Under "priority" also of the window's pair scores, which change when it has been trained on.
 
         Args:
             index: [B] int64 sample ids, tensor or array.
@@ -241,13 +278,30 @@ class PruningSampler(DistributedSampler[int]):
         Returns:
             [B, m] int64, ascending in each row, on the device of `index`.
         """
-        if self.num_nodes is None:
-            raise ValueError(f"{_OP}.nodes: num_nodes must be given to the sampler, got None")
-        if isinstance(index, np.ndarray):
-            index = torch.from_numpy(index)
-        # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
-        count = max(1, math.ceil(round(self.node_ratio * self.num_nodes, 9)))
-        return draw_nodes(index, num_nodes=self.num_nodes, count=count, seed=self.seed, epoch=self.epoch)
+        index = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
+        return self._units.nodes(index, self.epoch)
+
+    def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
+        units, epoch = self._units, self.epoch
+        return lambda index: units.nodes(index, epoch)
+
+    def node_weights_of(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
+        """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
+
+        Args:
+            index: [B] int64 sample ids; node: [B, m] int64, what `nodes` gave for them. Neither is modified.
+        """
+        return self._units.weights(index, node, self.epoch)
+
+    @property
+    def wants_pair_scores(self) -> bool:
+        """Whether `update_pairs` has any use."""
+        return self.node_law.wants_scores and self.granularity == "node"
+
+    def update_pairs(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take in the scores [B, m] of the nodes [B, m] int64 of windows [B] int64; PrunedLoss does it."""
+        self.node_law.update(index, node, scores)
 
     def total_steps(self, batch_size: int) -> int:
         """Optimizer steps of the whole run on this rank: what OneCycleLR asks for.
@@ -262,7 +316,7 @@ class PruningSampler(DistributedSampler[int]):
             unknown = epoch == 0 and self.method.needs_scores and not self.fixed_length
             if unknown or not self.method.exact_count:
                 ratio = 1.0
-            count = max(1, round(ratio * self.table.num_samples)) if self.table.num_samples else 0
+            count = asked_count(ratio, self.table.num_samples)
             local = count // self.num_replicas if self.drop_last else -(-count // self.num_replicas)
             total += local // batch_size if self.drop_last else -(-local // batch_size)
         return total
@@ -289,40 +343,15 @@ class PruningSampler(DistributedSampler[int]):
         """
         self.table.update(index, scores, counted=True)
 
-    def node_weights_of(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
-        """Weights [B, m] of drawn nodes relative to their windows'; None where all are 1, as for uniform draws."""
-        return None
-
-    @property
-    def wants_pair_scores(self) -> bool:
-        """Whether the node law draws by the errors of nodes, which PrunedLoss then hands to `update_pairs`."""
-        return False
-
-    def update_pairs(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the errors [B, m] of drawn nodes; uniform draws do not depend on them."""
-
     def to(self, device: torch.device | str) -> PruningSampler:
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
+        self.node_law.to(self.table.device)
         if self._plan is not None:
             self._set_plan(self._plan)
         return self
 
     # --- resume ------------------------------------------------------------------------------------------------------
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "num_samples": self.table.num_samples,
-            "num_epochs": self.num_epochs,
-            "keep_ratio": self.keep_ratio,
-            "method": self.method.name,
-            "schedule": self.schedule.kind if isinstance(self.schedule.kind, str) else "function",
-            "anneal": self.anneal,
-            "seed": self.seed,
-            "fixed_length": self.fixed_length,
-            "num_nodes": self.num_nodes,
-            "node_ratio": self.node_ratio,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, also in the middle of an epoch and with another number of ranks.
@@ -330,19 +359,7 @@ class PruningSampler(DistributedSampler[int]):
         The position is the number of samples whose scores came in (`PrunedLoss` or `update`), so batches that a loader has
         prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True).
         """
-        plan = self.plan
-        position = min(self._start + self.table.num_counted * self.num_replicas, len(plan))
-        return {
-            "version": _STATE_VERSION,
-            "settings": self._settings(),
-            "epoch": self.epoch,
-            "position": position,
-            "indices": None if plan.is_full else plan.indices.clone(),
-            "weights": None if plan.is_full else plan.weights.clone(),
-            "mean_weight": plan.mean_weight,
-            "table": self.table.state_dict(),
-            "reported": self._reported,
-        }
+        return save(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`: iteration goes on at the saved position, and `len` counts what is left.
@@ -350,43 +367,4 @@ class PruningSampler(DistributedSampler[int]):
         Raises:
             ValueError: the state was saved with other settings; nothing is changed.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(f"{_OP}.load_state_dict: version must be {_STATE_VERSION}, got {state.get('version')}")
-        for name, mine in self._settings().items():
-            if state["settings"][name] != mine:
-                raise ValueError(
-                    f"{_OP}.load_state_dict: {name} must be {mine!r} as in this sampler, got {state['settings'][name]!r}"
-                )
-        self.table.load_state_dict(state["table"])
-        self.epoch = int(state["epoch"])
-        self._start = int(state["position"])
-        self.table.restart_count()
-        self._reported = bool(state["reported"])
-        num_samples = self.table.num_samples
-        if state["indices"] is None:
-            indices, weights = torch.arange(num_samples), torch.ones(1).expand(num_samples)
-        else:
-            indices, weights = state["indices"].cpu().clone(), state["weights"].cpu().clone()
-        self._set_plan(EpochPlan(self.epoch, indices, weights, num_samples, self.seed, float(state["mean_weight"])))
-
-
-def _sized(data_source: Any) -> int:
-    if not isinstance(data_source, Sized):
-        raise TypeError(
-            f"{_OP}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "
-            "samples of an iterable data set have no ids to prune by"
-        )
-    return len(data_source)
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _ranks(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    if num_replicas is None:
-        num_replicas = distributed.get_world_size() if _is_distributed() else 1
-    if rank is None:
-        rank = distributed.get_rank() if _is_distributed() and num_replicas > 1 else 0
-    num_replicas = _check.integer(_OP, "num_replicas", num_replicas, 1)
-    return num_replicas, _check.integer(_OP, "rank", rank, 0, num_replicas - 1)
+        restore(self, state)

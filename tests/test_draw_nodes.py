@@ -128,3 +128,74 @@ def test_same_for_threads_and_instruction_sets(threads):
     for name in testing.isas():
         with testing.isa(name):
             assert torch.equal(stprune.draw_nodes(index, num_nodes=307, count=92, seed=1, epoch=2), expected)
+
+
+# --- draw_nodes_weighted ---------------------------------------------------------------------------------------------
+
+
+def chances(rows, num_nodes, kind="lognormal"):
+    generator = torch.Generator().manual_seed(rows * num_nodes)
+    if kind == "equal":
+        return torch.ones(rows, num_nodes)
+    if kind == "extreme":
+        return torch.full((rows, num_nodes), 1e-30).scatter(1, torch.zeros(rows, 1, dtype=torch.int64), 1e30)
+    return torch.randn(rows, num_nodes, generator=generator).exp()
+
+
+@pytest.mark.parametrize("kind", ["lognormal", "equal", "extreme"])
+@pytest.mark.parametrize(("num_nodes", "count"), SHAPES)
+def test_weighted_matches_reference(num_nodes, count, kind):
+    index = windows(12)
+    weights = chances(len(index), num_nodes, kind)
+    nodes, factors = stprune.draw_nodes_weighted(weights, index, count=count, seed=5, epoch=6)
+    expected_nodes, expected_factors = reference.draw_nodes_weighted(weights, index, count, 5, 6)
+    assert torch.equal(nodes, expected_nodes)
+    assert torch.equal(factors, expected_factors)
+    assert bool((nodes.diff(dim=1) > 0).all())
+    assert bool((factors >= 1.0).all())
+
+
+def test_weighted_gives_the_same_bits_for_any_number_of_threads(threads):
+    weights, index = chances(300, 200), torch.arange(300)
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results.append(stprune.draw_nodes_weighted(weights, index, count=30, seed=1, epoch=2))
+    for nodes, factors in results[1:]:
+        assert torch.equal(nodes, results[0][0])
+        assert torch.equal(factors, results[0][1])
+
+
+def test_weighted_sums_are_unbiased():
+    """The weighted sum of any values has the whole sum as its expectation, within 4 standard errors."""
+    weights, value = chances(1, 40), torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
+    draws = 20_000
+    nodes, factors = stprune.draw_nodes_weighted(weights.expand(draws, -1), torch.arange(draws), count=8, seed=0, epoch=0)
+    sums = (value[nodes] * factors.double()).sum(1)
+    assert abs(float(sums.mean() - value.sum())) <= 4 * float(sums.std()) / draws**0.5
+    # The factors matter: without them the sum is far off.
+    plain = (value[nodes] * 5.0).sum(1)
+    assert abs(float(plain.mean() - value.sum())) > 4 * float(plain.std()) / draws**0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weights": torch.ones(2, 3).double()}, TypeError, "weights must be float32"),
+        ({"weights": torch.ones(3)}, ValueError, "weights must have the shape"),
+        ({"weights": torch.ones(3, 3)}, ValueError, "weights must have one row for each of 2 windows, got 3"),
+        ({"weights": torch.tensor([[1.0, 0.0, 1.0]] * 2)}, ValueError, "weights must be positive and finite, got 0 at 1"),
+        ({"weights": torch.full((2, 3), float("nan"))}, ValueError, "weights must be positive and finite, got nan"),
+        ({"weights": torch.full((2, 3), float("inf"))}, ValueError, "weights must be positive and finite, got inf"),
+        ({"index": torch.tensor([0.0, 1.0])}, TypeError, "index must be int64"),
+        ({"index": torch.tensor([0, -1])}, ValueError, "index must lie in"),
+        ({"count": 0}, ValueError, "count must lie in"),
+        ({"count": 4}, ValueError, "count must lie in"),
+        ({"seed": -1}, ValueError, "seed must lie in"),
+    ],
+)
+def test_weighted_refuses(change, error, message):
+    arguments = {"weights": torch.ones(2, 3), "index": torch.tensor([0, 1]), "count": 2, "seed": 0, "epoch": 0, **change}
+    weights, index = arguments.pop("weights"), arguments.pop("index")
+    with pytest.raises(error, match=message):
+        stprune.draw_nodes_weighted(weights, index, **arguments)

@@ -117,6 +117,57 @@ def test_node_draws():
     assert_within_4_standard_errors(draws, full)
 
 
+LAWS = {
+    "priority": stprune.Priority(floor=0.1),
+    "stratified": stprune.Stratified(torch.tensor([0] * 7 + [1] * 5)),
+    "cluster": stprune.Cluster(torch.diag(torch.ones(11), 1)),
+}
+
+
+def by_law(name, x, y, weight):
+    """Gradients of draws of a quarter of the nodes, after one pass that scored all pairs."""
+    n, nodes = x.shape[0], x.shape[2]
+    sampler = stprune.PruningSampler(
+        n, num_epochs=DRAWS + 1, keep_ratio=1.0, num_nodes=nodes, node_ratio=0.25, node_law=LAWS[name]
+    )
+    criterion = stprune.PrunedLoss(sampler)
+    everything = torch.arange(nodes).expand(n, -1)
+    if sampler.wants_pair_scores:
+        sampler.update_pairs(torch.arange(n), everything, (x @ weight - y).abs().mean((1, 3)))
+    draws = []
+    for epoch in range(DRAWS):
+        sampler.set_epoch(epoch)
+        index = sampler.plan.indices
+        draws.append(gradient(criterion, x, y, weight, index, sampler.nodes(index)))
+    return draws, sampler
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_node_laws(name):
+    """The weights of eq. 12 inside the loss: priority, stratified and cluster draws estimate the mean over all nodes."""
+    x, y, weight = frozen(n=60, nodes=12)
+    y = y * torch.linspace(0.2, 4.0, 12).view(1, 1, 12, 1)
+    draws, _ = by_law(name, x, y, weight)
+    assert_within_4_standard_errors(draws, full_gradient(x, y, weight))
+
+
+@pytest.mark.parametrize("name", ["priority", "stratified"])
+def test_node_laws_need_their_weights(name, monkeypatch):
+    x, y, weight = frozen(n=60, nodes=12)
+    y = y * torch.linspace(0.2, 4.0, 12).view(1, 1, 12, 1)
+    monkeypatch.setattr(stprune.PruningSampler, "node_weights_of", lambda self, index, node: None)
+    draws, _ = by_law(name, x, y, weight)
+    with pytest.raises(AssertionError):
+        assert_within_4_standard_errors(draws, full_gradient(x, y, weight))
+
+
+def test_the_loss_scores_the_drawn_pairs():
+    x, y, weight = frozen(n=60, nodes=12)
+    _, sampler = by_law("priority", x, y, weight)
+    rows = sampler.node_law.table.rows(torch.arange(60))
+    assert torch.allclose(rows, (x @ weight - y).abs().mean((1, 3)), rtol=2.0**-8)
+
+
 def test_windows_and_node_draws_together():
     x, y, weight = frozen(n=200, nodes=8)
     n = x.shape[0]

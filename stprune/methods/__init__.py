@@ -14,7 +14,7 @@ A method is a small class with two functions, `inclusion` and `weights`; the res
 
 from __future__ import annotations
 
-from stprune.methods.base import Method, adapt
+from stprune.methods.base import Method, adapt, asked_count
 from stprune.methods.greedy import UCB, EpsilonGreedy, TopK
 from stprune.methods.infobatch import InfoBatch
 from stprune.methods.seta import SeTa
@@ -33,6 +33,7 @@ __all__ = [
     "SeTa",
     "SoftRandom",
     "TopK",
+    "asked_count",
     "resolve",
 ]
 

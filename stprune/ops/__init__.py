@@ -1,7 +1,7 @@
 """The only door to the ops: one file each with schema, fake kernel, registration, checks and docstring."""
 
 from stprune.ops.draw import draw
-from stprune.ops.draw_nodes import draw_nodes
+from stprune.ops.draw_nodes import draw_nodes, draw_nodes_weighted
 from stprune.ops.draw_threshold import draw_threshold
 from stprune.ops.draw_weighted import draw_weighted
 from stprune.ops.gather_nodes import gather_nodes
@@ -17,6 +17,7 @@ __all__ = [
     "WindowStats",
     "draw",
     "draw_nodes",
+    "draw_nodes_weighted",
     "draw_spaced",
     "draw_threshold",
     "draw_weighted",

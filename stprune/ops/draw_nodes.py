@@ -1,10 +1,11 @@
-"""draw_nodes: which nodes of each window are kept."""
+"""draw_nodes, draw_nodes_weighted: which nodes of each window are kept."""
 
 from __future__ import annotations
 
 import torch
 
 from stprune.ops import _check
+from stprune.ops._range import in_range
 from stprune.ops._registry import define
 from stprune.reference import draw_nodes as reference
 
@@ -16,7 +17,18 @@ def _fake(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int
     return index.new_empty((index.shape[0], count))
 
 
+def _weighted_fake(
+    weights: torch.Tensor, index: torch.Tensor, count: int, seed: int, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return index.new_empty((index.shape[0], count)), weights.new_empty((index.shape[0], count))
+
+
 define("draw_nodes(Tensor index, SymInt num_nodes, SymInt count, int seed, int epoch) -> Tensor", reference.draw_nodes, _fake)
+define(
+    "draw_nodes_weighted(Tensor weights, Tensor index, SymInt count, int seed, int epoch) -> (Tensor, Tensor)",
+    reference.draw_nodes_weighted,
+    _weighted_fake,
+)
 
 
 def draw_nodes(index: torch.Tensor, *, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
@@ -51,13 +63,74 @@ def draw_nodes(index: torch.Tensor, *, num_nodes: int, count: int, seed: int, ep
     Source:
         Second stage of the two-stage inclusion of eq. 12, uniform: pi_(n|i) = count / num_nodes (our definition).
     """
-    index = _check.index("draw_nodes", "index", index)
+    index = _windows("draw_nodes", index)
     num_nodes = _check.integer("draw_nodes", "num_nodes", num_nodes, 1, _NODES)
     count = _check.integer("draw_nodes", "count", count, 1, num_nodes)
     seed, epoch = _check.seed_and_epoch("draw_nodes", seed, epoch)
-    index = index.contiguous()
+    return torch.ops.stprune.draw_nodes(index, num_nodes, count, seed, epoch)  # type: ignore[no-any-return]
+
+
+def draw_nodes_weighted(
+    weights: torch.Tensor, index: torch.Tensor, *, count: int, seed: int, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` of the nodes of each window by priority sampling, large weights first, and what each then counts for.
+
+    A node's key is u / w, with u from the window's random words (those of `draw_nodes`); the `count` smallest keys are
+    kept, ties by the smaller node. With t the smallest key that is not kept, max(1, 1 / (t w)) is an unbiased weight: for
+    any values of a window's nodes, the sum over the kept of weight times value has the sum over all as its expectation.
+
+    Args:
+        weights: [B, N] float32, positive and finite; not modified. Ratios within a row matter, not the scale.
+        index: [B] int64 window ids in [0, 2^56), one for each row; not modified.
+        count: how many nodes are kept, in [1, N].
+        seed: in [0, 2^63).
+        epoch: in [0, 2^32).
+
+    Returns:
+        nodes [B, count] int64, ascending and distinct in each row; weights [B, count] float32, at least 1. Both on the device
+        of `weights`, the same bits on every device and for any number of threads.
+
+    Raises:
+        TypeError: `weights` is no float32 tensor, `index` no int64 tensor, or an integer argument is none.
+        ValueError: a shape does not fit, a weight is not positive and finite, or an argument is out of range.
+
+    Example:
+        >>> import torch, stprune
+        >>> weights = torch.tensor([[1.0, 1.0, 1.0, 100.0]])
+        >>> nodes, factor = stprune.draw_nodes_weighted(weights, torch.tensor([7]), count=2, seed=0, epoch=0)
+        >>> 3 in nodes[0], nodes.shape
+        (True, torch.Size([1, 2]))
+
+    Source:
+        Duffield, Lund, Thorup: Priority sampling for estimation of arbitrary subset sums (J. ACM 54, 2007), as the second
+        stage of eq. 12.
+    """
+    op = "draw_nodes_weighted"
+    weights = _check.tensor(op, "weights", weights).detach()
+    if weights.dtype != torch.float32:
+        raise TypeError(f"{op}: weights must be float32, got {weights.dtype}")
+    if weights.dim() != 2:
+        raise ValueError(f"{op}: weights must have the shape [batch, nodes], got {tuple(weights.shape)}")
+    index = _windows(op, index)
+    if weights.shape[0] != index.numel():
+        raise ValueError(f"{op}: weights must have one row for each of {index.numel()} windows, got {weights.shape[0]}")
+    if weights.device != index.device:
+        raise ValueError(f"{op}: weights must live on index's device {index.device}, got {weights.device}")
+    count = _check.integer(op, "count", count, 1, min(_NODES, weights.shape[1]))
+    seed, epoch = _check.seed_and_epoch(op, seed, epoch)
+    weights = weights.contiguous()
+    flat = weights.view(-1)
+    positive, _ = in_range(op, "weights", "be positive and finite", flat, torch.finfo(torch.float32).max)
+    if positive < flat.numel():
+        raise ValueError(f"{op}: weights must be positive and finite, got 0 at {int((flat <= 0).nonzero()[0])}")
+    return torch.ops.stprune.draw_nodes_weighted(weights, index, count, seed, epoch)  # type: ignore[no-any-return]
+
+
+def _windows(op: str, index: torch.Tensor) -> torch.Tensor:
+    """`index` if it holds window ids, contiguous."""
+    index = _check.index(op, "index", index).contiguous()
     if index.numel():
         low, high = (int(end) for end in torch.stack(torch.aminmax(index)).tolist())
         if low < 0 or high >= _WINDOWS:
-            raise ValueError(f"draw_nodes: index must lie in [0, 2^56), got {low if low < 0 else high}")
-    return torch.ops.stprune.draw_nodes(index, num_nodes, count, seed, epoch)  # type: ignore[no-any-return]
+            raise ValueError(f"{op}: index must lie in [0, 2^56), got {low if low < 0 else high}")
+    return index

@@ -7,7 +7,7 @@ import torch
 from stprune.reference.random import WEIGHTED, words
 
 _LARGEST = torch.finfo(torch.float32).max
-_SMALLEST = 2.0**-149
+SMALLEST = 2.0**-149
 _SQRT_HALF = 0.70710678118654752440
 # log 2 in two parts: the high one has 32 trailing zero bits, so that its product with an exponent is exact.
 _LOG2_HIGH = 6.93147180369123816490e-01
@@ -44,7 +44,11 @@ def race_keys(weights: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
 
 def priority_keys(weights: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
     """u / w in float32, u = (float32(word) + 0.5) * 2^-32; +inf where w = 0, at most FLT_MAX elsewhere."""
-    word = words(weights.numel(), seed=seed, epoch=epoch, stream=WEIGHTED, device=weights.device)
+    return priority_of(words(weights.numel(), seed=seed, epoch=epoch, stream=WEIGHTED, device=weights.device), weights)
+
+
+def priority_of(word: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The key of every weight, of any shape, with the random word of the same place."""
     return _keys((word.float() + 0.5) * 2.0**-32, weights)
 
 
@@ -63,5 +67,5 @@ def draw_weighted(weights: torch.Tensor, k: int, seed: int, epoch: int, race: bo
     if k == weights.numel() or not bool(ordered[k] < torch.inf):
         return indices, torch.ones_like(weights[indices])
     # A threshold that underflowed to zero would make the weights infinite.
-    tau = 1.0 / ordered[k].double().clamp(min=_SMALLEST)
+    tau = 1.0 / ordered[k].double().clamp(min=SMALLEST)
     return indices, (tau / weights[indices].double()).clamp(min=1.0).float()

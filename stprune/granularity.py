@@ -1,0 +1,78 @@
+"""Granularity: what a sample is - a window with all its nodes, with some of them, or one (window, node) pair."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stprune.laws import NodeLaw, resolve
+from stprune.ops import _check
+
+GRANULARITIES = ("window", "node", "pair")
+
+
+class Granularity:
+    """How sample ids, windows and nodes belong together.
+
+    Args:
+        op: whose errors these are.
+        kind: "window", "node", "pair", or None: "node" where num_nodes is given, else "window".
+        num_windows: windows of the data set.
+        num_nodes: nodes of a window, or None.
+        node_ratio: share of the nodes drawn in every window.
+        law: how they are drawn.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        kind: str | None,
+        *,
+        num_windows: int,
+        num_nodes: int | None,
+        node_ratio: float,
+        law: str | NodeLaw,
+        seed: int,
+    ) -> None:
+        self._op = op
+        self.node_ratio = _check.real(op, "node_ratio", node_ratio, 0.0, 1.0, low_open=True)
+        self.num_nodes = None if num_nodes is None else _check.integer(op, "num_nodes", num_nodes, 1, 2**31 - 1)
+        self.kind = ("window" if num_nodes is None else "node") if kind is None else kind
+        _check.choice(op, "granularity", self.kind, GRANULARITIES)
+        if self.num_nodes is None and self.node_ratio < 1.0:
+            raise ValueError(f"{op}: num_nodes must be given when node_ratio is below 1, got None")
+        if self.num_nodes is None and self.kind != "window":
+            raise ValueError(f"{op}: num_nodes must be given for granularity {self.kind!r}, got None")
+        if self.node_ratio < 1.0 and self.kind != "node":
+            raise ValueError(f"{op}: node_ratio must be 1 for granularity {self.kind!r}, got {self.node_ratio:g}")
+        nodes = self._nodes = self.num_nodes or 1
+        self.num_windows = num_windows
+        self.num_samples = num_windows * nodes if self.kind == "pair" else num_windows
+        # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
+        self.count = 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * nodes, 9)))
+        chosen = resolve(law)
+        if chosen.name != "uniform" and self.kind != "node":
+            raise ValueError(f"{op}: node_law must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
+        self.law = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
+
+    def windows(self, index: torch.Tensor) -> torch.Tensor:
+        """The windows [B] of samples [B]."""
+        return torch.div(index, self._nodes, rounding_mode="floor") if self.kind == "pair" else index
+
+    def nodes(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
+        """The nodes [B, m] of samples [B]."""
+        if self.num_nodes is None:
+            raise ValueError(f"{self._op}.nodes: num_nodes must be given to the sampler, got None")
+        if self.kind == "pair":
+            return (index % self.num_nodes).unsqueeze(1)
+        if self.count == self.num_nodes:
+            return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous()
+        return self.law.draw(index, epoch)
+
+    def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
+        """What each drawn node counts for, [B, m] float32 with mean 1; None where all count the same."""
+        if self.kind != "node" or self.count == self.num_nodes:
+            return None
+        return self.law.weights(index, node, epoch)

@@ -1,0 +1,133 @@
+"""PairTable: the latest score of every (window, node) pair, in 4, 2 or about 1 byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stprune.ops import _check
+
+_OP = "PairTable"
+STORAGES = ("float32", "bfloat16", "int8")
+BLOCK = 64
+"""Nodes that share a scale in the int8 storage."""
+
+_NEVER = 255
+_LEVELS = 254
+_CHUNK_ROWS = 1 << 14
+
+
+class PairTable:
+    """The latest score of every pair; +inf where none is known.
+
+    Args:
+        num_windows, num_nodes: sizes of the table.
+        storage: "float32" (4 bytes a pair); "bfloat16" (2 bytes, scores to 3 digits); "int8" (1 byte and 1/16 for the scales:
+            the square root of the score relative to the largest of its block of 64 nodes, in 255 steps). In "int8" a score v
+            in a block with largest score s is off by at most sqrt(v s) / 254 after it was stored, and again by as much
+            each time the block's largest score changes.
+        beta: weight of the old score, in [0, 1).
+
+    Scores that are NaN, infinite or negative are kept as unknown.
+    """
+
+    def __init__(self, num_windows: int, num_nodes: int, *, storage: str = "bfloat16", beta: float = 0.0) -> None:
+        self.num_windows, self.num_nodes = num_windows, num_nodes
+        self.storage = _check.choice(_OP, "storage", storage, STORAGES)
+        self.beta = beta
+        if storage == "int8":
+            blocks = -(-num_nodes // BLOCK)
+            # Whole blocks: those past the last node stay unknown.
+            self._values = torch.full((num_windows, blocks * BLOCK), _NEVER, dtype=torch.uint8)
+            self._scale = torch.zeros(num_windows, blocks)
+        else:
+            self._values = torch.full((num_windows, num_nodes), torch.inf, dtype=getattr(torch, storage))
+            self._scale = torch.empty(0)
+        # Pairs scored here since the last exchange between ranks; made when there is somebody to exchange with.
+        self._fresh: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table."""
+        return self._values.nbytes + self._scale.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table lives."""
+        return self._values.device
+
+    def to(self, device: torch.device) -> None:
+        """Move the table."""
+        self._values, self._scale = self._values.to(device), self._scale.to(device)
+        self._fresh = None if self._fresh is None else self._fresh.to(device)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """The scores of windows [B] int64: [B, num_nodes] float32, +inf where unknown."""
+        values = self._values[index]
+        if self.storage != "int8":
+            return values.float()
+        known = values != _NEVER
+        share = values.view(len(index), -1, BLOCK).float() / _LEVELS
+        scores = (share.square() * self._scale[index].unsqueeze(2)).flatten(1)
+        return torch.where(known, scores, torch.inf)[:, : self.num_nodes]
+
+    def update(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take in the scores [B, m] of the pairs (index [B], node [B, m]), all on the table's device.
+
+        The windows of a batch must be distinct, or the last one's scores win.
+        """
+        scores = torch.where((scores >= 0) & (scores < torch.inf), scores.float(), torch.inf)
+        rows = self.rows(index)
+        old = rows.gather(1, node)
+        mixed = self.beta * old + (1.0 - self.beta) * scores
+        new = torch.where((old < torch.inf) & (scores < torch.inf), mixed, scores)
+        if self._fresh is not None:
+            self._fresh[index] = self._fresh[index].scatter(1, node, True)
+        if self.storage == "int8":
+            self._store(index, rows.scatter(1, node, new))
+        else:
+            self._values[index.unsqueeze(1), node] = new.to(self._values.dtype)
+
+    def _store(self, index: torch.Tensor, rows: torch.Tensor) -> None:
+        if self.storage != "int8":
+            self._values[index] = rows.to(self._values.dtype)
+            return
+        rows = torch.nn.functional.pad(rows, (0, self._values.shape[1] - self.num_nodes), value=torch.inf)
+        rows = rows.view(len(index), -1, BLOCK)
+        known = rows < torch.inf
+        scale = torch.where(known, rows, 0.0).amax(2)
+        share = rows / torch.where(scale > 0, scale, 1.0).unsqueeze(2)
+        level = (torch.where(known, share, 0.0).sqrt() * _LEVELS).round()
+        self._values[index] = torch.where(known, level, _NEVER).to(torch.uint8).flatten(1)
+        self._scale[index] = scale
+
+    def track_fresh(self) -> None:
+        """Remember which pairs are scored from now on, for `synchronize`."""
+        self._fresh = torch.zeros((self.num_windows, self.num_nodes), dtype=torch.bool, device=self.device)
+
+    def synchronize(self) -> None:
+        """Give every rank the scores that the others measured since the last call; a collective on the default group."""
+        from torch import distributed
+
+        assert self._fresh is not None, "track_fresh comes first"
+        for first in range(0, self.num_windows, _CHUNK_ROWS):
+            index = torch.arange(first, min(first + _CHUNK_ROWS, self.num_windows), device=self.device)
+            rows, fresh = self.rows(index), self._fresh[index]
+            count = (fresh & (rows < torch.inf)).float()
+            total = torch.where(count > 0, rows, 0.0)
+            distributed.all_reduce(count)
+            distributed.all_reduce(total)
+            self._store(index, torch.where(count > 0, total / count, rows))
+        self._fresh.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything."""
+        return {"storage": self.storage, "values": self._values.clone(), "scale": self._scale.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()`; the table keeps its device."""
+        if state["storage"] != self.storage:
+            raise ValueError(f"{_OP}.load_state_dict: storage must be {self.storage!r}, got {state['storage']!r}")
+        self._values.copy_(state["values"])
+        self._scale.copy_(state["scale"])

@@ -1,0 +1,90 @@
+"""Stratified: a fixed share of the nodes of every group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stprune.laws.base import NodeLaw
+from stprune.ops import _check, draw_nodes
+
+_OP = "Stratified"
+
+
+class Stratified(NodeLaw):
+    """Draws from every group of nodes its share, uniformly inside the group, so that no group is missed by chance.
+
+    The counts are proportional to the groups' sizes, by largest remainders, at least one each. Rounding makes some groups'
+    nodes more likely than others'; the weights undo it.
+
+    Args:
+        groups: [num_nodes] int64 labels >= 0, such as districts, sensor kinds or the clusters of a profile; not modified.
+
+    Raises:
+        TypeError, ValueError: `groups` breaks its rule, has another length than the sampler's num_nodes, or has more
+            groups than nodes are drawn.
+
+    Example:
+        >>> import torch, stprune
+        >>> law = stprune.Stratified(torch.tensor([0, 0, 0, 0, 1, 1]))
+        >>> sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=6, node_ratio=0.5, node_law=law)
+        >>> (sampler.nodes(torch.tensor([0, 5])) >= 4).sum(1)
+        tensor([1, 1])
+
+    Source:
+        Eq. 12 with pi_(n|i) = m_g / N_g for a node of group g; Cochran, Sampling Techniques, stratified sampling.
+    """
+
+    name = "stratified"
+    unbiased = True
+
+    def __init__(self, groups: torch.Tensor) -> None:
+        groups = _check.index(_OP, "groups", groups).detach().cpu()
+        if groups.numel() and int(groups.min()) < 0:
+            raise ValueError(f"{_OP}: groups must be labels >= 0, got {int(groups.min())}")
+        self.groups = groups.clone()
+
+    def prepare(self) -> None:
+        if self.groups.numel() != self.num_nodes:
+            raise ValueError(f"{_OP}: groups must have one label for each of {self.num_nodes} nodes, got {self.groups.numel()}")
+        labels, label_of, sizes = torch.unique(self.groups, return_inverse=True, return_counts=True)
+        if len(labels) > self.count:
+            raise ValueError(
+                f"{_OP}: node_ratio must draw at least one node of each of {len(labels)} groups, got {self.count} nodes"
+            )
+        counts = _shares(sizes.tolist(), self.count)
+        self._strata = [((label_of == label).nonzero().squeeze(1), count) for label, count in enumerate(counts)]
+        share = torch.tensor(counts, dtype=torch.float64) / sizes
+        self._weight = (self.count / self.num_nodes / share[label_of]).float()
+
+    def draw(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
+        parts = []
+        for number, (members, count) in enumerate(self._strata):
+            # A key of its own for each group: the draws of two groups are independent.
+            seed = (self.seed + (number + 1) * 0x9E3779B97F4A7C15) % 2**63
+            drawn = draw_nodes(index, num_nodes=len(members), count=count, seed=seed, epoch=epoch)
+            parts.append(members.to(index.device)[drawn])
+        return torch.cat(parts, 1).sort(dim=1).values
+
+    def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
+        return None if bool((self._weight == 1.0).all()) else self._weight.to(node.device)[node]
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "groups": self.groups.tolist()}
+
+
+def _shares(sizes: list[int], count: int) -> list[int]:
+    """How many of each group: proportional, by largest remainders, at least 1 and at most all of it."""
+    total = sum(sizes)
+    exact = [size * count / total for size in sizes]
+    shares = [max(1, int(share)) for share in exact]
+    # Where the at-least-one rule took too much, the groups furthest above their share give.
+    while sum(shares) > count:
+        most = max((at for at in range(len(shares)) if shares[at] > 1), key=lambda at: shares[at] - exact[at])
+        shares[most] -= 1
+    while sum(shares) < count:
+        open_groups = (at for at in range(len(shares)) if shares[at] < sizes[at])
+        least = max(open_groups, key=lambda at: exact[at] - shares[at])
+        shares[least] += 1
+    return shares

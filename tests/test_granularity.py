@@ -1,0 +1,195 @@
+"""Pairs of window and node as samples: ids, plans that store nothing, resume, training."""
+
+import pytest
+import torch
+
+import stprune
+
+N, W = 7, 40
+
+
+def pairs(method="soft-random", **settings):
+    return stprune.PruningSampler(
+        W, num_epochs=6, num_nodes=N, granularity="pair", method=method, **{"keep_ratio": 0.25, "schedule": "none", **settings}
+    )
+
+
+def test_granularity_follows_from_the_other_arguments():
+    assert stprune.PruningSampler(W, num_epochs=1).granularity == "window"
+    assert stprune.PruningSampler(W, num_epochs=1, num_nodes=N).granularity == "node"
+    assert stprune.PruningSampler(W, num_epochs=1, num_nodes=N, granularity="window").granularity == "window"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"granularity": "edge"}, "granularity must be one of window, node, pair, got 'edge'"),
+        ({"granularity": "pair"}, "num_nodes must be given for granularity 'pair'"),
+        ({"granularity": "node"}, "num_nodes must be given for granularity 'node'"),
+        ({"granularity": "pair", "num_nodes": 5, "node_ratio": 0.5}, "node_ratio must be 1 for granularity 'pair', got 0.5"),
+        ({"granularity": "window", "num_nodes": 5, "node_ratio": 0.5}, "node_ratio must be 1 for granularity 'window'"),
+        ({"granularity": "pair", "num_nodes": 5, "node_law": "priority"}, "node_law must be 'uniform' for granularity 'pair'"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValueError, match=message):
+        stprune.PruningSampler(W, num_epochs=1, **settings)
+
+
+@pytest.mark.parametrize("method", ["soft-random", "st-prune", "full", "infobatch", "rs2"])
+def test_ids_are_pairs(method):
+    sampler = pairs(method)
+    if sampler.method.needs_scores:
+        sampler.update(torch.arange(W * N), torch.rand(W * N, generator=torch.Generator().manual_seed(0)))
+    sampler.set_epoch(1)
+    index = torch.tensor(list(sampler))
+    assert len(index) == len(sampler) == len(set(index.tolist()))
+    assert 0 <= int(index.min()) <= int(index.max()) < W * N
+    if method != "infobatch":
+        assert len(index) == (W * N if method == "full" else 70)
+    window, node = sampler.windows(index), sampler.nodes(index)
+    assert node.shape == (len(index), 1)
+    assert torch.equal(window * N + node[:, 0], index)
+    assert sampler.node_weights_of(index, node) is None
+
+
+def test_a_lazy_plan_stores_nothing_and_is_an_exact_draw():
+    sampler = pairs()
+    sampler.set_epoch(2)
+    plan = sampler.plan
+    assert isinstance(plan, stprune.UniformPlan)
+    assert not isinstance(sampler.table, stprune.ScoreTable)
+    assert torch.equal(torch.tensor(sorted(sampler)), plan.indices)
+    assert plan.mean_weight == 4.0
+    assert torch.equal(plan.weights, torch.full((70,), 4.0))
+    other = pairs()
+    other.set_epoch(3)
+    assert not torch.equal(other.plan.indices, plan.indices)
+    weights, known = plan.lookup(torch.arange(W * N))
+    assert torch.equal(known.nonzero().squeeze(1), plan.indices)
+    assert torch.equal(weights, torch.where(known, 4.0, 0.0))
+
+
+def test_pairs_are_equally_likely():
+    seen = torch.zeros(W * N)
+    epochs = 400
+    sampler = stprune.PruningSampler(
+        W, num_epochs=epochs, num_nodes=N, granularity="pair", method="soft-random", keep_ratio=0.25, schedule="none"
+    )
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        seen[sampler.plan.indices] += 1
+    n = W * N
+    statistic = float((seen - epochs / 4).square().sum() / (epochs * 0.25 * 0.75) * (n - 1) / n)
+    assert abs(statistic - (n - 1)) < 5 * (2 * (n - 1)) ** 0.5
+
+
+def test_schedule_and_annealing():
+    sampler = stprune.PruningSampler(
+        W, num_epochs=8, num_nodes=N, granularity="pair", method="soft-random", keep_ratio=0.25, anneal=0.75
+    )
+    lengths = []
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        lengths.append(len(sampler))
+    assert lengths == [round(sampler.keep_ratio_at(epoch) * W * N) for epoch in range(8)]
+    assert lengths[-1] == W * N
+
+
+@pytest.mark.parametrize("method", ["soft-random", "st-prune"])
+def test_resume_in_the_middle_of_an_epoch(method, tmp_path):
+    sampler = pairs(method)
+    if method == "st-prune":
+        sampler.update(torch.arange(W * N), torch.rand(W * N, generator=torch.Generator().manual_seed(0)))
+    sampler.set_epoch(1)
+    batches = [torch.from_numpy(batch) for batch in sampler.batches(8)]
+    for batch in batches[:3]:
+        sampler.update(batch, torch.ones(len(batch)))
+    torch.save(sampler.state_dict(), tmp_path / "state.pt")
+    again = pairs(method)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert len(again) == len(sampler) - 24
+    rest = torch.cat([torch.from_numpy(batch) for batch in again.batches(8)])
+    assert torch.equal(rest, torch.cat(batches[3:]))
+
+
+def test_ranks_share_the_pairs():
+    parts = [pairs(num_replicas=2, rank=rank) for rank in range(2)]
+    ids = []
+    for part in parts:
+        part.set_epoch(1)
+        ids += list(part)
+    assert sorted(ids) == parts[0].plan.indices.tolist()
+
+
+def test_loss_of_ids_outside_the_data():
+    sampler = pairs()
+    criterion = stprune.PrunedLoss(sampler)
+    prediction = torch.zeros(1, 3, 1, requires_grad=True)
+    with pytest.raises(ValueError, match=f"index must lie in \\[0, {W * N - 1}\\], got {W * N}"):
+        criterion(prediction, torch.ones(1, 3, 1), torch.tensor([W * N]))
+
+
+@pytest.mark.parametrize("method", ["soft-random", "st-prune"])
+def test_window_loader_delivers_pairs(method):
+    series = torch.randn(W + 7, N, 2, generator=torch.Generator().manual_seed(0))
+    sampler = pairs(method, keep_ratio=0.5)
+    loader = stprune.WindowLoader(series, sampler, batch_size=16, history=5, horizon=3)
+    criterion = stprune.PrunedLoss(sampler)
+    scale = torch.ones(2, requires_grad=True)
+    seen = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for index, node, x, y in loader:
+            assert x.shape == (len(index), 5, 1, 2)
+            for row in range(len(index)):
+                window, own = divmod(int(index[row]), N)
+                assert int(node[row]) == own
+                assert torch.equal(x[row, :, 0], series[window : window + 5, own])
+                assert torch.equal(y[row, :, 0], series[window + 5 : window + 8, own])
+            criterion(x[:, -3:] * scale, y, index, node).backward()
+            seen.append(index)
+    assert scale.grad is not None
+    if method == "st-prune":
+        assert bool(torch.isfinite(sampler.table.scores).all())
+        assert len(torch.cat(seen)) == W * N + W * N // 2
+
+
+def test_window_loader_refuses_what_does_not_fit():
+    series = torch.zeros(W + 7, N, 2)
+    with pytest.raises(ValueError, match='order must be "sampler" for a sampler of pairs'):
+        stprune.WindowLoader(series, pairs(), batch_size=4, history=5, horizon=3, order="chunk", chunk_rows=8, memory_chunks=2)
+    with pytest.raises(ValueError, match="sampler must have num_nodes = 6 as the series has, got 7"):
+        stprune.WindowLoader(series[:, :6], pairs(), batch_size=4, history=5, horizon=3)
+    with pytest.raises(ValueError, match="sampler must have 41 samples, one a window, got 40"):
+        stprune.WindowLoader(torch.zeros(W + 8, N, 2), pairs(), batch_size=4, history=5, horizon=3)
+
+
+def test_weighted_gradients_are_unbiased():
+    """epoch_sum over kept pairs estimates the sum over all pairs, by score and uniformly: 4 standard errors."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(W, 3, N, 4, generator=generator), torch.randn(W, 3, N, 1, generator=generator)
+    y = y * torch.randn(W, 1, N, 1, generator=generator).exp()
+    weight = torch.randn(4, 1, generator=generator)
+    flat_x, flat_y = (a.transpose(1, 2).reshape(W * N, 3, 1, -1) for a in (x, y))
+    every = weight.clone().requires_grad_()
+    (flat_x @ every - flat_y).abs().mean((1, 2, 3)).sum().backward()
+    for method in ("st-prune", "soft-random"):
+        sampler = stprune.PruningSampler(
+            W, num_epochs=300, num_nodes=N, granularity="pair", method=method, keep_ratio=0.3, schedule="none"
+        )
+        criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
+        scores = stprune.score(flat_x @ weight, flat_y)
+        draws = []
+        for epoch in range(1, 300):
+            if method == "st-prune":
+                sampler.table = stprune.ScoreTable(W * N)
+                sampler.update(torch.arange(W * N), scores)
+            sampler.set_epoch(epoch)
+            index = sampler.plan.indices
+            leaf = weight.clone().requires_grad_()
+            criterion(flat_x[index] @ leaf, flat_y[index], index, sampler.nodes(index)).backward()
+            draws.append(leaf.grad.squeeze(1).double() * len(index))
+        draws = torch.stack(draws)
+        error = (draws.mean(0) - every.grad.squeeze(1)).abs()
+        assert bool((error <= 4 * draws.std(0) / len(draws) ** 0.5).all()), method
