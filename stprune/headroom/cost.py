@@ -47,7 +47,7 @@ class StepTimes:
     """Measured steps.
 
     Attributes:
-        sizes: [K] int64, nodes per window, ascending; the last is all of them.
+        sizes: [K] int64, nodes per window, ascending.
         seconds: [rounds, K] float64 per window.
     """
 
@@ -76,6 +76,7 @@ def time_steps(
     seed: int,
     deadline: float,
     progress: Callable[[int], None],
+    sizes: NDArray[np.int64] | None = None,
 ) -> StepTimes:
     """Time whole training steps: drawing and gathering nodes, forward, loss, backward, optimizer.
 
@@ -91,12 +92,13 @@ def time_steps(
         seed: of orders and node draws.
         deadline: time.perf_counter() after which no new round is begun, once there are 3.
         progress: called with 1 after every round.
+        sizes: [K] ascending numbers of nodes to time; None for `sizes_to_time`.
 
     Returns:
         The times.
     """
     num_nodes = batches[0][0].shape[2]
-    sizes = sizes_to_time(num_nodes)
+    sizes = sizes_to_time(num_nodes) if sizes is None else sizes
     maker = optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
     rng = np.random.default_rng([seed, 1])
     device = batches[0][0].device
