@@ -6,15 +6,21 @@ import pytest
 import torch
 
 import stprune
-from stprune.models import STID, STAEformer
+from stprune.models import STID, GraphConv, STAEformer
 
 BATCH, STEPS, NODES, DRAWN = 3, 12, 7, 4
+KINDS = [STID, STAEformer, GraphConv]
+
+
+def ring(nodes):
+    """Adjacency of a ring with edges of different weights each way."""
+    return torch.eye(nodes).roll(1, 0) + 0.5 * torch.eye(nodes).roll(-1, 0)
 
 
 def build(kind, **settings):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return kind(NODES, steps_per_day=96, dim=4, **settings)
+        return kind(ring(NODES) if kind is GraphConv else NODES, steps_per_day=96, dim=4, **settings)
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def node(generator):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("horizon", [1, 12])
 def test_forecast_has_one_value_per_step_and_node(kind, horizon, x, node):
     model = build(kind, horizon=horizon)
@@ -51,19 +57,21 @@ def test_stid_of_drawn_nodes_is_the_same_rows_of_the_full_forecast(x, node):
     torch.testing.assert_close(few, stprune.gather_nodes(model(x), node), rtol=1e-5, atol=1e-6)
 
 
-def test_staeformer_of_all_nodes_by_id_is_the_full_forecast(x):
-    model = build(STAEformer)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_nodes_by_id_give_the_full_forecast(kind, x):
+    model = build(kind)
     every = torch.arange(NODES).expand(BATCH, -1)
     torch.testing.assert_close(model(x, node=every), model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_staeformer_attends_to_the_drawn_nodes_only(x, node):
-    model = build(STAEformer)
+@pytest.mark.parametrize("kind", [STAEformer, GraphConv])
+def test_nodes_that_interact_see_the_drawn_ones_only(kind, x, node):
+    model = build(kind)
     few = model(stprune.gather_nodes(x, node), node=node)
     assert not torch.allclose(few, stprune.gather_nodes(model(x), node), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 def test_permuting_the_drawn_nodes_permutes_the_forecast(kind, x, node):
     model = build(kind)
     order = torch.tensor([2, 0, 3, 1])
@@ -73,7 +81,7 @@ def test_permuting_the_drawn_nodes_permutes_the_forecast(kind, x, node):
     )
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 def test_forecast_depends_on_which_nodes_the_ids_name(kind, x, node):
     model = build(kind)
     few = stprune.gather_nodes(x, node)
@@ -81,7 +89,7 @@ def test_forecast_depends_on_which_nodes_the_ids_name(kind, x, node):
     assert not torch.allclose(model(few, node=node), model(few, node=other), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channel", [1, 2])
 def test_forecast_depends_on_the_time_features(kind, channel, x):
     model = build(kind)
@@ -90,7 +98,7 @@ def test_forecast_depends_on_the_time_features(kind, channel, x):
     assert not torch.allclose(model(x), model(later), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns_from_drawn_nodes(kind, x, node):
     model = build(kind)
     model(stprune.gather_nodes(x, node), node=node).square().sum().backward()
@@ -108,7 +116,7 @@ def test_only_drawn_nodes_embeddings_get_a_gradient(x):
     assert torch.equal(moved.nonzero().squeeze(1), torch.tensor([0, 3]))
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 def test_input_is_not_modified(kind, x):
     before = x.clone()
     build(kind)(x)
@@ -132,7 +140,7 @@ def test_building_and_running_leaves_the_global_random_state_alone(x):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -154,13 +162,72 @@ def test_bad_input_is_refused_with_one_clear_error(kind, change, error, message,
         build(kind)(bad, node=ids)
 
 
-@pytest.mark.parametrize("kind", [STID, STAEformer])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["history", "horizon", "steps_per_day", "dim", "num_layers"])
 def test_sizes_below_one_are_refused(kind, name):
     with pytest.raises(ValueError, match=f"^{kind.__name__}: {name} must be at least 1, got 0"):
-        kind(3, **{name: 0})
+        kind(ring(3) if kind is GraphConv else 3, **{name: 0})
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="num_heads must divide 4 \\* dim = 12, got 5"):
         STAEformer(3, dim=3, num_heads=5)
+
+
+def test_graph_conv_averages_over_the_drawn_neighbours(node):
+    model = build(GraphConv)
+    rows = model.neighbour_weights(node)
+    assert rows.shape == (BATCH, DRAWN, DRAWN)
+    torch.testing.assert_close(rows.sum(dim=-1), torch.ones(BATCH, DRAWN))
+    torch.testing.assert_close(model.neighbour_weights().sum(dim=-1), torch.ones(NODES))
+    adjacency = ring(NODES) + torch.eye(NODES)
+    for b in range(BATCH):
+        for i, own in enumerate(node[b].tolist()):
+            for j, other in enumerate(node[b].tolist()):
+                total = sum(float(adjacency[own, each]) for each in node[b].tolist())
+                assert float(rows[b, i, j]) == pytest.approx(float(adjacency[own, other]) / total)
+
+
+def test_graph_conv_sees_as_far_as_it_has_layers(x):
+    reach = build(GraphConv, num_layers=2)
+    changed = x.clone()
+    changed[:, :, 0, 0] += 1
+    moved = (reach(changed) - reach(x)).abs().amax(dim=(0, 1, 3)) > 0
+    assert moved.tolist() == [True, True, True, False, False, True, True]
+
+
+def test_graph_conv_node_without_drawn_neighbours_keeps_itself(x):
+    model = build(GraphConv)
+    alone = torch.tensor([[0, 3]] * BATCH)
+    assert torch.equal(model.neighbour_weights(alone), torch.eye(2).expand(BATCH, -1, -1))
+    both = model(stprune.gather_nodes(x, alone), node=alone)
+    one = model(x[:, :, 3:4], node=alone[:, 1:])
+    torch.testing.assert_close(both[:, :, 1:], one, rtol=1e-5, atol=1e-6)
+
+
+def test_graph_conv_keeps_loops_it_is_given_and_copies_the_adjacency():
+    adjacency = ring(3)
+    adjacency[0, 0] = 4.0
+    model = GraphConv(adjacency, steps_per_day=4, dim=2)
+    assert model.adjacency.diagonal().tolist() == [4.0, 1.0, 1.0]
+    assert adjacency.diagonal().tolist() == [4.0, 0.0, 0.0]
+    adjacency.zero_()
+    assert model.adjacency.sum() > 0
+    assert torch.equal(model.state_dict()["adjacency"], model.adjacency)
+
+
+@pytest.mark.parametrize(
+    ("adjacency", "error", "message"),
+    [
+        ([[1.0]], TypeError, "must be a floating tensor, got list"),
+        (torch.eye(3).bool(), TypeError, "must be a floating tensor, got torch.bool"),
+        (torch.ones(3), ValueError, r"must be \[N, N\] with N at least 1, got \[3\]"),
+        (torch.ones(3, 4), ValueError, r"must be .* got \[3, 4\]"),
+        (torch.ones(0, 0), ValueError, r"must be .* got \[0, 0\]"),
+        (-torch.eye(3), ValueError, "must be finite and not negative"),
+        (torch.full((2, 2), float("nan")), ValueError, "must be finite and not negative"),
+    ],
+)
+def test_graph_conv_refuses_what_is_no_adjacency(adjacency, error, message):
+    with pytest.raises(error, match=f"^GraphConv: adjacency {message}"):
+        GraphConv(adjacency)

@@ -1,9 +1,10 @@
-"""Small reference forecasters that take drawn nodes: `STID` and `STAEformer`.
+"""Small reference forecasters that take drawn nodes: `STID`, `STAEformer` and `GraphConv`.
 
 They are what the demo and the benchmarks train, and they show the one argument a model needs for node pruning: `node`.
 """
 
+from stprune.models.graph_conv import GraphConv
 from stprune.models.staeformer import STAEformer
 from stprune.models.stid import STID
 
-__all__ = ["STID", "STAEformer"]
+__all__ = ["STID", "GraphConv", "STAEformer"]

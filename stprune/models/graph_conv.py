@@ -1,0 +1,160 @@
+"""GraphConv: a forecaster that mixes neighbours on a known graph, and takes the drawn nodes' part of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stprune.models._inputs import check_input, time_index
+
+
+class _NeighbourLayer(nn.Module):
+    """A map of each node and one of its neighbours' mean, rectified and added to the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(width, width)
+        self.others = nn.Linear(width, width, bias=False)
+
+    def forward(self, hidden: Tensor, mean: Tensor) -> Tensor:
+        """Map [B, m, width] with row-normalised weights [m, m] or [B, m, m]."""
+        result: Tensor = hidden + torch.relu(self.own(hidden) + self.others(mean @ hidden))
+        return result
+
+
+class GraphConv(nn.Module):
+    """Graph convolutions over nodes told apart by embeddings, on the adjacency of the nodes given.
+
+    With drawn nodes every window has its own sub-adjacency, A[node][:, node], whose rows are normalised anew: a node averages
+    over those of its neighbours that were drawn, itself among them, and a node that lost them all keeps only itself. So a
+    forecast depends on which other nodes were drawn: draws that keep neighbours together (clusters) keep edges, random draws
+    break them. Both are measured in benchmarks/graph_draws.py.
+
+    Args:
+        adjacency: [N, N] floating, weight of the edge from row to column, not negative; need not be symmetric or normalised.
+            Nodes whose diagonal entry is 0 get a loop of weight 1. Copied.
+        history: T, input steps.
+        horizon: output steps.
+        steps_per_day: rows of the time-of-day embedding.
+        dim: width of each of the four embeddings; the layers are 4 * dim wide.
+        num_layers: graph convolutions: a forecast sees neighbours so many edges away.
+
+    Raises:
+        TypeError: adjacency is no floating tensor.
+        ValueError: adjacency is not square, or has entries that are negative or not finite; a size is below 1.
+
+    Example:
+        >>> import torch
+        >>> from stprune.models import GraphConv
+        >>> ring = torch.eye(6).roll(1, 0) + torch.eye(6).roll(-1, 0)
+        >>> model = GraphConv(ring, history=12, horizon=12, dim=4)
+        >>> x = torch.rand(2, 12, 6, 3)
+        >>> model(x).shape
+        torch.Size([2, 12, 6, 1])
+
+        Drawn nodes, for instance from `PruningSampler.nodes`, and their sub-adjacency: of nodes 0, 1 and 3 on a ring only
+        the first two are neighbours.
+
+        >>> node = torch.tensor([[0, 1, 3], [2, 3, 4]])
+        >>> few = torch.stack([each[:, ids] for each, ids in zip(x, node)])
+        >>> model(few, node=node).shape
+        torch.Size([2, 12, 3, 1])
+        >>> model.neighbour_weights(node)[0]
+        tensor([[0.5000, 0.5000, 0.0000],
+                [0.5000, 0.5000, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+
+    Source: row-normalised neighbour means as in GraphSAGE (Hamilton et al., NeurIPS 2017), embeddings as in STID (Shao et al.,
+        CIKM 2022); deliberately small. method.md, section 9: sub-adjacency of drawn nodes, renormalised.
+    """
+
+    adjacency: Tensor
+
+    def __init__(
+        self,
+        adjacency: Tensor,
+        *,
+        history: int = 12,
+        horizon: int = 12,
+        steps_per_day: int = 288,
+        dim: int = 16,
+        num_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        if not isinstance(adjacency, Tensor) or not adjacency.is_floating_point():
+            kind = adjacency.dtype if isinstance(adjacency, Tensor) else type(adjacency).__name__
+            raise TypeError(f"GraphConv: adjacency must be a floating tensor, got {kind}")
+        if adjacency.dim() != 2 or adjacency.shape[0] != adjacency.shape[1] or not len(adjacency):
+            raise ValueError(f"GraphConv: adjacency must be [N, N] with N at least 1, got {list(adjacency.shape)}")
+        if not bool((torch.isfinite(adjacency) & (adjacency >= 0)).all()):
+            raise ValueError("GraphConv: adjacency must be finite and not negative, got an entry that is not")
+        sizes = {
+            "history": history,
+            "horizon": horizon,
+            "steps_per_day": steps_per_day,
+            "dim": dim,
+            "num_layers": num_layers,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"GraphConv: {name} must be at least 1, got {size}")
+        self.num_nodes = len(adjacency)
+        self.history = history
+        self.steps_per_day = steps_per_day
+        loops = torch.diag((adjacency.diagonal() == 0).to(torch.float32))
+        self.register_buffer("adjacency", adjacency.detach().to(torch.float32) + loops.to(adjacency.device))
+        self.input_map = nn.Linear(history, dim)
+        self.node_embedding = nn.Embedding(self.num_nodes, dim)
+        self.day_embedding = nn.Embedding(steps_per_day, dim)
+        self.week_embedding = nn.Embedding(7, dim)
+        for table in (self.node_embedding, self.day_embedding, self.week_embedding):
+            nn.init.xavier_uniform_(table.weight)
+        self.layers = nn.ModuleList(_NeighbourLayer(4 * dim) for _ in range(num_layers))
+        self.head = nn.Linear(4 * dim, horizon)
+
+    def neighbour_weights(self, node: Tensor | None = None) -> Tensor:
+        """What each node averages over: the adjacency of the given nodes, every row divided by its sum.
+
+        Args:
+            node: [B, m] int64 node ids, or None for all nodes in order.
+
+        Returns:
+            [B, m, m] float32, or [N, N] for None; rows sum to 1.
+        """
+        part = self.adjacency if node is None else self.adjacency[node[:, :, None], node[:, None, :]]
+        return part / part.sum(dim=-1, keepdim=True)
+
+    def forward(self, x: Tensor, node: Tensor | None = None) -> Tensor:
+        """Forecast every given node.
+
+        Args:
+            x: [B, T, N, C] or, with `node`, [B, T, m, C] float, not modified. Channel 0 is the value, channel 1 the time of
+                day in [0, 1), channel 2 the day of the week in [0, 1), both read at the last step and the first node.
+            node: [B, m] int64, ids of the given nodes; None when x holds all of them in order.
+
+        Returns:
+            [B, horizon, N or m, 1] float. With `node`, neighbours that were not drawn are not seen.
+
+        Raises:
+            TypeError: x is not floating point, or node is not int64.
+            ValueError: a shape differs from what the model was built for, or a node id lies outside [0, N).
+        """
+        check_input("GraphConv", x, node, history=self.history, num_nodes=self.num_nodes)
+        batch, _, width, _ = x.shape
+        place = self.node_embedding.weight.expand(batch, -1, -1) if node is None else self.node_embedding(node)
+        day = self.day_embedding(time_index(x[:, -1, 0, 1], self.steps_per_day))
+        week = self.week_embedding(time_index(x[:, -1, 0, 2], 7))
+        hidden = torch.cat(
+            [
+                self.input_map(x[..., 0].transpose(1, 2)),
+                place,
+                day[:, None].expand(-1, width, -1),
+                week[:, None].expand(-1, width, -1),
+            ],
+            dim=-1,
+        )
+        mean = self.neighbour_weights(node).to(hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, mean)
+        forecast: Tensor = self.head(hidden)
+        return forecast.transpose(1, 2).unsqueeze(-1)
