@@ -84,6 +84,21 @@ def test_pairs_are_equally_likely():
     assert abs(statistic - (n - 1)) < 5 * (2 * (n - 1)) ** 0.5
 
 
+def test_more_pairs_than_fit_into_32_bits():
+    """Five years of LargeST California: 4.5 * 10^9 pairs, of which nothing is stored."""
+    windows, nodes = 525_888, 8600
+    sampler = stprune.PruningSampler(
+        windows, num_epochs=2, num_nodes=nodes, granularity="pair", method="soft-random", keep_ratio=0.1, schedule="none"
+    )
+    sampler.set_epoch(1)
+    assert len(sampler) == round(0.1 * windows * nodes)
+    index = torch.from_numpy(next(iter(sampler.batches(20_000))))
+    assert len(torch.unique(index)) == 20_000
+    assert 0 <= int(index.min()) <= int(index.max()) < windows * nodes
+    assert int(index.max()) > 2**32
+    assert torch.equal(sampler.windows(index) * nodes + sampler.nodes(index)[:, 0], index)
+
+
 def test_schedule_and_annealing():
     sampler = stprune.PruningSampler(
         W, num_epochs=8, num_nodes=N, granularity="pair", method="soft-random", keep_ratio=0.25, anneal=0.75
