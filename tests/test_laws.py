@@ -185,6 +185,32 @@ def test_state_goes_on_bit_for_bit(name, tmp_path):
         sampler_with(stprune.Cluster(GRID, cluster_size=5)).load_state_dict(sampler.state_dict())
 
 
+@pytest.mark.parametrize("name", ["priority-bfloat16", "priority-int8", "stratified"])
+def test_a_compiled_step_has_no_graph_break(name):
+    """Weights and scores of pairs inside torch.compile(fullgraph=True), with the bits of the eager step."""
+    torch._dynamo.reset()
+    results = []
+    for compiled in (False, True):
+        sampler = sampler_with(LAWS[name])
+        scored(sampler, 50)
+        criterion = stprune.PrunedLoss(sampler)
+        index = torch.arange(8)
+        node = sampler.nodes(index)
+        prediction = torch.zeros(8, 3, 8, 1, requires_grad=True)
+        target = torch.randn(8, 3, 8, 1, generator=torch.Generator().manual_seed(0))
+        sampler.weights_of(index)  # the epoch is planned outside of the step, as set_epoch does
+
+        def step(prediction, target, index, node, criterion=criterion):
+            return criterion(prediction, target, index, node)
+
+        run = torch.compile(step, fullgraph=True, backend="aot_eager") if compiled else step
+        loss = run(prediction, target, index, node)
+        loss.backward()
+        results.append((loss.detach(), prediction.grad, sampler.table.scores, sampler.nodes(index)))
+    for eager, graph in zip(*results, strict=True):
+        assert torch.equal(eager, graph)
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import torch
 
 from stprune.laws.base import NodeLaw
 from stprune.laws.pair_table import STORAGES, PairTable
-from stprune.ops import _check, draw_nodes_weighted
+from stprune.ops import _check
 
 _OP = "Priority"
 
@@ -71,7 +71,9 @@ class Priority(NodeLaw):
     def _drawn(self, index: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         index = index.to(self.table.device)
         chances = self._chances(self.table.rows(index))
-        node, weights = draw_nodes_weighted(chances, index, count=self.count, seed=self.seed, epoch=epoch)
+        # Past the door of `draw_nodes_weighted`, whose checks would wait for the device and break a compiled graph: these
+        # chances are positive and finite.
+        node, weights = torch.ops.stprune.draw_nodes_weighted(chances, index, self.count, self.seed, epoch)
         # Nodes of equal chances have a known inclusion probability, which is less noisy than a threshold.
         equal = chances.amin(1, keepdim=True) == chances.amax(1, keepdim=True)
         return node, torch.where(equal, self.num_nodes / self.count, weights)

@@ -57,6 +57,7 @@ class Stratified(NodeLaw):
         self._strata = [((label_of == label).nonzero().squeeze(1), count) for label, count in enumerate(counts)]
         share = torch.tensor(counts, dtype=torch.float64) / sizes
         self._weight = (self.count / self.num_nodes / share[label_of]).float()
+        self._all_equal = bool((self._weight == 1.0).all())
 
     def draw(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
         parts = []
@@ -68,7 +69,10 @@ class Stratified(NodeLaw):
         return torch.cat(parts, 1).sort(dim=1).values
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        return None if bool((self._weight == 1.0).all()) else self._weight.to(node.device)[node]
+        return None if self._all_equal else self._weight.to(node.device)[node]
+
+    def to(self, device: torch.device) -> None:
+        self._weight = self._weight.to(device)
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "groups": self.groups.tolist()}
