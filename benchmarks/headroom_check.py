@@ -4,7 +4,8 @@
     python benchmarks/headroom_check.py --model staeformer --data synthetic --draws 300
     python benchmarks/headroom_check.py --runs 8      # also train: full, and the predicted nodes at equal variance
 
-Variance: the model is frozen after some epochs. Headroom predicts from 128 windows and 4 pairs of each; measured are gradients
+Variance: the model is frozen after some epochs. Headroom predicts from 128 windows and 4 pairs of each, `predicted` with
+its own bootstrap interval and `predicted_by_seed` from as many other samples of windows; measured are gradients
 of other, independently drawn windows with m drawn nodes each, as training would take them. Given the model this is
 deterministic, whatever the machine does meanwhile. Step times are fitted at N, N/2, ... N/32 nodes and measured at others; they
 need a quiet machine, and the note says what it was.
@@ -73,7 +74,7 @@ def main() -> None:
     rows = []
     for epochs in options.epochs:
         model = trained(trainer, epochs=epochs, batch_size=BATCH, seed=0).eval()
-        rows += [{**common, "epochs": epochs, **row} for row in check_variance(problem, model, options.draws)]
+        rows += [{**common, "epochs": epochs, **row} for row in check_variance(problem, model, options.draws, options.seeds)]
     rows += [{**common, "epochs": options.epochs[-1], **row} for row in check_steps(problem, model)]
     if options.runs:
         rows += [{**common, **row} for row in check_runs(trainer, options.runs)]
@@ -88,6 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", default="simbench")
     parser.add_argument("--model", default="stid", choices=tuple(MODEL_DIM))
     parser.add_argument("--epochs", type=int, nargs="+", default=[1], help="train so long before measuring")
+    parser.add_argument("--seeds", type=int, default=1, help="predict so often, each time from other windows")
     parser.add_argument("--draws", type=int, default=1000, help="measured gradients per number of nodes")
     parser.add_argument(
         "--runs", type=int, default=0, metavar="EPOCHS", help="also compare training runs; epochs of the full one"
@@ -108,10 +110,11 @@ def predicted(problem, model, *, seed: int):
     return stats, batches
 
 
-def check_variance(problem, model, draws: int) -> list[dict[str, object]]:
+def check_variance(problem, model, draws: int, seeds: int) -> list[dict[str, object]]:
     """Predicted and measured gradient variance of one window with m nodes, m from N down."""
     stats, _ = predicted(problem, model, seed=0)
     found = moments(stats)
+    others = [moments(predicted(problem, model, seed=seed)[0]) for seed in range(1, seeds)]
     rng = np.random.default_rng([0, 7])
     again = [moments(stats, np.bincount(rng.integers(WINDOWS, size=WINDOWS), minlength=WINDOWS)) for _ in range(SAMPLES)]
     num_nodes = problem.num_nodes
@@ -135,6 +138,7 @@ def check_variance(problem, model, draws: int) -> list[dict[str, object]]:
                 "m": count,
                 "draws": draws,
                 "predicted": prediction,
+                "predicted_by_seed": [float(each.variance(count)) for each in (found, *others)],
                 "predicted_interval": [float(low), float(high)],
                 "measured": variance,
                 "measured_error": error,

@@ -129,7 +129,7 @@ def _relative_variance(stats: GradientStats, found: Moments, draw: Draw, counts:
         return plain
     squares = second_moments(stats, draw.num_drawn)
     equal = importance_variance(squares, np.ones(len(squares)), found.signal, counts)
-    return plain * importance_variance(squares, draw.probability, found.signal, counts) / equal
+    return plain * float(importance_variance(squares, draw.probability, found.signal, counts) / equal)
 
 
 def choose(stats: GradientStats, times: StepTimes, *, seed: int) -> Choices:

@@ -12,7 +12,7 @@ from stprune.headroom.gradients import Array, GradientStats, Numbers
 WEIGHT_CAP = 5.0
 """Largest ratio of the keep ratio to a window's probability, as in the sampler's budget rule (eq. 7)."""
 _RATIOS = np.arange(2, 101, 2) / 100
-_NEAR = 1.01
+_NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -89,35 +89,43 @@ def second_moments(stats: GradientStats, num_drawn: int) -> Array:
     return np.diagonal(stats.gram) + extra
 
 
-def importance_variance(squares: Array, probability: Array, signal: float, counts: NDArray[np.int64] | None = None) -> float:
+def importance_variance(squares: Array, probability: Array, signal: float, counts: NDArray[np.int64] | None = None) -> Array:
     """Variance of one window's weighted gradient when windows come with unequal probabilities.
 
     Args:
         squares: [W] from `second_moments`.
-        probability: [W] up to a common factor, positive.
+        probability: [..., W] up to a common factor, positive.
         signal: squared length of the mean gradient.
         counts: as in `moments`.
 
     Returns:
-        The variance; with equal probabilities that of a plain draw.
+        [...] the variance; with equal probabilities that of a plain draw.
     """
     weight = np.ones(len(squares)) if counts is None else counts
-    mean = float(weight @ probability) / len(squares)
-    return float(weight @ (squares / probability)) * mean / len(squares) - signal
+    mean = probability @ weight / len(squares)
+    return np.asarray((squares / probability) @ weight * mean / len(squares) - signal)
 
 
-def inclusion(key: Array, keep_ratio: float) -> Array:
-    """[W] probabilities of the budget rule (eq. 7, alpha = 1): clip(c key, keep_ratio / 5, 1) with mean keep_ratio."""
-    low, high = 0.0, 1.0 / max(float(key[key > 0].min(initial=np.inf)), 1e-300)
-    if not np.isfinite(high) or high == 0:
-        return np.full(len(key), keep_ratio)
-    floor = keep_ratio / WEIGHT_CAP
-    for _ in range(100):
+def inclusion(key: Array, keep_ratio: Numbers) -> Array:
+    """Probabilities of the budget rule (eq. 7, alpha = 1): clip(c key, keep_ratio / 5, 1) with mean keep_ratio.
+
+    Args:
+        key: [W], not negative.
+        keep_ratio: in (0, 1], one or [K].
+
+    Returns:
+        [W] or [K, W].
+    """
+    ratio = np.asarray(keep_ratio, dtype=np.float64)[..., None]
+    positive = key[key > 0]
+    if not len(positive):
+        return np.broadcast_to(ratio, (*ratio.shape[:-1], len(key))).copy()
+    floor = ratio / WEIGHT_CAP
+    low, high = np.zeros_like(ratio), np.full_like(ratio, 1.0 / positive.min())
+    for _ in range(80):
         middle = 0.5 * (low + high)
-        if np.clip(middle * key, floor, 1.0).mean() < keep_ratio:
-            low = middle
-        else:
-            high = middle
+        short = np.clip(middle * key, floor, 1.0).mean(axis=-1, keepdims=True) < ratio
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
     return np.clip(high * key, floor, 1.0)
 
 
@@ -134,6 +142,6 @@ def best_keep_ratio(squares: Array, signal: float) -> float:
     Returns:
         In (0, 1]: variance within 1% of the least any ratio gives; 1 where none gives less than a plain draw's.
     """
-    key = np.sqrt(np.maximum(squares, 0.0))
-    variances = [importance_variance(squares, inclusion(key, ratio), signal) for ratio in _RATIOS]
-    return float(_RATIOS[np.array(variances) <= _NEAR * min(variances)].max())
+    variances = importance_variance(squares, inclusion(np.sqrt(np.maximum(squares, 0.0)), _RATIOS), signal)
+    least = variances.min()
+    return float(_RATIOS[variances <= least + _NEAR * abs(least)].max())
