@@ -1,0 +1,287 @@
+"""What is timed of windows: statistics, gathering, delivery of an epoch, and training steps on drawn nodes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from cases import Call, Case
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import stprune
+from stprune.models import STID
+
+TIMES, NODES = 35_040, 716
+"""A year of quarter hours."""
+LENGTHS = (12, 288)
+BATCH, HISTORY, HORIZON = 64, 12, 12
+SLICE = 1152
+"""Rows that rivals get which would take minutes on all of them; ours is timed on as many beside them."""
+EPOCH_STRIDE = 4
+"""Rows between the windows of the timed epoch: 8,755 of them."""
+NODE_RATIOS = (0.3, 0.1)
+
+
+def windows(device: torch.device) -> Iterator[Case]:
+    """All cases of this suite; about four minutes on two cores."""
+    series = _series().to(device)
+    for length in LENGTHS:
+        yield from statistics(series, length)
+    yield from gathering(series)
+    yield from epochs(series)
+    # PEMS08's width, where not the bytes but the windows cost.
+    yield from epochs(series[:, :170].contiguous())
+    yield from training_steps(series)
+
+
+def statistics(series: Tensor, length: int) -> Iterator[Case]:
+    """Six statistics of every window against one statistic (or two, or six) by others."""
+    history = length // 2
+
+    def ours(some: Tensor) -> Call:
+        return lambda: stprune.window_stats(some, history=history, horizon=length - history)
+
+    job = f"window_stats W={length}"
+    yield Case("window_stats", job, series.numel(), _bytes(series), ours(series), _moving_rivals(series, length))
+    some = series[:SLICE].contiguous()
+    rivals: dict[str, Call] = {
+        "torch unfold, the same six": lambda: unfold_stats(some, length, history),
+        "torch unfold, mean": lambda: some.unfold(0, length, 1).mean(-1),
+    }
+    if series.device.type == "cpu":
+        array = some.numpy()
+        view = np.lib.stride_tricks.sliding_window_view
+        rivals["np.sliding_window_view, mean"] = lambda: view(array, length, axis=0).mean(-1)
+        rivals["np.sliding_window_view, variance"] = lambda: view(array, length, axis=0).var(-1)
+        rivals |= _moving_rivals(some, length)
+    yield Case("window_stats", f"{job}, {SLICE} rows", some.numel(), _bytes(some), ours(some), rivals)
+
+
+def _moving_rivals(series: Tensor, length: int) -> dict[str, Call]:
+    """One moving statistic each, by libraries that may not be installed."""
+    if series.device.type != "cpu":
+        return {}
+    array = series.numpy()
+    rivals: dict[str, Call] = {}
+    bottleneck, pandas = _optional("bottleneck"), _optional("pandas")
+    if bottleneck is not None:
+        rivals["bottleneck.move_mean"] = lambda: bottleneck.move_mean(array, length, axis=0)
+        rivals["bottleneck.move_var"] = lambda: bottleneck.move_var(array, length, axis=0)
+    if pandas is not None:
+        frame = pandas.DataFrame(array)
+        rivals["pandas rolling mean"] = lambda: frame.rolling(length).mean()
+    return rivals
+
+
+def unfold_stats(series: Tensor, length: int, history: int) -> tuple[Tensor, ...]:
+    """The six statistics as a user would write them in torch, each window laid out."""
+    window = series.unfold(0, length, 1)  # [windows, nodes, length]
+    missing = window.isnan().float().mean((1, 2))
+    mean = window.mean(-1, keepdim=True)
+    deviation = window - mean
+    variance = deviation.square().mean(-1)
+    step = torch.arange(length, device=series.device, dtype=series.dtype)
+    step -= step.mean()
+    trend = (deviation * step).sum(-1) / step.square().sum()
+    autocorrelation = (deviation[..., 1:] * deviation[..., :-1]).sum(-1) / deviation.square().sum(-1)
+    drift = (window[..., history:].mean(-1) - window[..., :history].mean(-1)).abs() / series.std(0)
+    means = [each.mean(1) for each in (mean[..., 0], variance, trend, autocorrelation, drift)]
+    return (*means, missing)
+
+
+def gathering(series: Tensor) -> Iterator[Case]:
+    """A batch of windows, and of 30% of their nodes, against indexing."""
+    generator = torch.Generator().manual_seed(0)
+    last = TIMES - HISTORY - HORIZON
+    start = torch.randint(last + 1, (BATCH,), generator=generator).to(series.device)
+    span = torch.arange(HISTORY + HORIZON, device=series.device)
+    length = {"history": HISTORY, "horizon": HORIZON}
+    out = stprune.gather_windows(series, start, **length)
+
+    def indexed() -> tuple[Tensor, Tensor]:
+        rows = start[:, None] + span
+        return series[rows[:, :HISTORY]], series[rows[:, HISTORY:]]
+
+    def stacked() -> tuple[Tensor, Tensor]:
+        first = start.tolist()
+        return (
+            torch.stack([series[row : row + HISTORY] for row in first]),
+            torch.stack([series[row + HISTORY : row + HISTORY + HORIZON] for row in first]),
+        )
+
+    read = BATCH * (HISTORY + HORIZON) * NODES * series.element_size()
+    yield Case(
+        "gather_windows",
+        f"gather_windows B={BATCH}",
+        BATCH,
+        read,
+        lambda: stprune.gather_windows(series, start, **length, out=out),
+        {"series[rows]": indexed, "torch.stack of slices": stacked},
+    )
+    count = round(0.3 * NODES)
+    node = stprune.draw_nodes(torch.arange(BATCH, device=series.device), num_nodes=NODES, count=count, seed=0, epoch=0)
+    few = stprune.gather_windows(series, start, node=node, **length)
+
+    def indexed_nodes() -> tuple[Tensor, Tensor]:
+        both = series[(start[:, None] + span)[:, :, None], node[:, None, :]]
+        return both[:, :HISTORY], both[:, HISTORY:]
+
+    yield Case(
+        "gather_windows",
+        f"gather_windows B={BATCH}, 30% of nodes",
+        BATCH,
+        read * count // NODES,
+        lambda: stprune.gather_windows(series, start, node=node, **length, out=few),
+        {"series[rows, node]": indexed_nodes},
+    )
+
+
+class UsualWindows(Dataset[tuple[Tensor, Tensor]]):
+    """The window data set of the field's repositories: two slices of the series for each item."""
+
+    def __init__(self, series: Tensor) -> None:
+        self.series = series
+
+    def __len__(self) -> int:
+        return (len(self.series) - HISTORY - HORIZON) // EPOCH_STRIDE + 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        row = EPOCH_STRIDE * index
+        return self.series[row : row + HISTORY], self.series[row + HISTORY : row + HISTORY + HORIZON]
+
+
+def epochs(series: Tensor) -> Iterator[Case]:
+    """All batches of an epoch in random order: `size` is the number of windows, so size / time is windows per second."""
+    device = series.device
+    usual = UsualWindows(series.cpu())
+    ids = torch.randperm(len(usual), generator=torch.Generator().manual_seed(0)).tolist()
+    loader = stprune.WindowLoader(
+        series, ids, batch_size=BATCH, history=HISTORY, horizon=HORIZON, stride=EPOCH_STRIDE, layout="BTN"
+    )
+
+    def deliver(batches: Any) -> Call:
+        def epoch() -> None:
+            for *_, x, y in batches:
+                x.to(device, non_blocking=True)
+                y.to(device, non_blocking=True)
+
+        return epoch
+
+    pinned = device.type == "cuda"
+    rivals = {
+        f"DataLoader, {workers} workers": deliver(
+            DataLoader(
+                usual,
+                batch_size=BATCH,
+                sampler=ids,
+                num_workers=workers,
+                # The workers live on between epochs, which is kinder to them than the default.
+                persistent_workers=workers > 0,
+                pin_memory=pinned,
+            )
+        )
+        for workers in ((0, 2, 8) if pinned else (0, 2))
+    }
+    nodes = series.shape[1]
+    read = len(usual) * (HISTORY + HORIZON) * nodes * series.element_size()
+    yield Case("window_loader", f"epoch of {len(usual)} windows, {nodes} nodes", len(usual), read, deliver(loader), rivals)
+
+
+def training_steps(series: Tensor) -> Iterator[Case]:
+    """An optimizer step of STID, everything included, on drawn nodes against all of them."""
+    read = BATCH * (HISTORY + HORIZON) * NODES * series.element_size()
+    for ratio in NODE_RATIOS:
+        yield Case(
+            "window_loader",
+            f"STID step, {ratio:.0%} of nodes",
+            BATCH * NODES,
+            read,
+            pruned_step(series, ratio),
+            {"all nodes, plain MAE": plain_step(series), "all nodes, PrunedLoss": pruned_step(series, 1.0)},
+        )
+
+
+def pruned_step(series: Tensor, node_ratio: float) -> Call:
+    """Ids, draw of nodes, batch, forward, fused loss with scores, backward and Adam."""
+    windows_ = TIMES - HISTORY - HORIZON + 1
+    sampler = stprune.PruningSampler(windows_, num_epochs=10**6, keep_ratio=1.0, num_nodes=NODES, node_ratio=node_ratio)
+    criterion = stprune.PrunedLoss(sampler, null_value=0.0)
+
+    def loss(model: nn.Module, index: Tensor, node: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
+        value: Tensor = criterion(model(x, node=node), y, index, node)
+        return value
+
+    return _step(series, sampler, loss)
+
+
+def plain_step(series: Tensor) -> Call:
+    """The same on all nodes with the plainest loss."""
+    sampler = stprune.PruningSampler(TIMES - HISTORY - HORIZON + 1, num_epochs=10**6, keep_ratio=1.0, method="full")
+
+    def loss(model: nn.Module, index: Tensor, node: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
+        return (model(x) - y).abs().mean()
+
+    return _step(series, sampler, loss)
+
+
+def _step(
+    series: Tensor,
+    sampler: stprune.PruningSampler,
+    loss: Callable[[nn.Module, Tensor, Tensor | None, Tensor, Tensor], Tensor],
+) -> Call:
+    loader = stprune.WindowLoader(
+        series,
+        sampler,
+        batch_size=BATCH,
+        history=HISTORY,
+        horizon=HORIZON,
+        steps_per_day=96,
+        mean=0.0,
+        std=1.0,
+        # Nothing is made ahead, so that a step pays for its own batch.
+        prefetch=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = STID(NODES, history=HISTORY, horizon=HORIZON, steps_per_day=96).to(series.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        epoch = 0
+        while True:
+            loader.set_epoch(epoch)
+            yield from loader
+            epoch += 1
+
+    source = batches()
+
+    def step() -> None:
+        index, *node, x, y = next(source)
+        value = loss(model, index, node[0] if node else None, x, y)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def _series() -> Tensor:
+    """[TIMES, NODES] float32 with days in it."""
+    generator = torch.Generator().manual_seed(0)
+    day = torch.sin(torch.arange(TIMES) * (2 * torch.pi / 96))
+    return day[:, None] + 0.3 * torch.randn(TIMES, NODES, generator=generator)
+
+
+def _bytes(series: Tensor) -> int:
+    return series.numel() * series.element_size()
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
