@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -413,6 +414,9 @@ def test_result_fits_together():
     assert 0 < found.window_spread <= 1
     assert 0 <= found.noise_share <= 1
     assert found.node_ratio in (1.0, found.nodes.node_ratio)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.nodes == found.nodes
+    assert str(again) == str(found)
     sampler = stprune.PruningSampler(8, num_epochs=1, num_nodes=NODES, node_ratio=found.nodes.node_ratio)
     assert sampler.nodes(torch.arange(2)).shape[1] == found.nodes.num_drawn
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import statistics
 
 import torch
 from torch.utils.data import DataLoader
@@ -68,3 +69,18 @@ def test_the_result_table_is_a_committed_row():
             f"{run['speedup'][0]:.2f}x",
         ], line
         assert cells[7] in ("", f"{run['overhead_of_full']:.1f}%"), line
+
+
+def test_the_comparison_of_graph_draws_is_that_of_committed_rows():
+    lines = (ROOT / "benchmarks" / "results" / "graph_draws.jsonl").read_text().splitlines()
+    rows = list(map(json.loads, lines))
+
+    def mean(draw, key):
+        return statistics.mean(row[key] for row in rows if row["draw"] == draw)
+
+    told = " ".join(README.split())
+    assert f"at random kept {mean('random', 'edges_kept'):.0%} of the drawn nodes' edges" in told
+    assert f"one cluster {mean('one cluster', 'edges_kept'):.0%}" in told
+    errors = [f"{mean(draw, 'validation_mae'):.2f}" for draw in ("random", "one cluster", "all nodes")]
+    assert errors[0] == errors[1]
+    assert f"the same validation MAE, {errors[0]} against {errors[2]} with all nodes" in told

@@ -28,7 +28,8 @@ class GraphConv(nn.Module):
     With drawn nodes every window has its own sub-adjacency, A[node][:, node], whose rows are normalised anew: a node averages
     over those of its neighbours that were drawn, itself among them, and a node that lost them all keeps only itself. So a
     forecast depends on which other nodes were drawn: draws that keep neighbours together (clusters) keep edges, random draws
-    break them. Both are measured in benchmarks/graph_draws.py.
+    break them. Measured on a week of METR-LA (benchmarks/results/graph_draws.jsonl; 207 nodes, 30% drawn, 30 epochs, 3 seeds):
+    random draws kept 30% of the drawn nodes' edges, one cluster 85%; validation MAE was 3.54 with either, 3.51 with all nodes.
 
     Args:
         adjacency: [N, N] floating, weight of the edge from row to column, not negative; need not be symmetric or normalised.
