@@ -93,9 +93,10 @@ def _measure(series: np.memmap, options: argparse.Namespace) -> dict[str, object
     )
     delivered = checksum = 0.0
     started = time.perf_counter()
-    for count, (*_, x, y) in enumerate(tqdm(loader, total=options.batches, leave=False)):
-        if count == options.batches:
-            break
+    # As in a training loop: one batch in use. An iterator around the loader would hold on to another.
+    source = iter(loader)
+    for _ in tqdm(range(min(options.batches, len(loader))), leave=False):
+        *_, x, y = next(source)
         delivered += 4 * (x.numel() + y.numel())
         checksum += float(x[-1, -1].sum() + y[-1, -1].sum())
     seconds = time.perf_counter() - started

@@ -278,8 +278,10 @@ class WindowLoader:
         parallel = pinned or self.prefetch == 0
         rows = self.start + self.stride * self._windows(index)
         if self._stored is None:
-            self._recipe.fill_in(rows, node, x, y, parallel=parallel)
-            self._pages.touch(len(index) * self._window_bytes)
+            # A layout that does not begin with the batch cannot be filled by parts.
+            parts = self._pages.portions(len(index), self._window_bytes, whole=self._recipe.layout[0] != "B")
+            for part in parts:
+                self._recipe.fill_in(rows[part], None if node is None else node[part], x[part], y[part], parallel=parallel)
         else:
             with self._stored.staged(self._recipe, rows, self.history + self.horizon) as (recipe, first):
                 recipe.fill_in(first, node, x, y, parallel=parallel)
@@ -359,8 +361,8 @@ def _chunk_settings(
             if value is not None:
                 raise ValueError(f'{_OP}: {name} must be None unless order is "chunk", got {value!r}')
         return None
-    if not isinstance(sampler, PruningSampler):
-        raise ValueError(f'{_OP}: order must be "sampler" without a PruningSampler, got {order!r}')
+    if not isinstance(sampler, PruningSampler) or sampler.granularity == "pair":
+        raise ValueError(f'{_OP}: order must be "sampler" without a PruningSampler of windows, got {order!r}')
     if sampler.granularity == "pair":
         raise ValueError(f'{_OP}: order must be "sampler" for a sampler of pairs, got {order!r}')
     if isinstance(series, ChunkedSeries):

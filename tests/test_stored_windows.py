@@ -148,10 +148,12 @@ def test_a_copy_of_a_loader_reads_by_itself(values):
 
 def test_errors(values):
     series, sampler = torch.from_numpy(values), make_sampler()
+    pairs = make_sampler(num_nodes=NODES, granularity="pair")
     good = {"order": "chunk", "chunk_rows": CHUNK, "memory_chunks": 4}
     cases = [
         (ValueError, "order must be one of sampler, chunk, got 'time'", sampler, {"order": "time"}),
         (ValueError, 'order must be "sampler" without a PruningSampler', None, good),
+        (ValueError, 'order must be "sampler" without a PruningSampler of windows', pairs, good),
         (ValueError, 'chunk_rows must be None unless order is "chunk", got 5', sampler, {"chunk_rows": 5}),
         (ValueError, 'memory_chunks must be None unless order is "chunk", got 5', sampler, {"memory_chunks": 5}),
         (TypeError, "chunk_rows must be an integer, got None", sampler, {**good, "chunk_rows": None}),

@@ -21,6 +21,7 @@ from stprune.loader import WindowLoader
 from stprune.models import STID
 from stprune.prefetch import Memory, in_background
 from stprune.testing import assert_same
+from stprune.windows import mapped as mapped_module
 from stprune.windows.clock import time_features
 from stprune.windows.mapped import RELEASE_BYTES
 
@@ -470,6 +471,36 @@ def test_pages_of_a_map_do_not_pile_up(tmp_path):
     limit = (RELEASE_BYTES + 2 * 16 * 24 * series[0].nbytes) / 2**20
     assert most - before < limit + 16
     assert size / 2**20 > 3 * limit
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pages_of_a_map_do_not_pile_up_within_a_batch(tmp_path):
+    size = 8 * RELEASE_BYTES
+    series = np.memmap(tmp_path / "big", dtype=np.float32, mode="w+", shape=(4096, size // 4096 // 4))
+    before, read = file_pages(), 0
+    for part in mapped_module.MappedPages(series).portions(len(series), series[0].nbytes):
+        read += len(series[part].sum(1))
+        assert file_pages() - before < RELEASE_BYTES / 2**20 + 16
+    assert read == len(series)
+
+
+@pytest.mark.parametrize("layout", ["BTNC", "BCNT", "TBNC"])
+def test_a_batch_read_by_parts_is_the_whole_batch(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(mapped_module, "RELEASE_BYTES", 3000)  # windows of 24 rows take 1,152 bytes: two at a time
+    values = make_series().numpy()
+    np.save(tmp_path / "series.npy", values)
+    for node_ratio in (1.0, 0.5):
+        loaders = [
+            WindowLoader(
+                series,
+                PruningSampler(177, num_epochs=1, num_nodes=6, node_ratio=node_ratio),
+                batch_size=17,
+                steps_per_day=24,
+                layout=layout,
+            )
+            for series in (values, np.load(tmp_path / "series.npy", mmap_mode="r"))
+        ]
+        assert_batches_equal(*loaders)
 
 
 def test_a_copy_on_write_map_keeps_what_was_written_to_it(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,28 @@ class MappedPages:
                 break
             series = series.base
 
-    def touch(self, num_bytes: int) -> None:
-        """Say that so many bytes were read."""
+    def portions(self, count: int, item_bytes: int, *, whole: bool = False) -> Iterator[slice]:
+        """Cut `count` items, each of which reads `item_bytes`, so that pages can be given back between them.
+
+        Args:
+            count: at least 1.
+            item_bytes: bytes of the map that one item reads.
+            whole: all of them at once.
+
+        Yields:
+            Slices of the items; what a slice stands for must be read before the next is asked for.
+        """
+        if whole or self._map is None:
+            yield slice(None)
+            self._touch(count * item_bytes)
+            return
+        step = max(1, RELEASE_BYTES // item_bytes)
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            yield slice(first, last)
+            self._touch((last - first) * item_bytes)
+
+    def _touch(self, num_bytes: int) -> None:
         self._touched += num_bytes
         if self._map is not None and self._touched >= RELEASE_BYTES:
             self._touched = 0
