@@ -91,9 +91,9 @@ fi
 
 if [ "$green" -eq 0 ]; then
   # Nothing is timed on red. Three calls, so that rows of the first are written before the last begins.
-  LINES_SHOWN=60 step benchmarks 50 "$python" benchmarks/run.py --device cuda --sizes 1e6,1e7 --budget 0.2 --no-gate --out "$out"
+  LINES_SHOWN=60 step benchmarks 50 "$python" benchmarks/run.py --device cuda --sizes 1e6,1e7 --budget 0.1 --no-gate --out "$out"
   for job in select draw; do
-    LINES_SHOWN=30 step "benchmarks_$job" 25 "$python" benchmarks/run.py --device cuda --sizes 1e8 --only "$job" --budget 0.2 \
+    LINES_SHOWN=30 step "benchmarks_$job" 25 "$python" benchmarks/run.py --device cuda --sizes 1e8 --only "$job" --budget 0.1 \
       --no-gate --out "$out"
   done
   step library_build 45 nvcc -O3 -std=c++17 --fmad=false -arch="sm_$architecture" -Icsrc benchmarks/cuda_library.cu \

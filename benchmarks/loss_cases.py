@@ -109,3 +109,38 @@ def _with_backward(call: Call, prediction: torch.Tensor) -> Call:
         call().backward()  # type: ignore[attr-defined]
 
     return both
+
+
+def residuals(shape: tuple[int, ...], device: torch.device) -> Iterator[Case]:
+    """residual_stats against the field's eager composition, [B, T, N]."""
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(shape, generator=generator).to(device)
+    target = torch.randn(shape, generator=generator).to(device)
+    target[torch.rand(shape, generator=generator).to(device) < 0.1] = 0.0
+    read = 2 * prediction.numel() * prediction.element_size()
+    for null_value, label in ((None, ""), (0.0, " masked")):
+        yield Case(
+            "residual_stats",
+            f"residual_stats{label} {shape}",
+            prediction.numel(),
+            read,
+            lambda null_value=null_value: stprune.residual_stats(prediction, target, null_value=null_value),
+            {"torch eager": lambda null_value=null_value: eager_stats(prediction, target, null_value)},
+        )
+
+
+def eager_stats(prediction: torch.Tensor, target: torch.Tensor, null_value: float | None) -> tuple[torch.Tensor, ...]:
+    """The same statistics as a user would write them in torch."""
+    valid = torch.ones_like(target, dtype=torch.bool) if null_value is None else (target != null_value) & ~target.isnan()
+    error = torch.where(valid, (prediction - target).abs(), 0.0)
+    weight = valid.to(error.dtype)
+    count = weight.sum((1, 2))
+    mean = error.sum((1, 2)) / count.clamp_min(1)
+    spread = []
+    for axis in (1, 2):
+        seen = weight.sum(axis)
+        level = error.sum(axis) / seen.clamp_min(1)
+        groups = (seen > 0).to(error.dtype)
+        centre = (level * groups).sum(1, keepdim=True) / groups.sum(1, keepdim=True).clamp_min(1)
+        spread.append((((level - centre) ** 2 * groups).sum(1) / groups.sum(1).clamp_min(1)).sqrt())
+    return mean, *spread, count

@@ -1,84 +1,108 @@
-"""Time every op against its rivals, interleaved in one run, and append the rows to benchmarks/results/.
+"""Time every op against its rivals, interleaved in one run, and keep the rows under benchmarks/results/.
 
-    python benchmarks/run.py                       # CPU, 10^5 to 10^7 keys, 1 thread and all
+    python benchmarks/run.py                                  # selection on the CPU, 10^5 to 10^7 keys, 1 thread and all
+    python benchmarks/run.py --suite loss                     # or windows, or all
+    python benchmarks/run.py --allocator tuned                # the same with an allocator that keeps its memory
+    python benchmarks/run.py --sizes 1e8 --only select
     python benchmarks/run.py --device cuda --out DIR
-    python benchmarks/run.py --sizes 1e6 --only select
+    python benchmarks/run.py --billion                        # select among 10^9 keys: time and peak memory
 
-Contenders take turns, so that a drift of the machine hits all alike. A row gives the median, the 20th and 80th percentile,
-and the time as a multiple of one pass over the input, measured in the same run. Nothing is timed before its tests pass.
+How the timings are made: benchmarks/README.md. Nothing is timed before its tests pass.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
+import importlib
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
+import records
 import torch
-from cases import Call, Case, residuals, selection
+from cases import INPUTS, Call, Case
 from tqdm import tqdm
 
 import stprune
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-TESTS = {"topk": "select"}  # ops whose tests live in another op's file
+SUITES = ("selection", "loss", "windows")
+TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
+"""glibc settings under which freed memory is kept and used again instead of being fetched page by page anew."""
 
 
 def main() -> int:
-    """Run the suite; 1 when a test is red."""
+    """Run the suites; 1 when a test is red."""
     options = _options()
+    if options.allocator == "tuned" and not all(name in os.environ for name in TUNED):
+        # The allocator reads its settings when the process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **TUNED})
+    if options.billion:
+        return _billion(options)
     device = torch.device(options.device)
-    sizes = [int(float(size)) for size in options.sizes.split(",")]
     threads = [1] if device.type == "cuda" else sorted({1, torch.get_num_threads()})
-    rows = []
     tested: set[str] = set()
-    for case in _cases(sizes, device, options.only):
-        test = TESTS.get(case.op, case.op)
-        if not options.no_gate and test not in tested:
-            if not _green(test):
-                print(f"tests/test_{test}.py is red: nothing is timed", file=sys.stderr)
+    rows = []
+    for suite in SUITES if options.suite == "all" else (options.suite,):
+        found: list[records.Row] = []
+        for case in _cases(suite, options, device):
+            if options.only not in case.job:
+                continue
+            if not options.no_gate and case.op not in tested and not _green(case.op):
+                print(f"tests/test_{case.op}.py is red: nothing is timed", file=sys.stderr)
                 return 1
-            tested.add(test)
-        for count in threads:
-            torch.set_num_threads(count)
-            rows += _time(case, count, device, options.budget)
-    _print(rows)
-    out = pathlib.Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / f"ops-{device.type}.jsonl"
-    with target.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    print(f"\n{len(rows)} rows appended to {target}")
+            tested.add(case.op)
+            for count in threads:
+                torch.set_num_threads(count)
+                found += _time(case, count, device, options)
+        kept = records.keep(pathlib.Path(options.out) / f"{suite}-{device.type}.jsonl", found)
+        print(f"{len(found)} rows written to {kept}")
+        rows += found
+    records.show(rows)
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=(*SUITES, "all"), default="selection")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sizes", default="1e5,1e6,1e7", help="numbers of keys, comma separated")
+    parser.add_argument("--sizes", default="1e5,1e6,1e7", help="numbers of keys, comma separated, up to 1e8")
     parser.add_argument("--only", default="", help="time only jobs whose name contains this")
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds per contender and case")
+    parser.add_argument("--budget", type=float, default=0.4, help="seconds per contender and case")
+    parser.add_argument("--allocator", choices=("default", "tuned"), default="default", help="see benchmarks/README.md")
+    parser.add_argument("--billion", action="store_true", help="select among 10^9 float32 keys: time and peak memory")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results"))
     parser.add_argument("--no-gate", action="store_true", help="skip the tests (they have just run)")
     return parser.parse_args()
 
 
-def _cases(sizes: list[int], device: torch.device, only: str) -> list[Case]:
-    found = [case for size in sizes for case in selection(size, device)]
-    for name in ("all_equal", "two_values"):
-        found += selection(sizes[-1], device, name=name, slow=False)
-    for shape in ((64, 12, 170), (64, 12, 8600)):
-        found += residuals(shape, device)
-    return [case for case in found if only in case.job]
+def _cases(suite: str, options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    """The suite's cases; made one after another, so that their inputs are not all alive at once."""
+    sizes = [int(float(size)) for size in options.sizes.split(",")]
+    if suite == "selection":
+        selection, plans = importlib.import_module("cases").selection, importlib.import_module("plan_cases").plans
+        for size in sizes:
+            yield from selection(size, device)
+            yield from plans(size, device)
+        for name in INPUTS[1:]:
+            yield from selection(sizes[-1], device, name=name)
+    elif suite == "loss":
+        loss = importlib.import_module("loss_cases")
+        for shape in loss.SHAPES:
+            for dtype in loss.DTYPES:
+                yield from loss.losses(shape, dtype, device)
+        for shape in loss.SHAPES[:2]:
+            yield from loss.residuals(shape, device)
+        for batch in (64, 4096):
+            yield from loss.table_updates(batch, 10**6, device)
+    else:
+        yield from importlib.import_module("window_cases").windows(device)
 
 
 def _green(test: str) -> bool:
@@ -86,24 +110,15 @@ def _green(test: str) -> bool:
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(path)], cwd=ROOT, check=False).returncode == 0
 
 
-def _time(case: Case, threads: int, device: torch.device, budget: float) -> list[dict[str, object]]:
+def _time(case: Case, threads: int, device: torch.device, options: argparse.Namespace) -> list[dict[str, object]]:
     """One row for each contender and one for the pass over the input."""
     buffer = torch.ones(max(1, case.bytes_read // 4), device=device)
-    contenders: dict[str, Call] = {"one pass": buffer.sum, "stprune": case.ours, **case.rivals}
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        call()
-    spent = 0.0
-    with tqdm(total=budget * len(contenders), desc=f"{case.job} n={case.size:.0e} {threads}T", leave=False) as bar:
-        while spent < budget * len(contenders) and len(samples["stprune"]) < 200:
-            for name, call in contenders.items():
-                samples[name].append(_once(call, device))
-            now = sum(map(sum, samples.values()))
-            bar.update(min(now, bar.total) - min(spent, bar.total))
-            spent = now
-            if len(samples["stprune"]) >= 3 and spent > budget * len(contenders):
-                break
+    contenders: dict[str, Call] = {"one pass": buffer.sum, "stprune": case.ours}
+    contenders |= {f"stprune, {name}": call for name, call in case.variants.items()}
+    contenders |= case.rivals
+    samples = _take_turns(contenders, device, options.budget, f"{case.job} n={case.size:.0e} {threads}T")
     one_pass = float(np.median(samples["one pass"]))
+    about = records.machine(device, options.allocator)
     return [
         {
             "job": case.job,
@@ -115,11 +130,34 @@ def _time(case: Case, threads: int, device: torch.device, budget: float) -> list
             "p80_ms": float(np.percentile(times, 80)) * 1e3,
             "runs": len(times),
             "passes": float(np.median(times)) / one_pass,
-            "gb_per_s": case.bytes_read / float(np.median(times)) / 1e9,
-            **_machine(device),
+            "ns_per_item": float(np.median(times)) * 1e9 / max(1, case.size),
+            **about,
         }
         for name, times in samples.items()
     ]
+
+
+def _take_turns(contenders: dict[str, Call], device: torch.device, budget: float, title: str) -> dict[str, list[float]]:
+    """Seconds of each contender's calls, round by round, until each has used its budget.
+
+    A first call warms up and is not counted, unless it alone is far over the budget; then it is the only one.
+    """
+    samples: dict[str, list[float]] = {}
+    active = []
+    for name, call in contenders.items():
+        first = _once(call, device)
+        samples[name] = [first] if first > 5 * budget else []
+        if not samples[name]:
+            active.append(name)
+    with tqdm(total=len(active), desc=title, leave=False) as bar:
+        while active:
+            for name in tuple(active):
+                samples[name].append(_once(contenders[name], device))
+                spent = sum(samples[name])
+                if (spent > budget and len(samples[name]) >= 3) or len(samples[name]) >= 200:
+                    active.remove(name)
+                    bar.update()
+    return samples
 
 
 def _once(call: Call, device: torch.device) -> float:
@@ -132,34 +170,45 @@ def _once(call: Call, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _machine(device: torch.device) -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    cpu = next(
-        (line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "stprune": stprune.__version__,
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
+def _billion(options: argparse.Namespace) -> int:
+    """select the larger half of 10^9 keys (4 GB) into a buffer (4 GB); 1 when it takes over 5 % of both beside them."""
+    n, k = 10**9, 5 * 10**8
+    before = records.peak_bytes()
+    keys = torch.empty(n)
+    # Filled piece by piece, without a second array of their size.
+    for begin in range(0, n, 1 << 24):
+        part = keys[begin : begin + (1 << 24)]
+        part.normal_(generator=torch.Generator().manual_seed(begin))
+    out = torch.zeros(k, dtype=torch.int64)
+    keys.sum()
+    passes = []
+    for _ in range(3):
+        start = time.perf_counter()
+        keys.sum()
+        passes.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    chosen = stprune.select(keys, k, out=out)
+    seconds = time.perf_counter() - start
+    extra = records.peak_bytes() - before - 4 * n - 8 * k
+    share = extra / (4 * n + 8 * k)
+    # Ascending and within the keys; exactness is what the tests are for.
+    right = int(chosen[-1]) < n and all(bool((p[1:] > p[:-1]).all()) for p in chosen.split(1 << 24))
+    row = {
+        "job": "select k=n/2, 10^9 keys, out=",
+        "n": n,
+        "threads": torch.get_num_threads(),
+        "contender": "stprune, out=",
+        "median_ms": seconds * 1e3,
+        "runs": 1,
+        "passes": seconds / float(np.median(passes)),
+        "extra_bytes": extra,
+        "extra_share": share,
+        "ns_per_item": seconds * 1e9 / n,
+        **records.machine(torch.device("cpu"), options.allocator),
     }
-
-
-def _print(rows: list[dict[str, object]]) -> None:
-    ours = {(row["job"], row["n"], row["threads"]): row["median_ms"] for row in rows if row["contender"] == "stprune"}
-    print(
-        f"{'job':34} {'n':>8} {'thr':>3} {'contender':32} {'median ms':>10} {'p20':>9} {'p80':>9} {'passes':>8} {'vs ours':>8}"
-    )
-    for row in rows:
-        ratio = row["median_ms"] / ours[row["job"], row["n"], row["threads"]]
-        print(
-            f"{row['job']:34} {row['n']:8.0e} {row['threads']:3} {row['contender']:32} {row['median_ms']:10.3f} "
-            f"{row['p20_ms']:9.3f} {row['p80_ms']:9.3f} {row['passes']:8.1f} {ratio:7.1f}x"
-        )
+    records.keep(pathlib.Path(options.out) / "billion-cpu.jsonl", [row])
+    print(f"{seconds:.2f} s, {row['passes']:.1f} passes, {extra / 1e6:.0f} MB beside keys and result ({share:.1%})")
+    return 0 if right and share <= 0.05 else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from stprune.methods import Method, resolve
-from stprune.ops import _check, permute
+from stprune.ops import _check, permute, shuffle
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.plan_lookup import plan_lookup
 from stprune.ops.plan_weights import scale_by_stratum, stratum_totals
@@ -51,8 +51,11 @@ class EpochPlan:
         The order is a counter-based permutation: any stretch costs only its own length, and every rank and device sees the
         same one.
         """
+        if not self.is_full and start == 0 and stop == len(self):
+            return shuffle(self.indices, seed=self.seed, epoch=self.epoch)
         positions = permute(len(self), start, stop, seed=self.seed, epoch=self.epoch)
-        return positions if self.is_full else self.indices[positions.to(self.indices.device)]
+        # Several times as fast as indexing by a tensor.
+        return positions if self.is_full else self.indices.index_select(0, positions.to(self.indices.device))
 
     def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""

@@ -1,0 +1,137 @@
+"""Draw time against the number of keys, or print the README's table, from the committed rows.
+
+python benchmarks/plot.py                 # benchmarks/results/selection-cpu.svg
+python benchmarks/plot.py --table         # markdown
+python benchmarks/plot.py --device cuda --rows FILE --out PICTURE
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+import records
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+PANELS = (
+    ("select k=n/2", "Select the larger half"),
+    ("draw_weighted k=n/2 priority", "Weighted draw of half, no replacement"),
+    ("threshold draw (mean, Bernoulli, ids, weights)", "Threshold draw with weights"),
+    ("InfoBatch plan with order", "Epoch plan with its shuffled order"),
+)
+OURS = ("stprune, out=", "stprune")
+"""The contenders that stand for us, best known first: with buffers of the caller's where the call takes them."""
+INK, OWN, LIMIT = "#3b3b3b", "#c2410c", "#94a3b8"
+OTHERS = ("#1d4ed8", "#0f766e", "#7c3aed", "#a16207", "#64748b")
+
+
+def main() -> int:
+    """Print or draw; 1 when there are no rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the table instead of drawing")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=pathlib.Path, help="file of rows; results/selection-DEVICE.jsonl")
+    parser.add_argument("--out", type=pathlib.Path, help="picture to write; beside the rows")
+    parser.add_argument("--allocator", default="default")
+    options = parser.parse_args()
+    source = options.rows or RESULTS / f"selection-{options.device}.jsonl"
+    rows = [row for row in records.read(source) if row["allocator"] == options.allocator]
+    if not rows:
+        print(f"{source} has no rows of the {options.allocator} allocator: run benchmarks/run.py", file=sys.stderr)
+        return 1
+    if options.table:
+        print(table(rows))
+    else:
+        target = options.out or source.with_suffix(".svg")
+        draw(rows, target)
+        print(target)
+    return 0
+
+
+def table(rows: list[records.Row]) -> str:
+    """The jobs that have rivals, at the largest size that has most of them, as markdown."""
+    threads = sorted({row["threads"] for row in rows})
+    size = max({row["n"] for row in rows if row["job"] == "select k=n/2" and row["contender"] == "torch.sort"}, default=0)
+    head = ["job, n = 10^" + str(len(str(size)) - 1)]
+    for count in threads:
+        head += [f"ours, {count} thread{'s' * (count > 1)}", "fastest rival", "ratio", "passes"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- | --- | ---: | ---: |" * len(threads)]
+    jobs = list(dict.fromkeys(row["job"] for row in rows if row["n"] in (size, size // 2)))
+    for job in jobs:
+        cells = [str(job)]
+        for count in threads:
+            here = {
+                row["contender"]: row for row in rows if row["job"] == job and row["threads"] == count and row["n"] >= size // 2
+            }
+            rivals = [row for name, row in here.items() if not str(name).startswith("stprune") and name != "one pass"]
+            ours = next((here[name] for name in OURS if name in here), None)
+            if ours is None or not rivals:
+                break
+            best = min(rivals, key=lambda row: row["median_ms"])
+            cells += [
+                f"{ours['median_ms']:.2f} ms",
+                f"{best['contender']}, {best['median_ms']:.1f} ms",
+                f"{best['median_ms'] / ours['median_ms']:.1f}x",
+                f"{ours['passes']:.1f}",
+            ]
+        if len(cells) == len(head):
+            lines.append("| " + " | ".join(cells) + " |")
+    about = rows[-1]
+    lines += [
+        "",
+        f"{about['device']}, {about['cores']} cores, torch {about['torch']}, NumPy {about['numpy']}, {about['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def draw(rows: list[records.Row], target: pathlib.Path) -> None:
+    """A panel a job: milliseconds against n on one thread, with the time of one pass over the input as the limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK, "svg.hashsalt": "0"})
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(13.5, 3.9), sharey=True)
+    for axis, (job, title) in zip(axes, PANELS, strict=True):
+        own = [row for row in rows if row["job"] == job and row["threads"] == 1]
+        names = list(dict.fromkeys(row["contender"] for row in own))
+        ours = next((name for name in OURS if name in names), None)
+        rivals = [name for name in names if not str(name).startswith("stprune") and name != "one pass"]
+        end = []
+        for name, colour in [("one pass", LIMIT), *zip(rivals, OTHERS, strict=False), (ours, OWN)]:
+            line = sorted((row["n"], row["median_ms"]) for row in own if row["contender"] == name)
+            if not line:
+                continue
+            style = {"lw": 2.4, "marker": "o", "ms": 4} if name == ours else {"lw": 1.2, "marker": "o", "ms": 2.5}
+            if name == "one pass":
+                style = {"lw": 1.2, "ls": (0, (4, 3))}
+            axis.plot(*zip(*line, strict=True), color=colour, **style)
+            label = {"one pass": "one read of the keys", ours: "stprune"}.get(name, str(name))
+            end.append((line[-1][1], label, colour, name == ours))
+        _label_lines(axis, end, max((row["n"] for row in own), default=1))
+        axis.set(xscale="log", yscale="log", xlabel="number of keys n")
+        axis.set_title(title, loc="left", fontweight="bold", fontsize=9.5)
+        axis.grid(True, which="major", color="#e5e7eb", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.minorticks_off()
+        axis.set_xlim(right=max((row["n"] for row in own), default=1) * 30)
+    axes[0].set_ylabel("milliseconds, one thread")
+    figure.tight_layout(w_pad=1.2)
+    figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
+
+
+def _label_lines(axis: object, ends: list[tuple[float, str, str, bool]], right: float) -> None:
+    """Name every line at its end; names that would lie over each other are pushed apart."""
+    place = 0.0
+    for height, label, colour, bold in sorted(ends):
+        place = max(height, place * 1.75)
+        axis.annotate(  # type: ignore[attr-defined]
+            label, (right, place), (5, 0), textcoords="offset points", color=colour, va="center", fontsize=7,
+            fontweight="bold" if bold else "normal",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
