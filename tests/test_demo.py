@@ -717,6 +717,16 @@ def test_a_demo_of_one_method_trains_it_and_the_full_run_only(tmp_path, capsys):
     assert str(pathlib.Path(tmp_path) / "report.html") in out
 
 
+def test_nodes_drawn_by_error_are_a_run_and_a_picture(tmp_path):
+    options = DemoOptions(data="synthetic", quick=True, epochs=3, runs=("nodes", "nodes-priority"), output=tmp_path)
+    result = run_demo(options)
+    runs = {run["name"]: run for run in result["runs"]}
+    assert list(runs) == ["full", "nodes", "nodes-priority"]
+    assert runs["nodes-priority"]["pairs"] == runs["nodes"]["pairs"] < runs["full"]["pairs"]
+    assert runs["nodes-priority"]["test"] != runs["nodes"]["test"]
+    assert "of nodes by error: the error of every node" in (tmp_path / "report.html").read_text()
+
+
 def test_full_training_alone_still_makes_a_report(tmp_path):
     result = run_demo(DemoOptions(data="synthetic", quick=True, epochs=1, runs=("full",), output=tmp_path))
     assert [row["name"] for row in result["rows"]] == ["full"]

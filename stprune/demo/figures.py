@@ -24,6 +24,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "infobatch": {"color": "#E69F00", "linestyle": "-."},
     "st-prune": {"color": "#0072B2", "linestyle": "--"},
     "nodes": {"color": "#009E73", "linestyle": "-"},
+    "nodes-priority": {"color": "#117733", "linestyle": "--"},
     "nodes-long": {"color": "#D55E00", "linestyle": "-", "linewidth": 2.6},
     "rs2": {"color": "#CC79A7", "linestyle": "-."},
     "epsilon-greedy": {"color": "#8C6BB1", "linestyle": ":"},

@@ -21,7 +21,7 @@ QUICK_NODES = 12
 PRUNERS = ("soft-random", "infobatch", "st-prune", "rs2", "epsilon-greedy", "ucb", "seta", "top-k")
 """Methods that drop whole windows."""
 
-RUNS = ("full", "full-short", *PRUNERS, "nodes", "nodes-long")
+RUNS = ("full", "full-short", *PRUNERS, "nodes", "nodes-priority", "nodes-long")
 """Every run by its name on the command line."""
 
 DEFAULT_RUNS = ("full", "full-short", "soft-random", "infobatch", "st-prune", "nodes", "nodes-long")

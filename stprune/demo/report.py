@@ -189,7 +189,8 @@ def _pictures(
         ]
         if scored.pruned_epochs:
             parts.append(_when(scored, labels[scored.name], series, problem))
-    drawing = next((r for r in records if r.drawn.any()), None)
+    # Draws by error say more than uniform ones.
+    drawing = next((r for name in ("nodes-priority", "nodes") for r in records if r.name == name), None)
     where = drawing or scored or records[0]
     parts.append(_where(where, labels[where.name], series))
     return "\n".join(parts)
@@ -312,7 +313,8 @@ def _conditions(result: dict[str, Any], options: DemoOptions) -> str:
             f"keep ratio {options.keep_ratio:g} up to 7/8 of the epochs, then everything; ST-Prune calibrates its "
             f"weights in {NUM_STRATA} strata of stationarity; InfoBatch drops {1 - options.keep_ratio:.0%} of the "
             f"windows that score below the mean and takes its weights as they are; node runs keep every window and draw "
-            f"{options.node_ratio:.0%} of its nodes afresh in every epoch.",
+            f"{options.node_ratio:.0%} of its nodes afresh in every epoch, uniformly or, where it says so, by their last error "
+            "and weighted back.",
         ),
         ("Equal steps", "Full training whose epochs are cut so that it takes as many optimizer steps as ST-Prune on windows."),
         (

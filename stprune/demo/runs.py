@@ -43,6 +43,7 @@ def label(name: str, *, keep_ratio: float, node_ratio: float) -> str:
         "infobatch": "InfoBatch",
         "st-prune": f"ST-Prune, {keep_ratio:.0%} of windows",
         "nodes": f"ST-Prune, {node_ratio:.0%} of nodes",
+        "nodes-priority": f"ST-Prune, {node_ratio:.0%} of nodes by error",
         "nodes-long": f"ST-Prune, {node_ratio:.0%} of nodes, long",
         "rs2": "RS2",
         "epsilon-greedy": "epsilon-greedy",
@@ -122,8 +123,9 @@ class Group:
             return PlainFeed(problem, batch_size=options.batch_size, max_steps=steps, seed=self.seed)
         if name in PRUNERS:
             return self._pruned(name, strata=self._strata() if name == "st-prune" else None)
-        epochs = self._epochs if name == "nodes" else self._fitting_epochs()
-        return self._pruned("st-prune", strata=None, epochs=epochs, keep_ratio=1.0, node_ratio=options.node_ratio)
+        epochs = self._fitting_epochs() if name == "nodes-long" else self._epochs
+        law = "priority" if name == "nodes-priority" else "uniform"
+        return self._pruned("st-prune", strata=None, epochs=epochs, keep_ratio=1.0, node_ratio=options.node_ratio, node_law=law)
 
     def _pruned(
         self,
@@ -133,6 +135,7 @@ class Group:
         epochs: int | None = None,
         keep_ratio: float | None = None,
         node_ratio: float = 1.0,
+        node_law: str = "uniform",
     ) -> PrunedFeed:
         options = self.options
         return PrunedFeed(
@@ -141,6 +144,7 @@ class Group:
             num_epochs=self._epochs if epochs is None else epochs,
             keep_ratio=options.keep_ratio if keep_ratio is None else keep_ratio,
             node_ratio=node_ratio,
+            node_law=node_law,
             batch_size=options.batch_size,
             seed=self.seed,
             strata=strata,
