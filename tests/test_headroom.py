@@ -280,6 +280,32 @@ def test_last_layer_is_the_last_module_with_parameters():
         gradients.measured_parameters(nn.ReLU(), "auto", 8)
 
 
+class CountsNodes(nn.Module):
+    """Forecasts weight times the number of nodes given, so that its gradient tells that number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, node=None):
+        return (self.weight * x.shape[2]).expand(len(x), 1, x.shape[2], 1)
+
+
+def test_bias_of_drawn_nodes_is_that_of_the_mean_gradient():
+    settings = {"loss": lambda a, b: (a - b).abs(), "null_value": None}
+    x, y = random_batch()
+    for count in (1, 4, NODES):
+        model = CountsNodes()
+        found = gradients.drawn_bias(model, [(x, y - 100)], [model.weight], num_drawn=count, seed=0, **settings)
+        assert found == pytest.approx((NODES - count) ** 2, rel=1e-5)
+    model = linear_model()
+    several = [
+        gradients.drawn_bias(model, [random_batch(64)], [model.weight], num_drawn=2, seed=seed, **settings)
+        for seed in range(30)
+    ]
+    assert abs(np.mean(several)) < 4 * np.std(several, ddof=1) / math.sqrt(30)
+
+
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +342,7 @@ def settled(pairs, cost, loss=None):
     stats = stats_of(pairs, loss)
     sizes = sizes_to_time(stats.num_nodes)
     choices = choose(stats, StepTimes(sizes, np.tile(cost.at(sizes), (3, 1))), seed=0)
-    text = sentences(choices, variance.moments(stats), cost, noise_share=0.9, interacts=False, stopped_early=False)
+    text = sentences(choices, variance.moments(stats), cost, noise_share=0.9, bias_share=None, stopped_early=False)
     return choices, text
 
 
@@ -358,7 +384,7 @@ def test_an_interval_that_includes_full_training_is_told():
     best = Choice(5, 0.1, 1.0, 1.2, 0.5, 0.6, (0.3, 1.4))
     text = sentences(
         Choices(best, best, best, best, (0.2, 0.3)), variance.moments(stats), StepCost(1.0, 1.0, 0.0),
-        noise_share=0.9, interacts=False, stopped_early=False,
+        noise_share=0.9, bias_share=None, stopped_early=False,
     )  # fmt: skip
     assert text[0].startswith("Pruning nodes cannot be shown to pay here: 60% [30%, 140%]")
     assert text[1].startswith("Pruning windows cannot be shown to pay here: 60% [30%, 140%]")
@@ -408,6 +434,7 @@ def test_result_fits_together():
     assert found.num_nodes == NODES
     assert found.num_windows == found.batch_size == 16
     assert not found.interacts
+    assert found.bias_share == 0
     assert float(found.cost_at(NODES)) == pytest.approx(1.0)
     assert float(found.cost_at(found.nodes.num_drawn)) == pytest.approx(found.nodes.cost)
     assert float(found.cost_at(np.arange(1, NODES + 1)).min()) == pytest.approx(found.nodes.cost)
@@ -429,6 +456,7 @@ def test_table_names_the_numbers_and_keeps_its_width():
     for name in ("full training", "drawn nodes", "windows, by the loss", "windows, best possible", "both, best possible"):
         assert sum(line.startswith(name) for line in lines) == 1
     assert found.interacts
+    assert found.bias_share >= 0
     assert "The model's nodes interact" in str(found)
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stprune.headroom.batches import FEWEST
 from stprune.headroom.losses import Loss, entries, pair_means
-from stprune.ops import draw_nodes
+from stprune.ops import draw_nodes, gather_nodes
 
 Array = NDArray[np.float64]
 Numbers = NDArray[np.float64] | NDArray[np.int64] | float
@@ -21,6 +22,8 @@ Numbers = NDArray[np.float64] | NDArray[np.int64] | float
 _MOST_BYTES = 1 << 29
 # Columns of the gradients that are widened to float64 at a time.
 _COLUMNS = 1 << 14
+# Windows whose gradients are averaged before they are compared.
+_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def measure_gradients(
     # Plain attention and plain recurrent layers: their backward can be batched, and runs in evaluation mode.
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         for number, (x, y) in enumerate(windows):
-            if len(vectors) >= 8 and time.perf_counter() > deadline:
+            if len(vectors) >= FEWEST and time.perf_counter() > deadline:
                 break
             losses = pair_means(entries(model(x), y, loss, null_value)[0])[0]
             node = draw_nodes(torch.tensor([number]), num_nodes=num_nodes, count=count, seed=seed, epoch=0)[0]
@@ -149,6 +152,44 @@ def measure_gradients(
             values.append(float(losses.detach().mean()))
             progress(1)
     return GradientStats(gram(torch.stack(vectors)), np.array(within), np.array(values), num_nodes)
+
+
+def drawn_bias(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    parameters: Sequence[Tensor],
+    *,
+    num_drawn: int,
+    loss: Loss,
+    null_value: float | None,
+    seed: int,
+) -> float:
+    """How far the mean gradient moves when the model is given drawn nodes only: nowhere unless nodes interact.
+
+    Args:
+        model, batches, parameters, loss, null_value: as for `measure_gradients`.
+        num_drawn: nodes drawn per window.
+        seed: of the draws.
+
+    Returns:
+        Squared length of the difference of the mean gradients; unbiased, so that nothing may come out below 0.
+    """
+    num_nodes = batches[0][0].shape[2]
+    size = min(_GROUP, max(1, sum(len(x) for x, _ in batches) // FEWEST))
+    groups = [part for x, y in batches for part in zip(x.split(size), y.split(size), strict=True)]
+    moved: list[Tensor] = []
+    first = 0
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
+        for x, y in groups:
+            index = torch.arange(first, first + len(x), device=x.device)
+            first += len(x)
+            node = draw_nodes(index, num_nodes=num_nodes, count=num_drawn, seed=seed, epoch=1)
+            full = pair_means(entries(model(x), y, loss, null_value)[0]).mean()
+            target = gather_nodes(y, node)
+            few = pair_means(entries(model(gather_nodes(x, node), node=node), target, loss, null_value)[0]).mean()
+            moved.append(pair_gradients((few - full)[None], parameters, few.new_ones(1, 1))[0].float().cpu())
+    products = gram(torch.stack(moved))
+    return float((products.sum() - products.trace()) / (len(moved) * (len(moved) - 1)))
 
 
 def spread(gradients: Tensor) -> float:

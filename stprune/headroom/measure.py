@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stprune.headroom import batches as windows
 from stprune.headroom.choices import choose
 from stprune.headroom.cost import MakeOptimizer, fit_cost, time_steps, typical
-from stprune.headroom.gradients import GradientStats, measure_gradients, measured_parameters
+from stprune.headroom.gradients import GradientStats, drawn_bias, measure_gradients, measured_parameters
 from stprune.headroom.losses import Loss, resolve
 from stprune.headroom.progress import bar
 from stprune.headroom.report import sentences
@@ -138,7 +138,19 @@ def headroom(
                 deadline=started + limit,
                 progress=advance,
             )
-    choices = choose(stats, times, seed=seed)
+        choices = choose(stats, times, seed=seed)
+        bias_share = None
+        if interacts:
+            moved = drawn_bias(
+                still,
+                found,
+                parameters,
+                num_drawn=choices.nodes.num_drawn,
+                loss=losses,
+                null_value=null_value,
+                seed=seed,
+            )
+            bias_share = max(moved, 0.0) / gradient.signal if gradient.signal > 0 else math.inf
     cost = fit_cost(times.sizes, typical(times.seconds))
     stopped_early = len(stats.gram) < number
     noise = float(gradient.variance(gradient.num_nodes)) / len(found[0][0])
@@ -154,6 +166,7 @@ def headroom(
         step_cost=cost,
         times=times,
         interacts=interacts,
+        bias_share=0.0 if bias_share is None else bias_share,
         stopped_early=stopped_early,
         nodes=choices.nodes,
         windows=choices.windows,
@@ -162,7 +175,7 @@ def headroom(
         node_ratio=choices.nodes.node_ratio if choices.nodes.pays else 1.0,
         keep_ratio=choices.windows.keep_ratio if choices.windows.pays and choices.score.pays else 1.0,
         verdict=tuple(
-            sentences(choices, gradient, cost, noise_share=noise_share, interacts=interacts, stopped_early=stopped_early)
+            sentences(choices, gradient, cost, noise_share=noise_share, bias_share=bias_share, stopped_early=stopped_early)
         ),
     )
 

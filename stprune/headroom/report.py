@@ -19,10 +19,12 @@ _WIDTH = 100
 _FLAT = 1.05
 # Below this, even twice the variance lengthens a step's gradient by little.
 _LITTLE_NOISE = 0.2
+# A squared length: a mean gradient that is off by a tenth of its length.
+_SMALL_BIAS = 0.01
 
 
 def sentences(
-    choices: Choices, gradient: Moments, cost: StepCost, *, noise_share: float, interacts: bool, stopped_early: bool
+    choices: Choices, gradient: Moments, cost: StepCost, *, noise_share: float, bias_share: float | None, stopped_early: bool
 ) -> list[str]:
     """What the numbers say, plainly.
 
@@ -31,7 +33,7 @@ def sentences(
         gradient: variances.
         cost: of a step.
         noise_share: of a batch's gradient.
-        interacts: nodes interact in the model.
+        bias_share: of the mean gradient at the best number of nodes; None unless nodes interact in the model.
         stopped_early: not all windows were measured.
 
     Returns:
@@ -43,10 +45,12 @@ def sentences(
             f"Only {noise_share:.0%} of a batch's squared gradient is noise now: at this stage of training variance hardly "
             "matters, and drawing costs fewer extra epochs than equal variance asks for."
         )
-    if interacts:
+    if bias_share is not None:
+        size = "little" if bias_share < _SMALL_BIAS else "much: draw more nodes than the table says"
         found.append(
-            "The model's nodes interact: a forecast from drawn nodes is another forecast, which this estimate, made with all "
-            "nodes as input, does not see. Check it with a short run."
+            f"The model's nodes interact: a forecast from {choices.nodes.num_drawn} drawn nodes is another forecast, and its "
+            f"mean gradient is off by {bias_share:.1%} of the full one's squared length, which no number of epochs averages out "
+            f"({size}). Check it with a short run."
         )
     if stopped_early:
         found.append("Time ran out before all windows were measured: the intervals are wider than they could be.")

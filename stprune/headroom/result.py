@@ -30,6 +30,8 @@ class Headroom:
         step_cost: seconds per window, c0 + c1 m + c2 m^2.
         times: the measured steps behind it.
         interacts: a node's forecast depends on which others are given.
+        bias_share: squared length by which the mean gradient moves when only `nodes.num_drawn` nodes are given, as a share of
+            its own; 0 unless nodes interact. No averaging over windows removes it.
         stopped_early: time ran out before all windows were measured, so a second call may measure more or fewer.
         nodes, windows, score, both: the best draws, see `Choice`: uniform nodes; windows by their true gradient lengths (a
             bound); windows by the root of their loss; nodes and windows by true gradient lengths (a bound).
@@ -47,6 +49,7 @@ class Headroom:
     step_cost: StepCost
     times: StepTimes
     interacts: bool
+    bias_share: float
     stopped_early: bool
     nodes: Choice
     windows: Choice
