@@ -49,8 +49,8 @@ def sentences(
         size = "little" if bias_share < _SMALL_BIAS else "much: draw more nodes than the table says"
         found.append(
             f"The model's nodes interact: a forecast from {choices.nodes.num_drawn} drawn nodes is another forecast, and its "
-            f"mean gradient is off by {bias_share:.1%} of the full one's squared length, which no number of epochs averages out "
-            f"({size}). Check it with a short run."
+            f"mean gradient is off by {bias_share:.1%} of the full one's squared length, which no number of epochs averages "
+            f"out ({size}). Check it with a short run."
         )
     if stopped_early:
         found.append("Time ran out before all windows were measured: the intervals are wider than they could be.")
