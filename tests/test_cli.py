@@ -102,6 +102,14 @@ def test_a_file_that_is_no_series_is_refused(capsys, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_a_file_that_is_too_short_is_refused_before_training(capsys, tmp_path):
+    path = tmp_path / "short.npz"
+    np.savez(path, data=np.random.default_rng(0).normal(size=(119, 3, 1)).astype(np.float32))
+    status, _, err = run(capsys, "demo", "--data", str(path), "--output", str(tmp_path / "out"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the series must have at least 120 steps for a 6:2:2 split, got 119" in err
+
+
 def test_an_output_that_is_a_file_is_refused_before_training(capsys, tmp_path):
     path = tmp_path / "taken"
     path.write_text("")

@@ -174,12 +174,14 @@ def train(batches, sampler, model, epochs):
     return losses, sampler.table.scores
 
 
-@pytest.mark.parametrize("node_ratio", [1.0, 0.5])
-def test_training_through_either_loader_gives_the_same_losses(node_ratio):
+@pytest.mark.parametrize(("node_ratio", "node_law"), [(1.0, "uniform"), (0.5, "uniform"), (0.5, "priority")])
+def test_training_through_either_loader_gives_the_same_losses(node_ratio, node_law):
     series = make_series(nodes=8, channels=1)
     results = []
     for kind in ("torch", "stprune"):
-        sampler = PruningSampler(177, num_epochs=4, keep_ratio=0.5, num_nodes=8, node_ratio=node_ratio, seed=3)
+        sampler = PruningSampler(
+            177, num_epochs=4, keep_ratio=0.5, num_nodes=8, node_ratio=node_ratio, node_law=node_law, seed=3
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = STID(8, history=12, horizon=12, steps_per_day=24, dim=8, num_layers=1)
