@@ -20,18 +20,15 @@ inline int64_t keep(const double* p, const uint32_t* words, int64_t n, uint64_t*
 // Index i is kept when its word is below p_i * 2^32. One pass marks, a second writes the indices.
 class Bernoulli {
  public:
-  Bernoulli(const Tensor& probability, int64_t seed, int64_t epoch)
-      : n_(probability.numel()),
-        marks_((n_ + 63) / 64, "draw"),
-        counts_(num_chunks(n_)),
-        offsets_(num_chunks(n_)),
+  template <typename T>
+  Bernoulli(const T* p /* [n] */, int64_t n, int64_t seed, int64_t epoch)
+      : n_(n),
+        marks_((n + 63) / 64, "draw"),
+        counts_(num_chunks(n)),
+        offsets_(num_chunks(n)),
         key_(philox_key(seed)),
         epoch_(static_cast<uint32_t>(epoch)) {
-    if (probability.scalar_type() == ScalarType::Float) {
-      mark(probability.const_data_ptr<float>());
-    } else {
-      mark(probability.const_data_ptr<double>());
-    }
+    mark(p);
     for (size_t chunk = 0; chunk < counts_.size(); ++chunk) {
       offsets_[chunk] = total_;
       total_ += counts_[chunk];
@@ -82,6 +79,14 @@ void check(const Tensor& probability, std::optional<int64_t> count) {
   STD_TORCH_CHECK(*count >= 0 && *count <= probability.numel(), "draw: count must lie in [0, n]");
 }
 
+Bernoulli each(const Tensor& probability, int64_t seed, int64_t epoch) {
+  const int64_t n = probability.numel();
+  if (probability.scalar_type() == ScalarType::Float) {
+    return Bernoulli(probability.const_data_ptr<float>(), n, seed, epoch);
+  }
+  return Bernoulli(probability.const_data_ptr<double>(), n, seed, epoch);
+}
+
 void exactly(const Tensor& probability, int64_t count, int64_t seed, int64_t epoch, int64_t* to /* [count] */) {
   const Systematic drawn{probability.numel(), count, philox_key(seed), static_cast<uint32_t>(epoch)};
   if (probability.scalar_type() == ScalarType::Float) {
@@ -98,7 +103,7 @@ Tensor draw(const Tensor& probability, std::optional<int64_t> count, int64_t see
     exactly(probability, *count, seed, epoch, out.mutable_data_ptr<int64_t>());
     return out;
   }
-  const Bernoulli drawn(probability, seed, epoch);
+  const Bernoulli drawn = each(probability, seed, epoch);
   Tensor out = new_output(probability, drawn.total(), ScalarType::Long);
   drawn.write(out.mutable_data_ptr<int64_t>());
   return out;
@@ -116,7 +121,7 @@ Tensor draw_into(Tensor out, const Tensor& probability, std::optional<int64_t> c
     if (total <= out.numel()) exactly(probability, total, seed, epoch, out.mutable_data_ptr<int64_t>());
     return drawn;
   }
-  const Bernoulli bernoulli(probability, seed, epoch);
+  const Bernoulli bernoulli = each(probability, seed, epoch);
   total = bernoulli.total();
   if (total <= out.numel()) bernoulli.write(out.mutable_data_ptr<int64_t>());
   return drawn;

@@ -9,8 +9,8 @@ namespace stprune {
 namespace {
 
 // Words made at a time: 8 KiB stay in L1.
-constexpr int64_t WORD_BLOCK = 2048;
-constexpr double ONE = 0x1p32;
+constexpr int64_t THRESHOLD_WORDS = 2048;
+constexpr double TWO_32 = 0x1p32;
 
 inline int64_t mark_below(const float* x, int64_t n, float t, uint64_t* bits) {
   return plan_kernels().below_f32(x, n, t, bits);
@@ -50,12 +50,12 @@ inline int64_t scan(const std::vector<int64_t>& counts, std::vector<int64_t>& of
 template <typename T>
 void mark_bernoulli(const T* scores, T threshold, const Draw& draw, Marks& marks) {
   // word < x for a whole word is word < ceil(x).
-  const uint64_t limit = static_cast<uint64_t>(std::ceil(draw.keep * ONE));
+  const uint64_t limit = static_cast<uint64_t>(std::ceil(draw.keep * TWO_32));
   for_chunks(num_chunks(marks.n), [&](int64_t chunk) {
-    uint32_t words[WORD_BLOCK];
+    uint32_t words[THRESHOLD_WORDS];
     const int64_t end = chunk * CHUNK + chunk_size(marks.n, chunk);
-    for (int64_t first = chunk * CHUNK; first < end; first += WORD_BLOCK) {
-      const int64_t size = std::min(WORD_BLOCK, end - first);
+    for (int64_t first = chunk * CHUNK; first < end; first += THRESHOLD_WORDS) {
+      const int64_t size = std::min(THRESHOLD_WORDS, end - first);
       const uint64_t c = philox_counter(first);
       mark_below(scores + first, size, threshold, marks.below + first / 64);
       kernels().words(draw.key.low, draw.key.high, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), draw.epoch,
@@ -79,7 +79,7 @@ void mark_exact(const T* scores, T threshold, const Draw& draw, Marks& marks) {
   int64_t head = static_cast<int64_t>(draw.keep * static_cast<double>(pool));
   if (head == 0 && pool > 0) {
     const uint32_t word = philox_word_at(draw.key, draw.epoch, STREAM_DRAW, 0);
-    head = static_cast<double>(word) < draw.keep * static_cast<double>(pool) * ONE;
+    head = static_cast<double>(word) < draw.keep * static_cast<double>(pool) * TWO_32;
   }
   const bool small = pool < PERMUTATION_SMALL;
   uint64_t few[PERMUTATION_SMALL / 64] = {};
@@ -109,17 +109,18 @@ void mark_exact(const T* scores, T threshold, const Draw& draw, Marks& marks) {
 // The marks of a draw, and what writes their indices and weights.
 class Drawn {
  public:
-  Drawn(const Tensor& scores, const Draw& draw, bool exact_count)
-      : words_(num_chunks(scores.numel()) * CHUNK_WORDS),
+  template <typename T>
+  Drawn(const T* scores /* [n] */, int64_t n, const Draw& draw, bool exact_count)
+      : words_(num_chunks(n) * CHUNK_WORDS),
         scratch_(2 * words_, "draw_threshold"),
         weight_(1.0f / static_cast<float>(draw.keep)) {
     uint64_t* bits = scratch_.data();
-    const int64_t n = scores.numel();
     marks_ = {n, bits, bits + words_, std::vector<int64_t>(num_chunks(n)), std::vector<int64_t>(num_chunks(n))};
-    if (scores.scalar_type() == ScalarType::Float) {
-      mark(scores.const_data_ptr<float>(), draw, exact_count);
+    const T threshold = static_cast<T>(mean_of(finite_stats_of(scores, n)));
+    if (exact_count) {
+      mark_exact(scores, threshold, draw, marks_);
     } else {
-      mark(scores.const_data_ptr<double>(), draw, exact_count);
+      mark_bernoulli(scores, threshold, draw, marks_);
     }
     total_ = scan(marks_.counts, marks_.offsets);
   }
@@ -137,16 +138,6 @@ class Drawn {
   }
 
  private:
-  template <typename T>
-  void mark(const T* x, const Draw& draw, bool exact_count) {
-    const T threshold = static_cast<T>(mean_of(finite_stats_of(x, marks_.n)));
-    if (exact_count) {
-      mark_exact(x, threshold, draw, marks_);
-    } else {
-      mark_bernoulli(x, threshold, draw, marks_);
-    }
-  }
-
   int64_t words_;
   Workspace<uint64_t> scratch_;
   float weight_;
@@ -160,7 +151,10 @@ Drawn drawn(const Tensor& scores, double keep, bool exact_count, int64_t seed, i
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "draw_threshold: unsupported dtype");
   STD_TORCH_CHECK(keep >= 0.0 && keep <= 1.0, "draw_threshold: keep must lie in [0, 1]");
   STD_TORCH_CHECK(scores.numel() <= int64_t{1} << 40, "draw_threshold: scores must have at most 2^40 elements");
-  return Drawn(scores, Draw{keep, philox_key(seed), static_cast<uint32_t>(epoch)}, exact_count);
+  const Draw draw{keep, philox_key(seed), static_cast<uint32_t>(epoch)};
+  const int64_t n = scores.numel();
+  if (dtype == ScalarType::Float) return Drawn(scores.const_data_ptr<float>(), n, draw, exact_count);
+  return Drawn(scores.const_data_ptr<double>(), n, draw, exact_count);
 }
 
 std::tuple<Tensor, Tensor> draw_threshold(const Tensor& scores, double keep, bool exact_count, int64_t seed,

@@ -55,11 +55,10 @@ void priority_weights(const float* weights, const int64_t* indices, int64_t k, f
 }
 
 // The k items drawn and, but for the race, their weights.
-void draw_weighted_kernel(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race,
+void draw_weighted_kernel(const float* weights /* [n] */, int64_t n, int64_t k, int64_t seed, int64_t epoch, bool race,
                           int64_t* to /* [k] */, float* result /* [k] */) {
-  const int64_t n = weights.numel();
   if (k == 0) return;
-  const WeightedKeys keys{weights.const_data_ptr<float>(), n, philox_key(seed), static_cast<uint32_t>(epoch), race};
+  const WeightedKeys keys{weights, n, philox_key(seed), static_cast<uint32_t>(epoch), race};
   // The threshold is the key after the last that is kept. There is none when k takes every item, or every one with a
   // weight: then all are certain and weigh 1.
   float threshold = std::numeric_limits<float>::infinity();
@@ -70,7 +69,7 @@ void draw_weighted_kernel(const Tensor& weights, int64_t k, int64_t seed, int64_
   }
   if (race) return;
   if (threshold < std::numeric_limits<float>::infinity()) {
-    priority_weights(keys.weights, to, k, threshold, result);
+    priority_weights(weights, to, k, threshold, result);
   } else {
     std::fill(result, result + k, 1.0f);
   }
@@ -86,8 +85,8 @@ std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64
   check(weights, k);
   Tensor indices = new_output(weights, k, ScalarType::Long);
   Tensor out = new_output(weights, race ? 0 : k, ScalarType::Float);
-  draw_weighted_kernel(weights, k, seed, epoch, race, indices.mutable_data_ptr<int64_t>(),
-                       out.mutable_data_ptr<float>());
+  draw_weighted_kernel(weights.const_data_ptr<float>(), weights.numel(), k, seed, epoch, race,
+                       indices.mutable_data_ptr<int64_t>(), out.mutable_data_ptr<float>());
   return {indices, out};
 }
 
@@ -100,8 +99,8 @@ void draw_weighted_into(Tensor indices, Tensor out, const Tensor& weights, int64
   const int64_t k = indices.numel();
   check(weights, k);
   STD_TORCH_CHECK(out.numel() == (race ? 0 : k), "draw_weighted: out weights must have ", race ? 0 : k, " elements");
-  draw_weighted_kernel(weights, k, seed, epoch, race, indices.mutable_data_ptr<int64_t>(),
-                       out.mutable_data_ptr<float>());
+  draw_weighted_kernel(weights.const_data_ptr<float>(), weights.numel(), k, seed, epoch, race,
+                       indices.mutable_data_ptr<int64_t>(), out.mutable_data_ptr<float>());
 }
 
 }  // namespace

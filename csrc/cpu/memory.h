@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -27,9 +28,17 @@ inline void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] in
 #endif
 }
 
-// A tensor of torch's allocator.
+// A tensor of torch's allocator, whose own word for a failure does not cross the stable ABI.
+inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  try {
+    return torch::stable::new_empty(like, sizes, dtype);
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "stprune: out of memory for a result");
+  }
+}
+
 inline Tensor new_shaped(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
-  Tensor out = torch::stable::new_empty(like, sizes, dtype);
+  Tensor out = allocate(like, sizes, dtype);
   advise_huge_pages(out.data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
   return out;
 }

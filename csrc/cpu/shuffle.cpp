@@ -43,13 +43,16 @@ void permute(Tensor out, int64_t n, int64_t start, int64_t seed, int64_t epoch, 
 }
 
 template <typename Element>
-void shuffle_kernel(const Tensor& indices, int64_t seed, int64_t epoch, Tensor& out) {
-  const Element* from = static_cast<const Element*>(indices.data_ptr());
-  Element* to = static_cast<Element*>(out.data_ptr());
-  const int64_t n = indices.numel();
+void shuffle_kernel(const Element* from /* [n] */, int64_t n, int64_t seed, int64_t epoch, Element* to /* [n] */) {
   for_images(n, 0, n, seed, epoch, STREAM_SHUFFLE, [from, to](int64_t first, int64_t size, const int64_t* images) {
     for (int64_t i = 0; i < size; ++i) to[first + i] = from[images[i]];
   });
+}
+
+template <typename Element>
+void shuffle_elements(const Tensor& indices, int64_t seed, int64_t epoch, Tensor& out) {
+  shuffle_kernel(static_cast<const Element*>(indices.data_ptr()), indices.numel(), seed, epoch,
+                 static_cast<Element*>(out.data_ptr()));
 }
 
 struct Wide {
@@ -65,15 +68,15 @@ void shuffle_into(Tensor out, const Tensor& indices, int64_t seed, int64_t epoch
   if (indices.numel() == 0) return;
   switch (indices.element_size()) {
     case 1:
-      return shuffle_kernel<uint8_t>(indices, seed, epoch, out);
+      return shuffle_elements<uint8_t>(indices, seed, epoch, out);
     case 2:
-      return shuffle_kernel<uint16_t>(indices, seed, epoch, out);
+      return shuffle_elements<uint16_t>(indices, seed, epoch, out);
     case 4:
-      return shuffle_kernel<uint32_t>(indices, seed, epoch, out);
+      return shuffle_elements<uint32_t>(indices, seed, epoch, out);
     case 8:
-      return shuffle_kernel<uint64_t>(indices, seed, epoch, out);
+      return shuffle_elements<uint64_t>(indices, seed, epoch, out);
     case 16:
-      return shuffle_kernel<Wide>(indices, seed, epoch, out);
+      return shuffle_elements<Wide>(indices, seed, epoch, out);
     default:
       STD_TORCH_CHECK(false, "shuffle: unsupported dtype");
   }
