@@ -16,7 +16,7 @@ from stprune.demo.feeds import Delivery, PlainFeed, Shuffle, by_window_loader, s
 from stprune.demo.train import Trainer, TrainRun
 from stprune.demo.windows import HISTORY, HORIZON, Batch, Problem
 
-ROUNDS = 2
+ROUNDS = 3
 """Measured epochs of each way, after one that warms up."""
 
 

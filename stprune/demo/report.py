@@ -226,8 +226,9 @@ def _where(run: RunRecord, label: str, series: DemoSeries) -> str:
     # Uniform draws give no picture.
     uneven = bool(share.max() > 1.5 * share.min())
     draws = ""
-    if share.any() and not uneven:
-        draws = f" It drew every node about equally often, in {share.min():.1%} to {share.max():.1%} of the windows."
+    if share.any():
+        how = "nodes" if uneven else "every node about equally often,"
+        draws = f" It drew {how} in {share.min():.1%} to {share.max():.1%} of the windows."
     return "\n".join(
         [
             "<h2>Where does the model still learn?</h2>",
@@ -247,7 +248,7 @@ def _nodes(node_mae: NDArray[np.float32], names: tuple[str, ...]) -> str:
     fall = np.nan_to_num(node_mae[half] - node_mae[-1], nan=0.0)
     gained = np.maximum(fall, 0.0)
     better = int((fall > 0.02 * np.nan_to_num(node_mae[half], nan=0.0)).sum())
-    text = f"From epoch {half + 1} to the end the error of {better} of {len(names)} nodes fell by more than 2%."
+    text = f"After epoch {half + 1} the error of {better} of {len(names)} nodes still fell by more than 2%."
     if gained.sum() > 0:
         order = np.argsort(-gained, kind="stable")
         top = order[: max(1, len(names) // 10)]
