@@ -38,7 +38,7 @@ from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 from stprune.uniform_plan import UniformPlan
-from stprune.windows import WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
+from stprune.windows import ChunkedSeries, WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
 
 _load.load(__path__)
 
@@ -46,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "NODE_LAWS",
+    "ChunkedSeries",
     "Cluster",
     "EpochPlan",
     "Headroom",

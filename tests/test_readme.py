@@ -5,6 +5,7 @@ import pathlib
 import re
 import statistics
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,12 +23,14 @@ def test_every_python_block_runs():
     torch.manual_seed(0)
     series = torch.rand(60, 5, 1)
     model = torch.nn.Linear(1, 1)
+    store = pytest.importorskip("h5py").File("series.h5", "w", driver="core", backing_store=False)
     names = {
         "stprune": stprune,
         "torch": torch,
         "DataLoader": DataLoader,
         "train_set": stprune.WindowDataset(series, history=12, horizon=12),
         "series": series,
+        "file": {"series": store.create_dataset("series", data=series, chunks=(10, 5, 1))},
         "model": lambda x, node=None: model(x),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }

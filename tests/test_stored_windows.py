@@ -1,5 +1,6 @@
 """WindowLoader in chunk order, and over stored series: same samples, each chunk read about once, bounded memory."""
 
+import pathlib
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from stprune import PruningSampler, WindowLoader
 from stprune.testing import assert_same
-from stprune.windows import ChunkedSeries, count_chunk_reads
+from stprune.windows import ChunkedSeries, chunk_order, count_chunk_reads
 
 TIMES, NODES, CHUNK, MEMORY = 2000, 5, 50, 8
 WINDOWS = TIMES - 23
@@ -93,6 +94,16 @@ def test_chunk_order_reads_each_chunk_about_once_and_holds_no_more_than_asked(va
         assert counted.chunks == TIMES // CHUNK
     assert reads["chunk"] <= 1.6 * TIMES // CHUNK
     assert reads["sampler"] > 15 * TIMES // CHUNK
+
+
+def test_the_reads_that_the_readme_tells():
+    sampler = PruningSampler(35_040 - 23, num_epochs=4, keep_ratio=0.5, method="soft-random")
+    sampler.set_epoch(1)
+    settings = {"chunk": 96, "history": 12, "horizon": 12, "memory_chunks": 32}
+    plain = count_chunk_reads(sampler.plan.order(0, len(sampler.plan)), **settings)
+    chunked = count_chunk_reads(chunk_order(sampler.plan, **settings, seed=0, epoch=1), **settings)
+    readme = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text()
+    assert f"{chunked.reads} reads of {chunked.chunks} chunks, where a plain shuffle reads {plain.reads:,}" in readme
 
 
 def test_chunk_order_is_new_in_every_epoch_and_the_same_for_equal_seeds(values):
