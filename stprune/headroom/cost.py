@@ -137,15 +137,15 @@ def _wait(device: torch.device) -> None:
 
 
 def typical(seconds: Array) -> Array:
-    """[K] lower quartile of [rounds, K] times: a shared machine's stalls only ever add, and often to more than half of them.
+    """[K] lower decile of [rounds, K] times: a shared machine's stalls only ever add, and often to more than half of them.
 
     Example:
         >>> import numpy as np
-        >>> typical(np.array([[1.0], [1.1], [1.2], [9.0], [9.0]])).tolist()
-        [1.1]
+        >>> typical(np.array([[1.0], [1.1], [1.2], [9.0], [9.0]])).round(2).tolist()
+        [1.04]
     """
-    quartile: Array = np.quantile(seconds, 0.25, axis=0)
-    return quartile
+    decile: Array = np.quantile(seconds, 0.1, axis=0)
+    return decile
 
 
 def fit_cost(sizes: NDArray[np.int64], seconds: Array) -> StepCost:
