@@ -140,28 +140,28 @@ def gathering(series: Tensor) -> Iterator[Case]:
     )
 
 
-class UsualWindows(Dataset[tuple[Tensor, Tensor]]):
-    """The window data set of the field's repositories: two slices of the series for each item."""
+class UsualWindows(Dataset[Any]):
+    """The window data set of the field's repositories: two slices of an array for each item, stacked by the default collate."""
 
-    def __init__(self, series: Tensor) -> None:
+    def __init__(self, series: Any) -> None:
         self.series = series
 
     def __len__(self) -> int:
         return (len(self.series) - HISTORY - HORIZON) // EPOCH_STRIDE + 1
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         row = EPOCH_STRIDE * index
         return self.series[row : row + HISTORY], self.series[row + HISTORY : row + HISTORY + HORIZON]
 
 
 def epochs(series: Tensor) -> Iterator[Case]:
     """All batches of an epoch in random order: `size` is the number of windows, so size / time is windows per second."""
-    device = series.device
-    usual = UsualWindows(series.cpu())
-    ids = torch.randperm(len(usual), generator=torch.Generator().manual_seed(0)).tolist()
-    loader = stprune.WindowLoader(
-        series, ids, batch_size=BATCH, history=HISTORY, horizon=HORIZON, stride=EPOCH_STRIDE, layout="BTN"
-    )
+    device, nodes = series.device, series.shape[1]
+    tensors = UsualWindows(series.cpu())
+    arrays = UsualWindows(series.cpu().numpy())
+    count = len(tensors)
+    ids = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    pinned = device.type == "cuda"
 
     def deliver(batches: Any) -> Call:
         def epoch() -> None:
@@ -171,24 +171,38 @@ def epochs(series: Tensor) -> Iterator[Case]:
 
         return epoch
 
-    pinned = device.type == "cuda"
-    rivals = {
-        f"DataLoader, {workers} workers": deliver(
-            DataLoader(
-                usual,
+    def ours(prefetch: int) -> Call:
+        return deliver(
+            stprune.WindowLoader(
+                series,
+                ids,
                 batch_size=BATCH,
-                sampler=ids,
-                num_workers=workers,
-                # The workers live on between epochs, which is kinder to them than the default.
-                persistent_workers=workers > 0,
-                pin_memory=pinned,
+                history=HISTORY,
+                horizon=HORIZON,
+                stride=EPOCH_STRIDE,
+                layout="BTN",
+                prefetch=prefetch,
             )
         )
-        for workers in ((0, 2, 8) if pinned else (0, 2))
-    }
-    nodes = series.shape[1]
-    read = len(usual) * (HISTORY + HORIZON) * nodes * series.element_size()
-    yield Case("window_loader", f"epoch of {len(usual)} windows, {nodes} nodes", len(usual), read, deliver(loader), rivals)
+
+    def usual(windows_: UsualWindows, workers: int) -> Call:
+        # The workers live on between epochs, which is kinder to them than the default.
+        loader: DataLoader[Any] = DataLoader(
+            windows_, BATCH, sampler=ids, num_workers=workers, persistent_workers=workers > 0, pin_memory=pinned
+        )
+        return deliver(loader)
+
+    rivals = {f"DataLoader, {workers} workers": usual(arrays, workers) for workers in ((0, 2, 8) if pinned else (0, 2))}
+    rivals["DataLoader, 0 workers, tensor slices"] = usual(tensors, 0)
+    yield Case(
+        "window_loader",
+        f"epoch of {count} windows, {nodes} nodes",
+        count,
+        count * (HISTORY + HORIZON) * nodes * series.element_size(),
+        ours(2),
+        rivals,
+        variants={"prefetch=0": ours(0)},
+    )
 
 
 def training_steps(series: Tensor) -> Iterator[Case]:
