@@ -170,9 +170,9 @@ def _once(call: Call, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _billion(options: argparse.Namespace) -> int:
+def _billion(options: argparse.Namespace, n: int = 10**9) -> int:
     """select the larger half of 10^9 keys (4 GB) into a buffer (4 GB); 1 when it takes over 5 % of both beside them."""
-    n, k = 10**9, 5 * 10**8
+    k = n // 2
     before = records.peak_bytes()
     keys = torch.empty(n)
     # Filled piece by piece, without a second array of their size.

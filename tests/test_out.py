@@ -1,6 +1,7 @@
 """Reused output buffers: the same bits, a view of the buffer's front, no fresh memory, and nothing written on an error."""
 
 import importlib
+import sys
 
 import pytest
 import torch
@@ -89,6 +90,30 @@ def test_second_call_takes_no_memory_for_its_result(name):
         call(out)
     largest = max((event.cpu_memory_usage for event in profile.events()), default=0)
     assert largest < 4096, f"allocated {largest} bytes"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults")
+def test_repeated_calls_fetch_no_fresh_memory_from_the_system():
+    """Not even for scratch: what an epoch freed serves the next."""
+    import resource
+
+    n = 2_000_000
+    keys = torch.rand(n, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.05
+    indices, weights = index_buffer(n), torch.zeros(n)
+    for call in (
+        lambda: stprune.select(keys, n // 2, out=indices),
+        lambda: stprune.draw(keys, seed=1, epoch=2, out=indices),
+        lambda: stprune.draw_weighted(keys, n // 2, seed=1, epoch=2, out=(indices, weights)),
+        lambda: stprune.shuffle(keys, seed=1, epoch=2, out=weights),
+        lambda: draw_threshold(keys, 0.5, seed=1, epoch=2, out=(indices, weights)),
+    ):
+        faults = []
+        for _ in range(6):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            call()
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        # The result alone has hundreds of pages of 4 KiB.
+        assert min(faults[2:]) < 32, faults
 
 
 @EACH

@@ -38,9 +38,14 @@ Bracket<typename Source::Key> bracket(const Source& source, int64_t rank, double
   const double root = std::cbrt(static_cast<double>(source.n));
   const int64_t size = std::clamp<int64_t>(static_cast<int64_t>(Source::SAMPLE * root * root), 256, int64_t{1} << 18);
   std::vector<T> sample(size);
-  for (int64_t i = 0; i < size; ++i) {
-    const T key = source.at(sample_position(i, source.n));
-    sample[i] = std::isnan(key) ? std::numeric_limits<T>::infinity() : key;
+  for (int64_t first = 0; first < size; first += SAMPLE_BATCH) {
+    int64_t places[SAMPLE_BATCH];
+    const int64_t count = std::min(SAMPLE_BATCH, size - first);
+    for (int64_t i = 0; i < count; ++i) places[i] = sample_position(first + i, source.n);
+    source.gather(places, count, sample.data() + first);
+  }
+  for (T& key : sample) {
+    if (std::isnan(key)) key = std::numeric_limits<T>::infinity();
   }
   const double share = static_cast<double>(rank) / static_cast<double>(source.n);
   const double middle = share * static_cast<double>(size);

@@ -28,11 +28,14 @@ struct WeightedKeys {
     race ? kernels().race(w, words, size, keys) : kernels().priority(w, words, size, keys);
   }
 
-  float at(int64_t i) const {
-    const uint32_t word = philox_word_at(key, epoch, STREAM_WEIGHTED, i);
-    float result;
-    fill(weights + i, &word, 1, &result);
-    return result;
+  void gather(const int64_t* places, int64_t count, float* out /* [count] */) const {
+    uint32_t words[SAMPLE_BATCH];
+    float found[SAMPLE_BATCH];
+    for (int64_t i = 0; i < count; ++i) {
+      words[i] = philox_word_at(key, epoch, STREAM_WEIGHTED, places[i]);
+      found[i] = weights[places[i]];
+    }
+    fill(found, words, count, out);
   }
 
   const float* block(int64_t first, int64_t size, Buffer& buffer) const {

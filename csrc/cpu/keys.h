@@ -30,6 +30,9 @@ inline int64_t compare_keys(const double* x, int64_t n, double t, uint64_t* grea
   return kernels().compare_f64(x, n, t, greater, equal, count);
 }
 
+// Keys of a sample that are fetched together: what a source computes, it computes for whole registers.
+constexpr int64_t SAMPLE_BATCH = 64;
+
 // Keys that lie in memory. SAMPLE times n^(2/3) keys make the sample (larger where a key is cheap). A source hands out
 // its keys in blocks of at most BLOCK, through a buffer if it computes them.
 template <typename T>
@@ -42,6 +45,9 @@ struct StoredKeys {
   int64_t n;
 
   T at(int64_t i) const { return keys[i]; }
+  void gather(const int64_t* places, int64_t count, T* out /* [count] */) const {
+    for (int64_t i = 0; i < count; ++i) out[i] = keys[places[i]];
+  }
   const T* block(int64_t first, int64_t, Buffer&) const { return keys + first; }
 };
 
@@ -62,6 +68,11 @@ struct NarrowKeys {
     float key;
     (kernels().*WIDEN)(keys + i, 1, &key);
     return key;
+  }
+  void gather(const int64_t* places, int64_t count, float* out /* [count] */) const {
+    uint16_t found[SAMPLE_BATCH];
+    for (int64_t i = 0; i < count; ++i) found[i] = keys[places[i]];
+    (kernels().*WIDEN)(found, count, out);
   }
   const float* block(int64_t first, int64_t size, Buffer& buffer) const {
     (kernels().*WIDEN)(keys + first, size, buffer.keys);
