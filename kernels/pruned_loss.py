@@ -7,10 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Columns of a tile of the forward pass and entries of one of the backward. A tile of 1,024 float32 columns is read in runs of
-# 4 KiB with four 16-byte loads a thread, and (64, 12, 8600) makes 576 programs, four for every multiprocessor of an H200.
-# Chosen by that arithmetic, not yet timed on a GPU.
-BLOCK_COLUMN = 1024
+# Columns of a tile of the forward pass, entries of one of the backward, and warps, by ascending width: the narrowest tile that
+# holds all columns is taken, else the widest, with eight columns (four at 128) for every thread. A tile of 1,024 float32
+# columns is read in runs of 4 KiB, and (64, 12, 8600) makes 576 programs, four for every multiprocessor of an H200. By that
+# arithmetic, not by timing when a program runs: the tile decides the order of the sums and so their last bits, which are the
+# same for a shape in every run.
+CONFIGS = ((128, 1), (256, 1), (512, 2), (1024, 4))
 NUM_WARPS = 4
 # Steps a merge takes at a time.
 BLOCK_STEP = 16
@@ -386,6 +388,11 @@ def _split(tensors: list[Tensor]) -> tuple[int, list[Tensor]]:
     return shape.numel(), [x.reshape(x.shape[0], x.shape[1], 1, shape.numel()) for x in tensors]
 
 
+def config_of(num_columns: int) -> tuple[int, int]:
+    """Columns of a tile and its warps, a function of the number of columns alone."""
+    return next((config for config in CONFIGS if config[0] >= num_columns), CONFIGS[-1])
+
+
 def _null(null_value: float | None, dtype: torch.dtype) -> dict[str, float]:
     """What marks a target as missing: nothing (0), NaN (1), or NaN and a value in the target's dtype (2)."""
     if null_value is None or null_value != null_value:
@@ -421,7 +428,8 @@ def pruned_loss(
     if prediction.numel() == 0:
         return value, mean, rest, count, column_mean.fill_(float("nan"))
     inner, views = _split([x for x in (prediction, target, mask) if x is not None])
-    tiles = triton.cdiv(num_columns, BLOCK_COLUMN)
+    block_column, num_warps = config_of(num_columns)
+    tiles = triton.cdiv(num_columns, block_column)
     row = 3 if column_weight is None else 4
     rows = prediction.new_empty((samples, tiles, steps, row), dtype=torch.float64)
     spreads = prediction.new_empty((samples, tiles, 3), dtype=torch.float64)
@@ -437,7 +445,7 @@ def pruned_loss(
         LOSS=LOSSES[loss], PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
         **_null(null_value, target.dtype),
         HAS_COLUMN=column_weight is not None, COLUMNS=columns, ROW=row,
-        WIDE=wide, TALL=steps > ROWS, BLOCK_COLUMN=BLOCK_COLUMN, num_warps=NUM_WARPS,
+        WIDE=wide, TALL=steps > ROWS, BLOCK_COLUMN=block_column, num_warps=num_warps,
     )  # fmt: skip
     _pruned_loss_sample_kernel[(samples,)](
         rows, spreads, sums if horizon is None else horizon, means, mean, rest, count, sums,
@@ -486,7 +494,8 @@ def pruned_loss_backward(
     gt = others[1] if target_too else gp
     columns = p.shape[2] * inner
     number = count.sum()
-    _pruned_loss_backward_kernel[(samples * steps, triton.cdiv(columns, BLOCK_COLUMN))](
+    block_column, num_warps = config_of(columns)
+    _pruned_loss_backward_kernel[(samples * steps, triton.cdiv(columns, block_column))](
         p, t, m, p if affine is None else affine, p if horizon is None else horizon,
         number if grad_value is None else grad_value, number if grad_loss is None else grad_loss,
         number if weight is None else weight, p if column_weight is None else column_weight, count, number, gp, gt,
@@ -497,7 +506,7 @@ def pruned_loss_backward(
         HAS_HORIZON=horizon is not None, HAS_VALUE=grad_value is not None, HAS_LOSS=grad_loss is not None,
         HAS_WEIGHT=weight is not None, HAS_COLUMN=column_weight is not None,
         TARGET_TOO=target_too, WIDE=prediction.dtype == torch.float64,
-        BLOCK_COLUMN=BLOCK_COLUMN, num_warps=NUM_WARPS,
+        BLOCK_COLUMN=block_column, num_warps=num_warps,
     )  # fmt: skip
     return results[0], results[1] if target_too else out_target
 

@@ -395,6 +395,61 @@ def test_a_training_step_traces_without_a_break_and_is_not_traced_again_each_epo
     assert results[0][2] == results[1][2]
 
 
+@pytest.mark.parametrize("law", ["uniform", "priority"])
+def test_a_training_step_on_drawn_nodes_traces_without_a_break(law):
+    results = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        generator = torch.Generator().manual_seed(0)
+        sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=20, node_ratio=0.3, node_law=law)
+        criterion = stprune.PrunedLoss(sampler, null_value=0.0, mean=torch.arange(20.0), std=2.0)
+        weight = torch.randn(4, 4, generator=generator).requires_grad_()
+        x, y = (torch.randn(8, 20, 4, generator=generator) for _ in range(2))
+        index = torch.tensor([5, 0, 7])
+
+        def step(x, y, index, node, weight=weight, criterion=criterion):
+            return criterion((x @ weight).transpose(1, 2), y.transpose(1, 2), index, node)
+
+        function = torch.compile(step, fullgraph=True, backend="aot_eager") if compiled else step
+        losses = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            node = sampler.nodes(index)
+            losses.append(function(x[index[:, None], node], y[index[:, None], node], index, node))
+            losses[-1].backward()
+        results.append([*(loss.detach() for loss in losses), weight.grad, sampler.table.scores, sampler.nodes(index)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("nodes", [False, True])
+def test_same_bits_for_any_number_of_threads(nodes, threads):
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        prediction, target = batch(shape=(5, 12, 600, 2))
+        sampler = Law(5, num_epochs=1, num_nodes=700)
+        sampler.weights = torch.rand(5, 700, generator=torch.Generator().manual_seed(1))
+        node = torch.arange(600).expand(5, 600) if nodes else None
+        loss = stprune.PrunedLoss(sampler)(prediction, target, torch.arange(5), node)
+        loss.backward()
+        results.append([loss.detach(), prediction.grad, sampler.table.scores, *([sampler.taken] if nodes else [])])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_scaled_autocast_step_is_the_unscaled_one(dtype):
+    """A gradient scaler multiplies the loss, whose weights and mask stay in float32: dividing again gives the gradient."""
+    prediction, target = batch(dtype)
+    sampler = stprune.PruningSampler(5, num_epochs=1)
+    loss = stprune.PrunedLoss(sampler)(prediction, target.float(), torch.arange(5))
+    (plain,) = torch.autograd.grad(loss, prediction, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss * 1024, prediction)
+    assert scaled.dtype == dtype
+    torch.testing.assert_close(scaled / 1024, plain)
+
+
 PREDICTION, TARGET = torch.zeros(2, 3, 4, 1), torch.zeros(2, 3, 4, 1)
 INDEX = torch.tensor([0, 1])
 

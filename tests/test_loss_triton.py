@@ -1,12 +1,17 @@
 """The Triton kernels of the loss and the table: their results under Triton's interpreter, and that they compile for GPUs."""
 
 import importlib.util
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import torch
+
+import stprune
+from stprune.reference import pruned_loss as reference
 
 KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
 
@@ -35,7 +40,8 @@ from stprune.reference import pruned_loss as reference
 from stprune.reference import table_update as table_reference
 
 generator = torch.Generator().manual_seed(0)
-kernel.BLOCK_COLUMN, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = 16, 4, 2
+assert [kernel.config_of(n)[0] for n in (1, 128, 129, 512, 1024, 8600)] == [128, 128, 256, 512, 1024, 1024]
+kernel.CONFIGS, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
 
 
 def draw(*shape):
@@ -170,12 +176,13 @@ for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
         constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "NULL_KIND": 2, "NULL": 0.1}
         constants |= {"HAS_AFFINE": loss == 3, "WIDE": wide}
         constants["HAS_COLUMN"] = loss == 3
-        tile = {**constants, "TALL": loss == 3, "BLOCK_COLUMN": kernel.BLOCK_COLUMN, "COLUMNS": loss == 3}
-        tile["ROW"] = 4 if loss == 3 else 3
-        compile_for_all(kernel._pruned_loss_tile_kernel, tile, pointers, kernel.NUM_WARPS)
         flags = ("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO")
-        backward = {**constants, **dict.fromkeys(flags, True), "BLOCK_COLUMN": kernel.BLOCK_COLUMN}
-        compile_for_all(kernel._pruned_loss_backward_kernel, backward, pointers, kernel.NUM_WARPS)
+        for block, warps in kernel.CONFIGS if (dtype, loss) == ("fp32", 3) else kernel.CONFIGS[-1:]:
+            tile = {**constants, "TALL": loss == 3, "BLOCK_COLUMN": block, "COLUMNS": loss == 3}
+            tile["ROW"] = 4 if loss == 3 else 3
+            compile_for_all(kernel._pruned_loss_tile_kernel, tile, pointers, warps)
+            backward = {**constants, **dict.fromkeys(flags, True), "BLOCK_COLUMN": block}
+            compile_for_all(kernel._pruned_loss_backward_kernel, backward, pointers, warps)
     sample = {"SPATIAL": 0.5, "TEMPORAL": 0.5, "HAS_HORIZON": True, "ROW": 4, "BLOCK_STEP": kernel.BLOCK_STEP}
     compile_for_all(kernel._pruned_loss_sample_kernel, sample, pointers, 1)
     batch = {"HAS_WEIGHT": True, "BLOCK_SAMPLE": kernel.BLOCK_SAMPLE}
@@ -209,4 +216,90 @@ def test_match_the_reference_in_the_interpreter() -> None:
 
 @needs_triton
 def test_compile_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2)
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2 + 3 * 2)
+
+
+# on a GPU -------------------------------------------------------------------------------------------------
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@gpu
+@needs_triton
+@pytest.mark.parametrize("loss", ["mae", "mse", "huber", "mape", "quantile"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_gpu_matches_the_reference(dtype: torch.dtype, loss: str) -> None:
+    parameter = {"huber": 0.8, "mape": 4.0, "quantile": 0.3}.get(loss, 1.0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-5
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 12, 170), (2, 12, 8600), (2, 12, 300, 3), (3, 40, 700), (4, 12, 1)):
+        columns = math.prod(shape[2:])
+        target = torch.rand(shape, generator=generator) * 3 + 5
+        prediction = (target + torch.rand(shape, generator=generator) * 4 - 2).to(dtype)
+        target = target.masked_fill(torch.rand(shape, generator=generator) < 0.2, 0.0).to(dtype)
+        sizes = ((shape[0],), (5, 1, columns), (shape[1],), (shape[0], columns))
+        extra = [(torch.rand(size, generator=generator) + 0.5).to(wide) for size in sizes]
+        for extras in (False, True):
+            given = [prediction, target, None, *(extra if extras else [None] * 4)]
+            on_gpu = [None if x is None else x.cuda() for x in given]
+            rest = (0.0, loss, parameter)
+            actual = torch.ops.stprune.pruned_loss(*on_gpu, *rest, 0.4, 0.7, True)
+            expected = reference.pruned_loss(*given, *rest, 0.4, 0.7, True)
+            for a, b in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance, equal_nan=True)
+            again = torch.ops.stprune.pruned_loss(*on_gpu, *rest, 0.4, 0.7, True)
+            assert all(torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0)) for a, b in zip(actual, again, strict=True))
+            of_value = torch.tensor(0.7, dtype=wide)
+            grads = torch.ops.stprune.pruned_loss_backward(of_value.cuda(), None, *on_gpu, *rest, actual[3], True)
+            wanted = reference.pruned_loss_backward(of_value, None, *given, *rest, expected[3], True)
+            rough = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype, tolerance)
+            for a, b in zip(grads, wanted, strict=True):
+                torch.testing.assert_close(a.cpu(), b, rtol=rough, atol=1e-11 if dtype == torch.float64 else 1e-6)
+
+
+@gpu
+@needs_triton
+def test_gpu_step_runs_as_a_cuda_graph() -> None:
+    """Forward, loss, table update and backward, captured once and replayed on new data, are the eager step."""
+    results = []
+    for captured in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        sampler = stprune.PruningSampler(64, num_epochs=2).to("cuda")
+        criterion = stprune.PrunedLoss(sampler, null_value=0.0)
+        weight = torch.randn(32, 32, generator=generator).cuda().requires_grad_()
+        batches = [[torch.randn(8, 12, 32, generator=generator).cuda() for _ in range(2)] for _ in range(3)]
+        ids = [torch.arange(8 * i, 8 * i + 8).cuda() for i in range(3)]
+        x, y = (part.clone() for part in batches[0])
+        index = ids[0].clone()
+
+        def step(x=x, y=y, index=index, weight=weight, criterion=criterion):  # type: ignore[no-untyped-def]
+            weight.grad = None
+            loss = criterion(x @ weight, y, index)
+            loss.backward()
+            return loss
+
+        losses = []
+        run = step
+        if captured:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                step()  # compiles the kernels
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                static = step()
+
+            def run(graph=graph, static=static):  # type: ignore[no-untyped-def,misc]
+                graph.replay()
+                return static
+
+        for batch, batch_ids in zip(batches, ids, strict=True):
+            for to, source in zip((x, y, index), (*batch, batch_ids), strict=True):
+                to.copy_(source)
+            losses.append(run().detach().clone())  # type: ignore[no-untyped-call]
+            losses.append(weight.grad.clone())
+        results.append([*losses, sampler.table.scores[:24].clone()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

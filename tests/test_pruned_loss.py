@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import stprune
+import stprune.ops.pruned_loss as module
 from stprune.reference import pruned_loss as reference
 from stprune.reference import residual_stats as stats_reference
 from stprune.testing import isa, isas
@@ -381,6 +382,26 @@ def test_opcheck(dtype, loss, extras):
     torch.library.opcheck(torch.ops.stprune.pruned_loss_backward.default, (*grads, *arguments, *options, count, True))
     nodes = [x if x is None else x.unsqueeze(-1) for x in arguments[:3]]
     torch.library.opcheck(torch.ops.stprune.node_stats.default, (*nodes, *options))
+
+
+@pytest.mark.parametrize("name", ["_AutoDispatchBelowAutograd", "_are_functorch_transforms_active"])
+def test_a_torch_without_the_short_way_gives_the_same(name, monkeypatch):
+    """Both names are undocumented: without either the registered op is called, with the same loss and gradient."""
+    assert module._find_short_way() is not None
+    results = []
+    for drop in (False, True):
+        if drop:
+            with monkeypatch.context() as without:
+                without.delattr(torch._C, name)
+                found = module._find_short_way()
+            assert found is None
+            monkeypatch.setattr(module, "_SHORT_WAY", found)
+        prediction, *others = case((3, 5, 19), extras=True)
+        prediction.requires_grad_()
+        value, *rest = module.pruned_loss(prediction, *others, 0.0, "huber", 1.5, 0.4, 0.7, False)
+        value.backward()
+        results.append([value, *rest, prediction.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_second_derivative_is_refused():
