@@ -18,7 +18,7 @@ from stprune.headroom.choices import Choice, Choices, choose
 from stprune.headroom.cost import StepCost, StepTimes, fit_cost, sizes_to_time, typical
 from stprune.headroom.gradients import GradientStats
 from stprune.headroom.losses import entries, pair_means
-from stprune.headroom.report import sentences
+from stprune.headroom.report import fit_error, sentences
 from stprune.models import STID, STAEformer
 
 NODES, STEPS = 6, 12
@@ -342,7 +342,7 @@ def settled(pairs, cost, loss=None):
     stats = stats_of(pairs, loss)
     sizes = sizes_to_time(stats.num_nodes)
     choices = choose(stats, StepTimes(sizes, np.tile(cost.at(sizes), (3, 1))), seed=0)
-    text = sentences(choices, variance.moments(stats), cost, noise_share=0.9, bias_share=None, stopped_early=False)
+    text = sentences(choices, variance.moments(stats), cost, noise_share=0.9, bias_share=None, stopped_early=False, error=0.0)
     return choices, text
 
 
@@ -369,6 +369,21 @@ def test_a_step_that_costs_the_same_with_fewer_nodes_cannot_pay():
     assert "still costs 100% of a full one" in text[0]
 
 
+def test_times_that_do_not_fit_are_told():
+    stats, cost = stats_of(drawn_pairs(0.3, nodes=50)), StepCost(1.0, 1.0, 0.0)
+    sizes = sizes_to_time(50)
+    seconds = np.tile(cost.at(sizes) * np.where(sizes == 12, 2.0, 1.0), (3, 1))
+    off = fit_error(StepTimes(sizes, seconds), cost)
+    assert off == pytest.approx(0.5)
+    assert fit_error(StepTimes(sizes, np.tile(cost.at(sizes), (3, 1))), cost) == pytest.approx(0.0)
+    choices = choose(stats, StepTimes(sizes, seconds), seed=0)
+    for error in (off, 0.1):
+        text = sentences(
+            choices, variance.moments(stats), cost, noise_share=0.9, bias_share=None, stopped_early=False, error=error
+        )
+        assert any("as on a busy machine" in each for each in text) == (error > 0.15)
+
+
 def test_one_node_cannot_be_pruned():
     _, text = settled(drawn_pairs(0.0, nodes=1), StepCost(1.0, 1.0, 0.0))
     assert "there is only one" in text[0]
@@ -384,7 +399,7 @@ def test_an_interval_that_includes_full_training_is_told():
     best = Choice(5, 0.1, 1.0, 1.2, 0.5, 0.6, (0.3, 1.4))
     text = sentences(
         Choices(best, best, best, best, (0.2, 0.3)), variance.moments(stats), StepCost(1.0, 1.0, 0.0),
-        noise_share=0.9, bias_share=None, stopped_early=False,
+        noise_share=0.9, bias_share=None, stopped_early=False, error=0.0,
     )  # fmt: skip
     assert text[0].startswith("Pruning nodes cannot be shown to pay here: 60% [30%, 140%]")
     assert text[1].startswith("Pruning windows cannot be shown to pay here: 60% [30%, 140%]")

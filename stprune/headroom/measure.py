@@ -18,7 +18,7 @@ from stprune.headroom.cost import MakeOptimizer, fit_cost, time_steps, typical
 from stprune.headroom.gradients import GradientStats, drawn_bias, measure_gradients, measured_parameters
 from stprune.headroom.losses import Loss, resolve
 from stprune.headroom.progress import bar
-from stprune.headroom.report import sentences
+from stprune.headroom.report import fit_error, sentences
 from stprune.headroom.result import Headroom
 from stprune.headroom.variance import moments
 from stprune.ops import _check, draw_nodes, gather_nodes
@@ -175,7 +175,15 @@ def headroom(
         node_ratio=choices.nodes.node_ratio if choices.nodes.pays else 1.0,
         keep_ratio=choices.windows.keep_ratio if choices.windows.pays and choices.score.pays else 1.0,
         verdict=tuple(
-            sentences(choices, gradient, cost, noise_share=noise_share, bias_share=bias_share, stopped_early=stopped_early)
+            sentences(
+                choices,
+                gradient,
+                cost,
+                noise_share=noise_share,
+                bias_share=bias_share,
+                stopped_early=stopped_early,
+                error=fit_error(times, cost),
+            )
         ),
     )
 

@@ -21,10 +21,18 @@ _FLAT = 1.05
 _LITTLE_NOISE = 0.2
 # A squared length: a mean gradient that is off by a tenth of its length.
 _SMALL_BIAS = 0.01
+_LARGE_ERROR = 0.15
 
 
 def sentences(
-    choices: Choices, gradient: Moments, cost: StepCost, *, noise_share: float, bias_share: float | None, stopped_early: bool
+    choices: Choices,
+    gradient: Moments,
+    cost: StepCost,
+    *,
+    noise_share: float,
+    bias_share: float | None,
+    stopped_early: bool,
+    error: float,
 ) -> list[str]:
     """What the numbers say, plainly.
 
@@ -35,6 +43,7 @@ def sentences(
         noise_share: of a batch's gradient.
         bias_share: of the mean gradient at the best number of nodes; None unless nodes interact in the model.
         stopped_early: not all windows were measured.
+        error: of the cost's fit, see `fit_error`.
 
     Returns:
         One text per finding: nodes, windows, then what to bear in mind.
@@ -51,6 +60,11 @@ def sentences(
             f"The model's nodes interact: a forecast from {choices.nodes.num_drawn} drawn nodes is another forecast, and its "
             f"mean gradient is off by {bias_share:.1%} of the full one's squared length, which no number of epochs averages "
             f"out ({size}). Check it with a short run."
+        )
+    if error > _LARGE_ERROR:
+        found.append(
+            f"The timed steps lie up to {error:.0%} off the cost fitted to them, as on a busy machine: the costs are rough, "
+            "the variances are not. Measure again on a quiet one."
         )
     if stopped_early:
         found.append("Time ran out before all windows were measured: the intervals are wider than they could be.")
