@@ -99,8 +99,8 @@ def _cases(suite: str, options: argparse.Namespace, device: torch.device) -> Ite
                 yield from loss.losses(shape, dtype, device)
         for shape in loss.SHAPES[:2]:
             yield from loss.residuals(shape, device)
-        for batch in (64, 4096):
-            yield from loss.table_updates(batch, 10**6, device)
+        for batch in (64, 16384):
+            yield from loss.table_updates(batch, 10**7, device)
     else:
         yield from importlib.import_module("window_cases").windows(device)
 

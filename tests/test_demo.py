@@ -588,6 +588,18 @@ def test_overhead_is_judged_by_the_full_runs_time_and_longer_runs_apart():
     assert any("long takes 2.0 times as many steps" in s and "cost 10.00%" in s and "above the limit of 2%" in s for s in text)
 
 
+def test_a_scoring_loss_faster_than_the_plain_one_is_a_saving_and_only_then():
+    labels = {"full": "full", "st-prune": "windows", "nodes": "nodes"}
+    saving = record("st-prune", plan_seconds=0.1, score_seconds=-0.2)
+    text = verdict.sentences(summarize([record("full"), saving]), labels, num_seeds=1)
+    assert any("Deciding and scoring saved at least 0.50% of the full run's time (windows" in s for s in text)
+    assert any("the fused loss with scores took less time than the plain masked loss alone" in s for s in text)
+    # One run that pays is the worst of all.
+    text = verdict.sentences(summarize([record("full"), saving, record("nodes", plan_seconds=0.1)]), labels, num_seeds=1)
+    assert any("cost at most" in s and "(nodes" in s for s in text)
+    assert not any("saved" in s for s in text)
+
+
 def test_the_worth_of_the_loader_is_told():
     before, after = delivery.DeliveryTimes(2.0, 0.5, 1.0), delivery.DeliveryTimes(1.5, 0.05, 1.0)
     text = verdict.delivery_sentence({"DataLoader": before, "WindowLoader": after})

@@ -145,16 +145,25 @@ def _overhead(rows: list[Row], labels: dict[str, str]) -> list[str]:
     if others:
         worst = max(others, key=lambda row: row.overhead_of_full)
         texts.append(
-            f"Deciding and scoring cost at most {worst.overhead_of_full:.2f}% of the full run's time ({labels[worst.name]}; "
+            f"Deciding and scoring {_cost(worst, at_worst=True)} of the full run's time ({labels[worst.name]}; "
             f"{worst.overhead:.2f}% of its own), {_kept(worst)}."
         )
     texts += [
         f"{labels[row.name]} takes {row.steps / full.steps:.1f} times as many steps as full training, and deciding and scoring "
-        f"cost {row.overhead_of_full:.2f}% of the full run's time ({row.overhead:.2f}% of its own), {_kept(row)}."
+        f"{_cost(row)} of the full run's time ({row.overhead:.2f}% of its own), {_kept(row)}."
         for row in longer
     ]
     return texts
 
 
+def _cost(row: Row, *, at_worst: bool = False) -> str:
+    """What pruning took beyond the plain masked loss, or saved where the scoring loss was measured to be faster than it."""
+    if row.overhead_of_full < 0:
+        return f"saved {'at least ' * at_worst}{-row.overhead_of_full:.2f}%"
+    return f"cost {'at most ' * at_worst}{row.overhead_of_full:.2f}%"
+
+
 def _kept(row: Row) -> str:
+    if row.overhead_of_full < 0:
+        return "as the fused loss with scores took less time than the plain masked loss alone"
     return f"{'within' if row.overhead_of_full <= OVERHEAD_LIMIT else 'above'} the limit of {OVERHEAD_LIMIT:.0f}%"
