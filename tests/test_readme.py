@@ -87,3 +87,24 @@ def test_the_comparison_of_graph_draws_is_that_of_committed_rows():
     errors = [f"{mean(draw, 'validation_mae'):.2f}" for draw in ("random", "one cluster", "all nodes")]
     assert errors[0] == errors[1]
     assert f"the same validation MAE, {errors[0]} against {errors[2]} with all nodes" in told
+
+
+def test_the_output_of_headroom_is_a_committed_one():
+    """`stprune headroom > benchmarks/results/headroom.txt` made it; nobody typed it."""
+    printed = (ROOT / "benchmarks" / "results" / "headroom.txt").read_text()
+    assert printed.strip() in [block.strip() for block in blocks("text")]
+
+
+def test_what_is_told_of_headroom_is_what_committed_rows_say():
+    lines = (ROOT / "benchmarks" / "results" / "headroom.jsonl").read_text().splitlines()
+    rows = list(map(json.loads, lines))
+    told = " ".join(README.split())
+    variances = [row for row in rows if row["kind"] == "variance" and "predicted_by_seed" in row]
+    assert len({row["model"] for row in variances}) == 2
+    worst = max(abs(row["predicted"] / row["measured"] - 1) for row in variances)
+    assert f"within {worst:.0%} of the measured one" in told
+    full, nodes = [row for row in rows if row["kind"] == "run"][-2:]
+    assert f"{nodes['m']} of {full['m']} nodes for {nodes['epochs']} epochs against all nodes for {full['epochs']}" in told
+    assert f"predicted {nodes['predicted_cost']:.0%} of the cost" in told
+    assert f"measured {nodes['seconds'] / full['seconds']:.0%} of the time" in told
+    assert f"MAE {nodes['validation_mae']:.4f} against {full['validation_mae']:.4f}" in told
