@@ -47,14 +47,16 @@ struct WeightedKeys {
   }
 };
 
-// Horvitz-Thompson weights of priority sampling: max(1, tau / w), tau = 1 / threshold.
+// Horvitz-Thompson weights of priority sampling: max(1, tau / w), tau = 1 / threshold. All weigh 1 where the threshold
+// is infinite.
 void priority_weights(const float* weights, const int64_t* indices, int64_t k, float threshold, float* out /* [k] */) {
+  if (threshold == std::numeric_limits<float>::infinity()) {
+    std::fill(out, out + k, 1.0f);
+    return;
+  }
   // A threshold that underflowed to zero would make the weights infinite.
   const double tau = 1.0 / std::max(static_cast<double>(threshold), 0x1p-149);
-  for_chunks(num_chunks(k), [=](int64_t chunk) {
-    const int64_t first = chunk * CHUNK;
-    kernels().sample_weights(weights, indices + first, chunk_size(k, chunk), tau, out + first);
-  });
+  kernels().sample_weights(weights, indices, k, tau, out);
 }
 
 // The k items drawn and, but for the race, their weights.
@@ -62,19 +64,16 @@ void draw_weighted_kernel(const float* weights /* [n] */, int64_t n, int64_t k, 
                           int64_t* to /* [k] */, float* result /* [k] */) {
   if (k == 0) return;
   const WeightedKeys keys{weights, n, philox_key(seed), static_cast<uint32_t>(epoch), race};
-  // The threshold is the key after the last that is kept. There is none when k takes every item, or every one with a
-  // weight: then all are certain and weigh 1.
-  float threshold = std::numeric_limits<float>::infinity();
-  if (k < n) {
-    threshold = -select_largest(keys, k + 1, k, to);
-  } else {
+  if (k == n) {
     std::iota(to, to + n, int64_t{0});
-  }
-  if (race) return;
-  if (threshold < std::numeric_limits<float>::infinity()) {
-    priority_weights(weights, to, k, threshold, result);
+    if (!race) std::fill(result, result + k, 1.0f);
+  } else if (race) {
+    select_largest(keys, k, k, to);
   } else {
-    std::fill(result, result + k, 1.0f);
+    // The threshold is the key after the last that is kept; infinite when only items of weight 0 are left.
+    select_largest(keys, k + 1, k, to, [&](float key, int64_t first, int64_t count) {
+      priority_weights(weights, to + first, count, -key, result + first);
+    });
   }
 }
 

@@ -79,9 +79,9 @@ bool split_all(const Source& source, Bracket<typename Source::Key> ends, uint64_
 }
 
 // The threshold among the candidates is known: mark those before it, then the first that equal it, and write indices.
-template <typename T>
+template <typename T, typename Visit>
 void emit_marked(const CandidateLists<T>& lists, T threshold, const Counts& above, int64_t n, int64_t take,
-                 uint64_t* marks, int64_t* out /* [take] */) {
+                 uint64_t* marks, int64_t* out /* [take] */, const Visit& visit) {
   Counts counts(num_chunks(n));
   for_chunks(num_chunks(n), [&](int64_t chunk) {
     const Candidates<T>& list = lists.chunks[chunk];
@@ -105,14 +105,17 @@ void emit_marked(const CandidateLists<T>& lists, T threshold, const Counts& abov
       const uint64_t mark = list.values[i] > threshold || tie;
       bits[list.positions[i] >> 6] |= mark << (list.positions[i] & 63);
     }
-    kernels().emit(bits, (chunk_size(n, chunk) + 63) / 64, chunk * CHUNK, out + places.offset[chunk],
-                   counts.greater[chunk] + places.quota[chunk]);
+    const int64_t total = counts.greater[chunk] + places.quota[chunk];
+    kernels().emit(bits, (chunk_size(n, chunk) + 63) / 64, chunk * CHUNK, out + places.offset[chunk], total);
+    visit(threshold, places.offset[chunk], total);
   });
 }
 
 // The rank-th largest key, 1 <= rank <= n, and the indices of the `take` largest, ascending; take is rank or rank - 1.
-template <typename Source>
-typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, int64_t* out /* [take] */) {
+// visit(threshold, first, count) is called, on any thread, for the stretches of `out` when they have been written.
+template <typename Source, typename Visit>
+typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, int64_t* out /* [take] */,
+                                    const Visit& visit) {
   using T = typename Source::Key;
   T threshold;
   if (source.n <= SMALL_SELECT) {
@@ -140,7 +143,7 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
             values.insert(values.end(), list.values, list.values + list.count);
           }
           threshold = kth_largest(values, rank - counts.total_greater);
-          emit_marked(lists, threshold, counts, source.n, take, marks.data(), out);
+          emit_marked(lists, threshold, counts, source.n, take, marks.data(), out, visit);
           return threshold;
         }
         below_high = counts.total_greater < rank;
@@ -149,14 +152,19 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
       threshold = below_high ? ends.low : ends.high;
       const Counts counts = count_around(source, threshold);
       if (counts.holds(rank)) {
-        emit_around(source, threshold, counts, take, out);
+        emit_around(source, threshold, counts, take, out, visit);
         return threshold;
       }
     }
     threshold = radix_threshold(source, rank);
   }
-  emit_around(source, threshold, count_around(source, threshold), take, out);
+  emit_around(source, threshold, count_around(source, threshold), take, out, visit);
   return threshold;
+}
+
+template <typename Source>
+typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, int64_t* out /* [take] */) {
+  return select_largest(source, rank, take, out, [](typename Source::Key, int64_t, int64_t) {});
 }
 
 }  // namespace
