@@ -101,7 +101,7 @@ def test_every_source_has_its_registration_and_every_registration_a_cpu_kernel()
         ops = re.findall(r'm\.impl\("(\w+)"', (CUDA / f"{name}.cpp").read_text())
         assert ops
         on_cpu = re.findall(r'm\.impl\("(\w+)"', (ROOT / "csrc" / "cpu" / f"{name}.cpp").read_text())
-        assert set(ops) == set(on_cpu)
+        assert set(ops) <= set(on_cpu)
 
 
 def test_kernels_have_no_torch_and_no_fast_arithmetic():
