@@ -2,6 +2,7 @@
 
 python benchmarks/plot.py                 # benchmarks/results/selection-cpu.svg
 python benchmarks/plot.py --table         # markdown
+python benchmarks/plot.py --table loss    # that of the loss
 python benchmarks/plot.py --device cuda --rows FILE --out PICTURE
 """
 
@@ -29,24 +30,48 @@ OTHERS = ("#1d4ed8", "#0f766e", "#7c3aed", "#a16207", "#64748b")
 def main() -> int:
     """Print or draw; 1 when there are no rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table instead of drawing")
+    parser.add_argument("--table", nargs="?", const="selection", choices=("selection", "loss"), help="print it, draw nothing")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=pathlib.Path, help="file of rows; results/selection-DEVICE.jsonl")
     parser.add_argument("--out", type=pathlib.Path, help="picture to write; beside the rows")
     parser.add_argument("--allocator", default="default")
     options = parser.parse_args()
-    source = options.rows or RESULTS / f"selection-{options.device}.jsonl"
+    source = options.rows or RESULTS / f"{options.table or 'selection'}-{options.device}.jsonl"
     rows = [row for row in records.read(source) if row["allocator"] == options.allocator]
     if not rows:
         print(f"{source} has no rows of the {options.allocator} allocator: run benchmarks/run.py", file=sys.stderr)
         return 1
     if options.table:
-        print(table(rows))
+        print(loss_table(rows) if options.table == "loss" else table(rows))
     else:
         target = options.out or source.with_suffix(".svg")
         draw(rows, target)
         print(target)
     return 0
+
+
+LOSS_RIVALS = {
+    "field's eager masked MAE": "eager masked MAE",
+    "torch.compile of eq. 1-4": "torch.compile of eq. 1-4",
+    "(prediction - target).abs().mean()": "plain `(p - t).abs().mean()`",
+}
+
+
+def loss_table(rows: list[records.Row]) -> str:
+    """The loss, float32, as markdown: our time, and each rival's as a multiple of it."""
+    threads = sorted({row["threads"] for row in rows})
+    lines = [
+        "| job, float32 | threads | ours | " + " | ".join(LOSS_RIVALS.values()) + " | passes |",
+        "| --- | ---: | ---: |" + " ---: |" * (len(LOSS_RIVALS) + 1),
+    ]
+    for job in dict.fromkeys(row["job"] for row in rows if row["job"].endswith("float32")):
+        for count in threads:
+            here = {row["contender"]: row for row in rows if row["job"] == job and row["threads"] == count}
+            ours = here["stprune"]["median_ms"]
+            ratios = [f"{here[name]['median_ms'] / ours:.1f}x" if name in here else "" for name in LOSS_RIVALS]
+            name = job.removesuffix(" float32")
+            lines.append(f"| {name} | {count} | {ours:.2f} ms | {' | '.join(ratios)} | {here['stprune']['passes']:.1f} |")
+    return "\n".join(lines)
 
 
 def table(rows: list[records.Row]) -> str:

@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 import statistics
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -74,6 +76,19 @@ def test_the_result_table_is_a_committed_row():
         assert cells[7] in ("", f"{run['overhead_of_full']:.1f}%"), line
 
 
+def test_the_spread_over_seeds_is_a_committed_row():
+    lines = (ROOT / "benchmarks" / "results" / "demo.jsonl").read_text().splitlines()
+    row = [row for row in map(json.loads, lines) if row["settings"]["seeds"] == 3][-1]
+    long = next(run for run in row["rows"] if run["name"] == "nodes-long")
+    mean, spread = long["mae_change"]
+    told = " ".join(README.split())
+    assert f"test MAE was {-mean:.1f}% ± {spread:.1f}% lower than full training's in the same time" in told
+    assert f"{long['speedup'][0]:.1f}" == "1.0"
+    reached = next(text for text in row["findings"] if "reached the full run's best validation MAE" in " ".join(text.split()))
+    share = " ".join(reached.split()).split("MAE after ")[1].split("%")[0]
+    assert f"reached its best validation MAE in {share}% of it" in told
+
+
 def test_the_comparison_of_graph_draws_is_that_of_committed_rows():
     lines = (ROOT / "benchmarks" / "results" / "graph_draws.jsonl").read_text().splitlines()
     rows = list(map(json.loads, lines))
@@ -108,3 +123,27 @@ def test_what_is_told_of_headroom_is_what_committed_rows_say():
     assert f"predicted {nodes['predicted_cost']:.0%} of the cost" in told
     assert f"measured {nodes['seconds'] / full['seconds']:.0%} of the time" in told
     assert f"MAE {nodes['validation_mae']:.4f} against {full['validation_mae']:.4f}" in told
+
+
+def test_the_tables_of_speed_are_made_from_committed_rows():
+    """Every line of them is one that benchmarks/plot.py prints."""
+    section = README.split("## Speed")[1].split("\n## ")[0]
+    lines = {line for line in section.splitlines() if line.startswith("| ")}
+    made = set()
+    for kind in ("selection", "loss"):
+        command = [sys.executable, str(ROOT / "benchmarks" / "plot.py"), "--table", kind]
+        made |= set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    assert len(lines) > 20
+    assert lines <= made
+
+
+def test_the_cost_of_the_tables_update_is_that_of_committed_rows():
+    rows = list(map(json.loads, (ROOT / "benchmarks" / "results" / "loss-cpu.jsonl").read_text().splitlines()))
+
+    def median(job, contender):
+        return next(r["median_ms"] for r in rows if r["job"] == job and r["contender"] == contender and r["threads"] == 1)
+
+    few, many = "ScoreTable.update B=64", "ScoreTable.update B=16384"
+    told = " ".join(README.split())
+    assert f"({median(few, 'stprune') * 1e3:.0f} against {median(few, 'index_copy_') * 1e3:.0f} us for 64 ids" in told
+    assert f"{median(many, 'stprune'):.2f} against {median(many, 'index_copy_'):.2f} ms for 16,384 of 10^7)" in told
