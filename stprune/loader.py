@@ -363,8 +363,6 @@ def _chunk_settings(
         return None
     if not isinstance(sampler, PruningSampler) or sampler.granularity == "pair":
         raise ValueError(f'{_OP}: order must be "sampler" without a PruningSampler of windows, got {order!r}')
-    if sampler.granularity == "pair":
-        raise ValueError(f'{_OP}: order must be "sampler" for a sampler of pairs, got {order!r}')
     if isinstance(series, ChunkedSeries):
         chunk_rows = series.chunk if chunk_rows is None else chunk_rows
         memory_chunks = series.memory_chunks if memory_chunks is None else memory_chunks

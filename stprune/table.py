@@ -138,7 +138,7 @@ class ScoreTable:
         if scores.device != self.device:
             raise ValueError(f"{op}: scores must live on the table's device {self.device}, got {scores.device}")
         if index.device != self.device:
-            _check_ids(op, index, self.num_samples)
+            _check.ids(op, index, self.num_samples)
             index = index.to(self.device, non_blocking=True)
         index, values = index.contiguous(), scores.detach().contiguous()
         if values.dtype != torch.float32:
@@ -151,7 +151,7 @@ class ScoreTable:
             table_update(*arguments, beta=self.beta, counted=counted)
         except RuntimeError:
             # The op looks at the ids before it writes; what it says is said again as an error of the argument.
-            _check_ids(op, index, self.num_samples)
+            _check.ids(op, index, self.num_samples)
             raise
 
     def advance(self, num_epochs: int = 1) -> None:
@@ -231,12 +231,3 @@ class ScoreTable:
         self._stamp.copy_(state["stamp"])
         if self._variance is not None:
             self._variance.copy_(state["variance"])
-
-
-def _check_ids(op: str, index: torch.Tensor, num_samples: int) -> None:
-    """Refuse ids on the CPU that lie outside the table."""
-    if index.device.type != "cpu" or index.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(index))
-    if low < 0 or high >= num_samples:
-        raise ValueError(f"{op}: index must lie in [0, {num_samples - 1}], got {low if low < 0 else high}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from stprune.ops import permute
+from stprune.ops import _check, permute
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class UniformPlan:
 
     def to(self, device: torch.device | str) -> UniformPlan:
         """Itself: there is nothing to move."""
-        return replace(self)
+        return self
 
 
 class UniformWeights:
@@ -95,11 +95,8 @@ class UniformWeights:
         Raises:
             ValueError: an id lies outside the data set (ids on a GPU are not looked at, as that would wait for the device).
         """
-        if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-            low, high = (int(end) for end in torch.aminmax(index))
-            if low < 0 or high >= self._num_samples:
-                bad = low if low < 0 else high
-                raise ValueError(f"PrunedLoss: index must lie in [0, {self._num_samples - 1}], got {bad}")
+        if not torch.compiler.is_compiling():
+            _check.ids("PrunedLoss", index, self._num_samples)
         if per_step:
             return torch.ones(index.shape, device=index.device)
         return self._weight.to(index.device).expand(index.shape).contiguous()

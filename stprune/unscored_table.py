@@ -17,9 +17,6 @@ class UnscoredTable:
         device: the training device; None means the CPU.
     """
 
-    beta = 0.0
-    decay = 1.0
-
     def __init__(self, num_samples: int, *, device: torch.device | str | None = None) -> None:
         self.num_samples = num_samples
         self.epoch = 0

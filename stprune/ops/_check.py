@@ -40,6 +40,15 @@ def index(op: str, name: str, value: Any) -> torch.Tensor:
     return vector(op, name, value)
 
 
+def ids(op: str, value: torch.Tensor, num_samples: int) -> None:
+    """An index on the CPU holds ids in [0, num_samples); on other devices looking would wait for them."""
+    if value.device.type != "cpu" or value.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(value))
+    if low < 0 or high >= num_samples:
+        raise ValueError(f"{op}: index must lie in [0, {num_samples - 1}], got {low if low < 0 else high}")
+
+
 def integer(op: str, name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` is a whole number (no bool, no float) in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
