@@ -2,13 +2,11 @@
 
 import importlib.util
 import math
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
+from own_process import run
 
 import stprune
 from stprune.reference import pruned_loss as reference
@@ -196,27 +194,14 @@ for flag in (True, False):
 )
 
 
-def run(script: str, **environment: str) -> str:
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(KERNELS)],
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
-
-
 @needs_triton
 def test_match_the_reference_in_the_interpreter() -> None:
-    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
+    assert run(INTERPRETED, str(KERNELS), TRITON_INTERPRET="1").strip() == "ok"
 
 
 @needs_triton
 def test_compile_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2 + 3 * 2)
+    assert len(run(COMPILED, str(KERNELS), TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2 + 3 * 2)
 
 
 # on a GPU -------------------------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """The Triton kernel of window_stats: its results under Triton's interpreter, and that it compiles for real GPUs."""
 
 import importlib.util
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from own_process import run
 
 KERNEL = pathlib.Path(__file__).resolve().parents[1] / "kernels" / "window_stats.py"
 
@@ -89,24 +87,11 @@ for dtype in ("fp32", "fp64"):
 """
 
 
-def run(script: str, **environment: str) -> str:
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(KERNEL)],
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
-
-
 @needs_triton
 def test_matches_reference_in_the_interpreter() -> None:
-    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
+    assert run(INTERPRETED, str(KERNEL), TRITON_INTERPRET="1").strip() == "ok"
 
 
 @needs_triton
 def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12
+    assert len(run(COMPILED, str(KERNEL), TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12

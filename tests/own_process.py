@@ -1,0 +1,19 @@
+"""Scripts that run in a process of their own: TRITON_INTERPRET must be set before a kernel is imported, and is not undone."""
+
+import os
+import subprocess
+import sys
+
+
+def run(script: str, *arguments: str, **environment: str) -> str:
+    """What the script printed; its error output fails the test."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
