@@ -138,7 +138,7 @@ class ScoreTable:
         if scores.device != self.device:
             raise ValueError(f"{op}: scores must live on the table's device {self.device}, got {scores.device}")
         if index.device != self.device:
-            _check.ids(op, index, self.num_samples)
+            _check.ids(op, "index", index, self.num_samples - 1)
             index = index.to(self.device, non_blocking=True)
         index, values = index.contiguous(), scores.detach().contiguous()
         if values.dtype != torch.float32:
@@ -151,7 +151,7 @@ class ScoreTable:
             table_update(*arguments, beta=self.beta, counted=counted)
         except RuntimeError:
             # The op looks at the ids before it writes; what it says is said again as an error of the argument.
-            _check.ids(op, index, self.num_samples)
+            _check.ids(op, "index", index, self.num_samples - 1)
             raise
 
     def advance(self, num_epochs: int = 1) -> None:

@@ -95,8 +95,7 @@ class UniformWeights:
         Raises:
             ValueError: an id lies outside the data set (ids on a GPU are not looked at, as that would wait for the device).
         """
-        if not torch.compiler.is_compiling():
-            _check.ids("PrunedLoss", index, self._num_samples)
+        _check.ids("PrunedLoss", "index", index, self._num_samples - 1)
         if per_step:
             return torch.ones(index.shape, device=index.device)
         return self._weight.to(index.device).expand(index.shape).contiguous()

@@ -40,13 +40,13 @@ def index(op: str, name: str, value: Any) -> torch.Tensor:
     return vector(op, name, value)
 
 
-def ids(op: str, value: torch.Tensor, num_samples: int) -> None:
-    """An index on the CPU holds ids in [0, num_samples); on other devices looking would wait for them."""
-    if value.device.type != "cpu" or value.numel() == 0:
+def ids(op: str, name: str, value: torch.Tensor, high: int) -> None:
+    """`value` holds whole numbers in [0, high], where looking costs nothing: on the CPU, outside of a compiled graph."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
         return
-    low, high = (int(bound) for bound in torch.aminmax(value))
-    if low < 0 or high >= num_samples:
-        raise ValueError(f"{op}: index must lie in [0, {num_samples - 1}], got {low if low < 0 else high}")
+    low, top = (int(bound) for bound in torch.aminmax(value))
+    if low < 0 or top > high:
+        raise ValueError(f"{op}: {name} must lie in [0, {high}], got {low if low < 0 else top}")
 
 
 def integer(op: str, name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -147,29 +147,20 @@ def gather_windows(
     if num_times < history + horizon:
         raise ValueError(f"{_OP}: series must hold at least history + horizon = {history + horizon} rows, got {num_times}")
     start = _check.index(_OP, "start", start)
-    _check_ids("start", start, num_times - history - horizon)
+    _check.ids(_OP, "start", start, num_times - history - horizon)
     if node is not None:
         node = _check.tensor(_OP, "node", node)
         if node.dtype != torch.int64:
             raise TypeError(f"{_OP}: node must be int64, got {node.dtype}")
         if node.dim() != 2 or node.shape[0] != start.shape[0]:
             raise ValueError(f"{_OP}: node must have shape [B, m] with B = {start.shape[0]}, got {tuple(node.shape)}")
-        _check_ids("node", node, num_nodes - 1)
+        _check.ids(_OP, "node", node, num_nodes - 1)
         node = _placed("node", node, series.device)
     start = _placed("start", start, series.device)
     shapes = recipe.shapes(start.shape[0], num_nodes if node is None else node.shape[1], history, horizon)
     x, y = _outputs(recipe, shapes, out)
     recipe.fill_in(start, node, x, y)
     return x, y
-
-
-def _check_ids(name: str, ids: Tensor, high: int) -> None:
-    # Only where looking at the values costs nothing; see Raises.
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
-        return
-    low, top = (int(bound) for bound in torch.aminmax(ids))
-    if low < 0 or top > high:
-        raise ValueError(f"{_OP}: {name} must lie in [0, {high}], got {low if low < 0 else top}")
 
 
 def _placed(name: str, ids: Tensor, device: torch.device) -> Tensor:
