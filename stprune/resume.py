@@ -8,6 +8,7 @@ import torch
 
 from stprune.plan import EpochPlan
 from stprune.uniform_plan import UniformPlan
+from stprune.unscored_table import UnscoredTable
 
 if TYPE_CHECKING:
     from stprune.sampler import PruningSampler
@@ -74,7 +75,7 @@ def restore(sampler: PruningSampler, state: dict[str, Any]) -> None:
 
 def _plan(sampler: PruningSampler, state: dict[str, Any]) -> EpochPlan | UniformPlan:
     num_samples = sampler.table.num_samples
-    if sampler._is_lazy:
+    if isinstance(sampler.table, UnscoredTable):
         return UniformPlan(sampler.epoch, int(state["count"]), num_samples, sampler.seed)
     if state["indices"] is None:
         indices, weights = torch.arange(num_samples), torch.ones(1).expand(num_samples)

@@ -14,7 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 from stprune.batches import CHUNK, Batches
 from stprune.granularity import Granularity
 from stprune.laws import NodeLaw
-from stprune.methods import Method, asked_count, resolve
+from stprune.methods import Full, Method, SoftRandom, asked_count, resolve
 from stprune.ops import _check
 from stprune.plan import EpochPlan, PlanWeights, checked_strata, plan_epoch
 from stprune.ranks import is_distributed, length_of, ranks
@@ -123,7 +123,7 @@ class PruningSampler(DistributedSampler[int]):
         self.table: ScoreTable | UnscoredTable = (
             # Pairs are too many to keep scores that nobody reads.
             UnscoredTable(size)
-            if self._is_lazy
+            if self.granularity == "pair" and self.strata is None and type(self.method) in (SoftRandom, Full)
             else ScoreTable(size, beta=self.method.beta, decay=self.method.decay, track_variance=self.method.track_variance)
         )
         self.epoch = 0
@@ -193,19 +193,14 @@ class PruningSampler(DistributedSampler[int]):
         """The share of samples the schedule asks for in `epoch`."""
         return self.keep_ratio if self.fixed_length else self.schedule(epoch)
 
-    @property
-    def _is_lazy(self) -> bool:
-        return self.granularity == "pair" and self.method.name in ("soft-random", "full") and self.strata is None
-
     def _make_plan(self) -> EpochPlan | UniformPlan:
         ratio = self.schedule(self.epoch)
-        if self._is_lazy:
-            ratio = 1.0 if self.method.name == "full" else self.keep_ratio if self.fixed_length else ratio
+        if isinstance(self.table, UnscoredTable):
+            ratio = 1.0 if isinstance(self.method, Full) else self.keep_ratio if self.fixed_length else ratio
             size = self.table.num_samples
             return UniformPlan(self.epoch, asked_count(ratio, size), size, self.seed)
         method: str | Method = self.method
-        # Without a table there are no scores but the unknown ones.
-        scores = self.method.scores_of(self.table) if isinstance(self.table, ScoreTable) else self.table.scores
+        scores = self.method.scores_of(self.table)
         if self.fixed_length:
             if ratio > self.keep_ratio:
                 method = "soft-random"

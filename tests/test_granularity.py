@@ -70,6 +70,16 @@ def test_a_lazy_plan_stores_nothing_and_is_an_exact_draw():
     assert torch.equal(weights, torch.where(known, 4.0, 0.0))
 
 
+def test_a_method_of_ones_own_is_asked_whatever_its_name():
+    class EvenNodes(type(stprune.METHODS["soft-random"]())):  # keeps the name "soft-random"
+        def inclusion(self, scores, *, keep_ratio, seed, epoch):
+            return (torch.arange(len(scores)) % N % 2 == 0).float()
+
+    sampler = pairs(EvenNodes(), keep_ratio=4 / 7)
+    sampler.set_epoch(1)
+    assert torch.equal(sampler.plan.indices % N % 2, torch.zeros(4 * W, dtype=torch.int64))
+
+
 def test_pairs_are_equally_likely():
     seen = torch.zeros(W * N)
     epochs = 400

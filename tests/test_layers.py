@@ -20,7 +20,7 @@ ALLOWED = {
     "ranks": {"ops"},
     "laws": {"ops", "laws"},
     "granularity": {"ops", "laws"},
-    "resume": {"plan", "uniform_plan"},
+    "resume": {"plan", "uniform_plan", "unscored_table"},
     "sampler": {
         "ops",
         "table",
