@@ -15,12 +15,12 @@ import json
 import math
 import os
 import pathlib
-import subprocess
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
+import records
 import torch
 from tqdm import tqdm
 
@@ -53,9 +53,7 @@ def main() -> None:
     common = {
         "benchmark": "graph_draws",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": records.commit(),
         "machine": machine.describe(problem.device),
         "note": options.note,
         "data": pathlib.Path(options.data).parent.name,

@@ -18,12 +18,12 @@ import datetime
 import json
 import os
 import pathlib
-import subprocess
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
+import records
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -62,9 +62,7 @@ def main() -> None:
     common = {
         "benchmark": "headroom",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": records.commit(),
         "machine": machine.describe(problem.device),
         "note": options.note,
         "data": options.data,

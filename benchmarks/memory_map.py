@@ -23,6 +23,7 @@ import time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
+import records
 import torch
 from tqdm import tqdm
 
@@ -121,9 +122,7 @@ def _measure(series: np.memmap, options: argparse.Namespace) -> dict[str, object
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "stprune": stprune.__version__,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": records.commit(),
         "date": datetime.date.today().isoformat(),
     }
 

@@ -34,9 +34,14 @@ def read(path: pathlib.Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def commit() -> str:
+    """The commit that is checked out, short; empty outside of a repository."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def machine(device: torch.device, allocator: str) -> Row:
     """The machine and versions that a row belongs to."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     cpu = next(
         (line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
@@ -49,7 +54,7 @@ def machine(device: torch.device, allocator: str) -> Row:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "stprune": stprune.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
 
