@@ -184,10 +184,15 @@ class PruningSampler(DistributedSampler[int]):
 
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
         """The weights of samples in the current plan, see `PlanWeights.of`."""
-        if self._weights is None:
-            self._set_plan(self.plan)
+        if torch.compiler.is_compiling() or self._weights is None:
+            self._plan_now()
         assert self._weights is not None
         return self._weights.of(index, per_step=per_step)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _plan_now(self) -> bool:
+        """Plan the current epoch unless it is planned. Inside torch.compile that happens while the step is traced."""
+        return len(self.plan) > 0
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
