@@ -1,11 +1,8 @@
 // draw_nodes: for each window the nodes with the smallest random words, a function of (seed, epoch, window).
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <numeric>
 
-#include "cpu/chunks.h"
+#include "cpu/node_tasks.h"
 
 namespace stprune {
 namespace {
@@ -78,27 +75,16 @@ Tensor draw_nodes(const Tensor& index, int64_t num_nodes, int64_t count, int64_t
   const int64_t* windows = index.const_data_ptr<int64_t>();
   int64_t* to = out.mutable_data_ptr<int64_t>();
   const int64_t padded = (num_nodes + 63) / 64 * 64;
-  const int64_t rows_a_task = std::max<int64_t>(1, TASK_WORDS / padded);
-  const int64_t tasks = (rows + rows_a_task - 1) / rows_a_task;
-  std::atomic<bool> enough{true};
-  for_chunks(tasks, [&](int64_t task) {
-    const int64_t first = task * rows_a_task, last = std::min(rows, first + rows_a_task);
-    if (count == num_nodes) {
-      for (int64_t row = first; row < last; ++row) std::iota(to + row * count, to + (row + 1) * count, int64_t{0});
-      return;
-    }
-    const std::unique_ptr<void, decltype(&std::free)> memory(std::malloc(Scratch::bytes(padded)), &std::free);
-    if (memory == nullptr) {
-      enough.store(false, std::memory_order_relaxed);
-      return;
-    }
-    const Scratch scratch(memory.get(), padded);
+  if (count == num_nodes) {
+    for (int64_t row = 0; row < rows; ++row) std::iota(to + row * count, to + (row + 1) * count, int64_t{0});
+    return out;
+  }
+  for_rows<Scratch>(rows, padded, TASK_WORDS, "draw_nodes", [&](int64_t first, int64_t last, const Scratch& scratch) {
     for (int64_t row = first; row < last; ++row) {
       draw_row(windows[row], num_nodes, count, philox_key(seed), static_cast<uint32_t>(epoch), scratch,
                to + row * count);
     }
   });
-  STD_TORCH_CHECK(enough.load(), "draw_nodes: out of memory");
   return out;
 }
 

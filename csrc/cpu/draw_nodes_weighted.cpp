@@ -1,12 +1,9 @@
 // draw_nodes_weighted: priority sampling of the nodes of each window, a function of (seed, epoch, window) and the
 // weights.
-#include <atomic>
-#include <cstdlib>
 #include <functional>
-#include <memory>
 #include <tuple>
 
-#include "cpu/chunks.h"
+#include "cpu/node_tasks.h"
 
 namespace stprune {
 namespace {
@@ -69,29 +66,19 @@ std::tuple<Tensor, Tensor> draw_nodes_weighted(const Tensor& weights, const Tens
   int64_t* to = nodes.mutable_data_ptr<int64_t>();
   float* result = out.mutable_data_ptr<float>();
   const int64_t padded = (num_nodes + 63) / 64 * 64;
-  const int64_t rows_a_task = std::max<int64_t>(1, TASK_WORDS / padded);
-  const int64_t tasks = (rows + rows_a_task - 1) / rows_a_task;
   const Draw draw{num_nodes, count, philox_key(seed), static_cast<uint32_t>(epoch)};
-  std::atomic<bool> enough{true};
-  for_chunks(tasks, [&](int64_t task) {
-    const int64_t first = task * rows_a_task, last = std::min(rows, first + rows_a_task);
-    if (count == num_nodes) {
-      // All are certain.
-      for (int64_t at = first * count; at < last * count; ++at) to[at] = at % count;
-      std::fill(result + first * count, result + last * count, 1.0f);
-      return;
-    }
-    const std::unique_ptr<void, decltype(&std::free)> memory(std::malloc(Scratch::bytes(padded)), &std::free);
-    if (memory == nullptr) {
-      enough.store(false, std::memory_order_relaxed);
-      return;
-    }
-    const Scratch scratch(memory.get(), padded);
-    for (int64_t row = first; row < last; ++row) {
-      draw.row(windows[row], w + row * num_nodes, scratch, to + row * count, result + row * count);
-    }
-  });
-  STD_TORCH_CHECK(enough.load(), "draw_nodes_weighted: out of memory");
+  if (count == num_nodes) {
+    // All are certain.
+    for (int64_t at = 0; at < rows * count; ++at) to[at] = at % count;
+    std::fill(result, result + rows * count, 1.0f);
+    return {nodes, out};
+  }
+  for_rows<Scratch>(rows, padded, TASK_WORDS, "draw_nodes_weighted",
+                    [&](int64_t first, int64_t last, const Scratch& scratch) {
+                      for (int64_t row = first; row < last; ++row) {
+                        draw.row(windows[row], w + row * num_nodes, scratch, to + row * count, result + row * count);
+                      }
+                    });
   return {nodes, out};
 }
 

@@ -1,0 +1,33 @@
+// The rows of a draw of nodes, on torch's threads: small batches stay on one, and each task has scratch of its own.
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+
+#include "cpu/chunks.h"
+
+namespace stprune {
+namespace {
+
+// Calls body(first, last, scratch) for stretches of [0, rows) of at least `task_words` words of `padded` a row;
+// `Scratch` takes memory of Scratch::bytes(padded) bytes.
+template <typename Scratch, typename Body>
+void for_rows(int64_t rows, int64_t padded, int64_t task_words, const char* op, const Body& body) {
+  const int64_t rows_a_task = std::max<int64_t>(1, task_words / padded);
+  std::atomic<bool> enough{true};
+  for_chunks((rows + rows_a_task - 1) / rows_a_task, [&](int64_t task) {
+    const std::unique_ptr<void, decltype(&std::free)> memory(std::malloc(Scratch::bytes(padded)), &std::free);
+    if (memory == nullptr) {
+      enough.store(false, std::memory_order_relaxed);
+      return;
+    }
+    const Scratch scratch(memory.get(), padded);
+    const int64_t first = task * rows_a_task;
+    body(first, std::min(rows, first + rows_a_task), scratch);
+  });
+  STD_TORCH_CHECK(enough.load(), op, ": out of memory");
+}
+
+}  // namespace
+}  // namespace stprune
