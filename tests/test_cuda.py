@@ -254,6 +254,23 @@ def test_draw_nodes_with_equal_words():
         same(got, reference_nodes.draw_nodes(index, 8600, count, 5, 6))
 
 
+@pytest.mark.parametrize("num_nodes", [1, 63, 716, 8600, 16_384, 16_385])
+def test_draw_nodes_by_the_triton_kernel(num_nodes):
+    """Which draws by weights always, and uniformly where the library was not compiled."""
+    kernel = pytest.importorskip("stprune.kernels.draw_nodes")
+    index, count = torch.tensor([0, (1 << 32) - 1, (1 << 56) - 1, *range(20)]), -(-num_nodes // 3)
+    if num_nodes <= kernel.MOST_NODES:
+        got = torch.empty((len(index), count), dtype=torch.int64, device=CUDA)
+        kernel.draw_nodes(None, index.to(CUDA), num_nodes, 5, 6, got, None)
+        same(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
+    weights = torch.exp(9 * torch.randn(len(index), num_nodes, generator=torch.Generator().manual_seed(0)))
+    for count in {count, num_nodes}:
+        nodes, factors = stprune.draw_nodes_weighted(weights.to(CUDA), index.to(CUDA), count=count, seed=5, epoch=6)
+        expected, expected_factors = reference_nodes.draw_nodes_weighted(weights, index, count, 5, 6)
+        same(nodes, expected)
+        same(factors, expected_factors)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 7, 1), (2, 3, 50, 3), (64, 12, 170, 1), (2, 5, 9, 600)])
 def test_gather_nodes(shape, dtype):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from types import ModuleType
+
 import torch
 
 from stprune.ops import _check
@@ -23,10 +27,46 @@ def _weighted_fake(
     return index.new_empty((index.shape[0], count)), weights.new_empty((index.shape[0], count))
 
 
-define("draw_nodes(Tensor index, SymInt num_nodes, SymInt count, int seed, int epoch) -> Tensor", reference.draw_nodes, _fake)
+@functools.cache
+def _triton_kernel() -> ModuleType | None:
+    """The Triton kernel's module, imported at the first call; None where triton is not installed."""
+    try:
+        return importlib.import_module("stprune.kernels.draw_nodes")
+    except ImportError:
+        return None
+
+
+def _kernel_for(index: torch.Tensor, num_nodes: int) -> ModuleType | None:
+    """The kernel that draws on a GPU for which no library was compiled, where it can."""
+    kernel = _triton_kernel() if index.is_cuda else None
+    return None if kernel is None or num_nodes > kernel.MOST_NODES else kernel
+
+
+def _draw_nodes(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
+    kernel = _kernel_for(index, num_nodes)
+    if kernel is None:
+        return reference.draw_nodes(index, num_nodes, count, seed, epoch)
+    nodes = _fake(index, num_nodes, count, seed, epoch)
+    kernel.draw_nodes(None, index, num_nodes, seed, epoch, nodes, None)
+    return nodes
+
+
+def _draw_nodes_weighted(
+    weights: torch.Tensor, index: torch.Tensor, count: int, seed: int, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    kernel = _kernel_for(index, weights.shape[1])
+    # All nodes kept have weights of exactly 1, which the reference gives without any draw.
+    if kernel is None or count == weights.shape[1]:
+        return reference.draw_nodes_weighted(weights, index, count, seed, epoch)
+    nodes, factors = _weighted_fake(weights, index, count, seed, epoch)
+    kernel.draw_nodes(weights.contiguous(), index, weights.shape[1], seed, epoch, nodes, factors)
+    return nodes, factors
+
+
+define("draw_nodes(Tensor index, SymInt num_nodes, SymInt count, int seed, int epoch) -> Tensor", _draw_nodes, _fake)
 define(
     "draw_nodes_weighted(Tensor weights, Tensor index, SymInt count, int seed, int epoch) -> (Tensor, Tensor)",
-    reference.draw_nodes_weighted,
+    _draw_nodes_weighted,
     _weighted_fake,
 )
 

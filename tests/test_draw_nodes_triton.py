@@ -1,0 +1,158 @@
+"""The Triton kernel of draw_nodes: its results under Triton's interpreter, its Philox words, and that it compiles."""
+
+import importlib
+import importlib.util
+import pathlib
+import types
+
+import pytest
+import torch
+from own_process import run
+
+KERNEL = pathlib.Path(__file__).resolve().parents[1] / "kernels" / "draw_nodes.py"
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+LOAD = """
+import importlib.util, inspect, sys
+import torch, triton
+import triton.language as tl
+
+spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
+kernel = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernel)
+"""
+
+INTERPRETED = (
+    LOAD
+    + """
+from stprune.reference import draw_nodes as reference
+from stprune.reference.random import MASK_32
+
+WINDOWS = torch.tensor([0, 1, 63, (1 << 32) - 1, 1 << 32, (1 << 56) - 1, 17])
+
+
+# Random123's known answers, through the function the kernel calls.
+@triton.jit
+def philox_kernel(counter, seed, out):
+    c0, c1, c2, c3 = tl.load(counter), tl.load(counter + 1), tl.load(counter + 2), tl.load(counter + 3)
+    w0, w1, w2, w3 = tl.philox(tl.load(seed), c0, c1, c2, c3)
+    tl.store(out, w0.to(tl.int64))
+    tl.store(out + 1, w1.to(tl.int64))
+    tl.store(out + 2, w2.to(tl.int64))
+    tl.store(out + 3, w3.to(tl.int64))
+
+
+for counter, key, expected in (
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([MASK_32] * 4, [MASK_32] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+):
+    out = torch.empty(4, dtype=torch.int64)
+    seed = torch.tensor(key, dtype=torch.uint32).view(torch.int64)
+    philox_kernel[(1,)](torch.tensor(counter, dtype=torch.uint32), seed, out)
+    assert out.tolist() == expected, out
+
+
+def nodes_of(index, num_nodes, count, seed, epoch):
+    nodes = torch.full((len(index), count), -1)
+    kernel.draw_nodes(None, index, num_nodes, seed, epoch, nodes, None)
+    return nodes
+
+
+for num_nodes, count in ((1, 1), (2, 1), (31, 31), (33, 32), (63, 10), (170, 51), (1025, 300)):
+    for seed, epoch in ((5, 6), ((1 << 63) - 1, (1 << 32) - 1)):
+        expected = reference.draw_nodes(WINDOWS, num_nodes, count, seed, epoch)
+        assert torch.equal(nodes_of(WINDOWS, num_nodes, count, seed, epoch), expected), (num_nodes, count)
+assert nodes_of(WINDOWS[:0], 10, 3, 0, 0).shape == (0, 3)
+
+# Two nodes of one window have the same word: the smaller one comes first.
+num_nodes = 8600
+for window in range(2000):
+    ordered = reference.node_words(torch.tensor([window]), num_nodes, 5, 6)[0].sort().values
+    equal = (ordered[1:] == ordered[:-1]).nonzero().flatten()
+    if equal.numel():
+        break
+rank = int(equal[0]) + 1
+for count in (rank - 1, rank, rank + 1):
+    index = torch.tensor([window])
+    assert torch.equal(nodes_of(index, num_nodes, count, 5, 6), reference.draw_nodes(index, num_nodes, count, 5, 6))
+
+# Weights of every size: tiny, so that keys stop at the largest float; huge, so that they underflow; equal keys.
+generator = torch.Generator().manual_seed(0)
+rows = torch.stack(
+    [
+        torch.rand(100, generator=generator) + 0.1,
+        torch.rand(100, generator=generator) * 1e-44 + 1e-45,
+        torch.full((100,), 3e38),
+        torch.exp(20 * torch.randn(100, generator=generator)),
+        torch.full((100,), 1e-45),
+    ]
+)
+index = WINDOWS[: len(rows)]
+for count in (1, 30, 99):
+    nodes, factors = torch.full((len(rows), count), -1), torch.full((len(rows), count), -1.0)
+    kernel.draw_nodes(rows, index, 100, 7, 8, nodes, factors)
+    expected, weights = reference.draw_nodes_weighted(rows, index, count, 7, 8)
+    assert torch.equal(nodes, expected), count
+    assert torch.equal(factors, weights), count
+print("ok")
+"""
+)
+
+COMPILED = (
+    LOAD
+    + """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CODES = {"weights": "*fp32", "index": "*i64", "nodes": "*i64", "factors": "*fp32", "seed": "i64", "epoch": "i64"}
+for weighted in (False, True):
+    for nodes, capabilities in ((170, (90,)), (kernel.MOST_NODES, (80, 90, 100))):
+        constants = {"WEIGHTED": weighted, "BLOCK": kernel.block_of(nodes)}
+        names = inspect.signature(kernel._draw_nodes_kernel.fn).parameters
+        signature = {name: "constexpr" if name in constants else CODES.get(name, "i32") for name in names}
+        source = ASTSource(kernel._draw_nodes_kernel, signature=signature, constexprs=constants)
+        for capability in capabilities:
+            options = {"num_warps": kernel.warps_of(constants["BLOCK"])}
+            result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            assert result.metadata.shared <= 227 * 1024
+            assert result.asm["cubin"]
+            text = result.asm["ptx"]
+            assert not weighted or "div.rn.f32" in text and "div.rn.f64" in text
+            assert "div.full.f32" not in text and ".ftz" not in text, "an approximate division or a flushed subnormal"
+            print(weighted, nodes, capability)
+"""
+)
+
+
+@needs_triton
+def test_matches_reference_in_the_interpreter() -> None:
+    assert run(INTERPRETED, str(KERNEL), TRITON_INTERPRET="1").strip() == "ok"
+
+
+@needs_triton
+def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
+    assert len(run(COMPILED, str(KERNEL), TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 8
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it lives on a GPU; its memory is the host's."""
+
+    is_cuda = True
+
+
+def test_a_gpu_without_a_compiled_library_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = importlib.import_module("stprune.ops.draw_nodes")
+    kernel = types.SimpleNamespace(MOST_NODES=100)
+    monkeypatch.setattr(op, "_triton_kernel", lambda: kernel)
+    index = torch.arange(3).as_subclass(OnGpu)
+    assert op._kernel_for(index, 100) is kernel
+    assert op._kernel_for(index, 101) is None  # more than its registers hold: the reference composition
+    assert op._kernel_for(torch.arange(3), 100) is None
+    monkeypatch.setattr(op, "_triton_kernel", lambda: None)
+    assert op._kernel_for(index, 100) is None  # triton is not installed
