@@ -264,9 +264,9 @@ def test_draw_nodes_by_the_triton_kernel(num_nodes):
         kernel.draw_nodes(None, index.to(CUDA), num_nodes, 5, 6, got, None)
         same(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
     weights = torch.exp(9 * torch.randn(len(index), num_nodes, generator=torch.Generator().manual_seed(0)))
-    for count in {count, num_nodes}:
-        nodes, factors = stprune.draw_nodes_weighted(weights.to(CUDA), index.to(CUDA), count=count, seed=5, epoch=6)
-        expected, expected_factors = reference_nodes.draw_nodes_weighted(weights, index, count, 5, 6)
+    for kept in {count, num_nodes}:
+        nodes, factors = stprune.draw_nodes_weighted(weights.to(CUDA), index.to(CUDA), count=kept, seed=5, epoch=6)
+        expected, expected_factors = reference_nodes.draw_nodes_weighted(weights, index, kept, 5, 6)
         same(nodes, expected)
         same(factors, expected_factors)
 
