@@ -34,7 +34,7 @@ from stprune.demo.data import load
 from stprune.demo.feeds import PlainFeed, PrunedFeed
 from stprune.demo.headroom import sample, trained
 from stprune.demo.options import MODEL_DIM
-from stprune.demo.train import LEARNING_RATE, Trainer, TrainRun
+from stprune.demo.train import Trainer, TrainRun
 from stprune.demo.windows import prepare
 from stprune.headroom.cost import fit_cost, time_steps, typical
 from stprune.headroom.gradients import gram, measure_gradients
@@ -52,13 +52,7 @@ def main() -> None:
     options = _options()
     series = load(options.data)
     problem = prepare(series, device=torch.device("cpu"))
-    trainer = Trainer(
-        problem=problem,
-        model=options.model,
-        dim=MODEL_DIM[options.model],
-        steps_per_day=series.steps_per_day,
-        learning_rate=LEARNING_RATE[options.model],
-    )
+    trainer = Trainer.of(problem, options.model, steps_per_day=series.steps_per_day)
     common = {
         "benchmark": "headroom",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

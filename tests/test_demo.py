@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime
 import importlib.util
 import json
@@ -299,7 +300,7 @@ def pruned(problem, method="st-prune", *, epochs=8, keep_ratio=0.5, node_ratio=1
 
 
 def trainer(problem):
-    return train.Trainer(problem=problem, model="stid", dim=2, steps_per_day=96, learning_rate=2e-3)
+    return dataclasses.replace(train.Trainer.of(problem, "stid", steps_per_day=96), dim=2)
 
 
 def test_a_plain_feed_gives_every_window_once_in_a_new_order_each_epoch(problem):

@@ -1,13 +1,11 @@
 """The Triton kernel of gather_windows: its results under Triton's interpreter, and that it compiles for real GPUs."""
 
 import importlib.util
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
+from own_process import run
 
 from stprune.ops import gather_windows
 from stprune.testing import assert_same
@@ -102,11 +100,7 @@ print("same")
 
 @needs_triton
 def test_interpreted_results_are_those_of_the_reference():
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", INTERPRETED, os.fspath(KERNEL)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.strip().endswith("same")
+    assert run(INTERPRETED, str(KERNEL), TRITON_INTERPRET="1").strip() == "same"
 
 
 # In a process of its own too, so that an interpreter switched on for the test run does not reach it.
@@ -170,12 +164,7 @@ print("compiled")
 
 @needs_triton
 def test_compiles_to_machine_code_for_every_supported_gpu(tmp_path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": os.fspath(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", COMPILED, os.fspath(KERNEL)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.strip() == "compiled"
+    assert run(COMPILED, str(KERNEL), TRITON_CACHE_DIR=str(tmp_path)).strip() == "compiled"
 
 
 @needs_triton
@@ -188,14 +177,12 @@ def test_the_installed_package_finds_its_kernel():
 
 
 def test_importing_the_package_does_not_import_triton():
-    code = """
+    run("""
 import sys, torch
 before = "triton" in sys.modules
 import stprune, stprune.ops
 assert ("triton" in sys.modules) == before and "stprune.kernels.gather_windows" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+""")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -1,10 +1,13 @@
 """Node laws: which nodes, what they count for, what is remembered."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from networkx import grid_2d_graph, to_numpy_array
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stprune
 from stprune.laws.pair_table import PairTable
@@ -146,6 +149,62 @@ def test_without_scores_priority_is_uniform_with_equal_weights():
     uniform = sampler_with("uniform").nodes(index)
     assert torch.equal(node, uniform)
     assert torch.equal(sampler.node_weights_of(index, node), torch.ones(50, 8))
+
+
+class CountDraws(TorchDispatchMode):
+    """Counts the weighted draws made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.stprune.draw_nodes_weighted.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_priority_draws_once_for_nodes_and_weights():
+    sampler = sampler_with("priority")
+    scored(sampler, 50)
+    index = torch.arange(20)
+    with CountDraws() as draws:
+        node = sampler.nodes(index)
+        weights = sampler.node_weights_of(index, node)
+        assert draws.count == 1
+        # Computed again for whatever is not the very draw, with the same values.
+        assert torch.equal(sampler.node_weights_of(index.clone(), node), weights)
+        assert torch.equal(sampler.node_weights_of(index, node.clone()), weights)
+        assert torch.equal(sampler.node_weights_of(index, node.flip(1)), weights.flip(1))
+        assert torch.equal(sampler.node_weights_of(index[4:9], node[4:9]), weights[4:9])
+        assert draws.count == 5
+        node.copy_(node.flip(1))
+        assert torch.equal(sampler.node_weights_of(index, node), weights.flip(1))
+        for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+            assert torch.equal(other.node_weights_of(index, node), weights.flip(1))
+        assert draws.count == 8
+    with torch.inference_mode():
+        assert torch.equal(sampler.node_weights_of(index, sampler.nodes(index)), weights)
+
+
+def test_weights_are_those_of_the_draw_whatever_was_scored_since():
+    sampler = sampler_with("priority")
+    scored(sampler, 50)
+    index = torch.arange(20)
+    node = sampler.nodes(index)
+    weights = sampler_with("priority").node_weights_of(index, node)
+    before = sampler.node_weights_of(index, node).clone()
+    sampler.update_pairs(index, node, torch.full(node.shape, 100.0))
+    assert torch.equal(sampler.node_weights_of(index, node), before)
+    assert not torch.equal(before, weights)
+
+
+def test_weights_are_remembered_no_longer_than_their_nodes():
+    sampler = sampler_with("priority")
+    index = torch.arange(20)
+    held = [sampler.nodes(index) for _ in range(5)]
+    assert len(sampler.node_law._shares) == 5
+    del held[1:]
+    assert len(sampler.node_law._shares) == 1
 
 
 @pytest.mark.parametrize("name", LAWS)

@@ -16,8 +16,8 @@ import stprune
 from stprune.demo import machine
 from stprune.demo.data import load
 from stprune.demo.feeds import PlainFeed
-from stprune.demo.options import DEFAULT_EPOCHS, MODEL_DIM, MODELS, QUICK_DAYS, QUICK_NODES, choose_device
-from stprune.demo.train import LEARNING_RATE, WEIGHT_DECAY, Trainer, TrainRun
+from stprune.demo.options import DEFAULT_EPOCHS, MODELS, QUICK_DAYS, QUICK_NODES, choose_device
+from stprune.demo.train import WEIGHT_DECAY, Trainer, TrainRun
 from stprune.demo.windows import Problem, prepare
 
 _WINDOWS = 128
@@ -95,13 +95,7 @@ def run_headroom(options: HeadroomOptions) -> stprune.Headroom:
         f"{options.batch_size}, after {_epochs(options.epochs)} of training.",
         flush=True,
     )
-    trainer = Trainer(
-        problem=problem,
-        model=options.model,
-        dim=MODEL_DIM[options.model],
-        steps_per_day=series.steps_per_day,
-        learning_rate=LEARNING_RATE[options.model],
-    )
+    trainer = Trainer.of(problem, options.model, steps_per_day=series.steps_per_day)
     model = trained(trainer, epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
     started = time.perf_counter()
     found = stprune.headroom(

@@ -15,11 +15,11 @@ import torch
 from stprune.demo import machine
 from stprune.demo.data import DemoSeries, load, repeated_nodes
 from stprune.demo.delivery import ROUNDS, DeliveryTimes, compare_deliveries
-from stprune.demo.options import MODEL_DIM, QUICK_DAYS, QUICK_NODES, DemoOptions
+from stprune.demo.options import QUICK_DAYS, QUICK_NODES, DemoOptions
 from stprune.demo.records import RunRecord, summarize
 from stprune.demo.runs import Group, label
 from stprune.demo.table import as_text, columns, legend
-from stprune.demo.train import LEARNING_RATE, Trainer
+from stprune.demo.train import Trainer
 from stprune.demo.verdict import delivery_sentence, sentences
 from stprune.demo.windows import Problem, prepare
 
@@ -51,13 +51,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     device = torch.device(options.device)
     problem = prepare(series, device=device, null_value=options.null_value)
     print(_introduction(options, series, problem), flush=True)
-    trainer = Trainer(
-        problem=problem,
-        model=options.model,
-        dim=MODEL_DIM[options.model],
-        steps_per_day=series.steps_per_day,
-        learning_rate=LEARNING_RATE[options.model],
-    )
+    trainer = Trainer.of(problem, options.model, steps_per_day=series.steps_per_day)
     records = _train(options, trainer)
     delivery = _compare_deliveries(options, trainer)
     result = _result(options, series, problem, records, delivery, total_seconds=time.perf_counter() - started)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stprune.demo.feeds import Feed, PrunedFeed, synchronize
+from stprune.demo.options import MODEL_DIM
 from stprune.demo.records import EpochRecord, Metrics, RunRecord
 from stprune.demo.windows import HISTORY, HORIZON, Part, Problem
 from stprune.models import STID, STAEformer
@@ -54,6 +55,11 @@ class Trainer:
     dim: int
     steps_per_day: int
     learning_rate: float
+
+    @classmethod
+    def of(cls, problem: Problem, model: str, *, steps_per_day: int) -> Trainer:
+        """The trainer of one of the demo's models, at the demo's width and learning rate."""
+        return cls(problem, model, MODEL_DIM[model], steps_per_day, LEARNING_RATE[model])
 
     def build(self, seed: int) -> nn.Module:
         """A model with initial weights that depend on the seed alone; the global random state is put back."""

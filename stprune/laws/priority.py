@@ -8,6 +8,7 @@ import torch
 
 from stprune.laws.base import NodeLaw
 from stprune.laws.pair_table import STORAGES, PairTable
+from stprune.laws.remembered import Remembered
 from stprune.ops import _check
 
 _OP = "Priority"
@@ -20,7 +21,8 @@ class Priority(NodeLaw):
     computes the loss gives it as a by-product. A node is drawn with weight floor + (1 - floor) * score / (mean known score
     of its window); a pair never scored counts as an average one. The floor bounds what a rarely drawn node can count for.
 
-    Every window's row of the table must be read to draw its nodes, and is: O(num_nodes) a window.
+    Every window's row of the table must be read to draw its nodes, and is: O(num_nodes) a window. Weights come with the draw
+    and are remembered as long as the drawn tensor is; asked for other tensors (a copy, a part), they are computed again.
 
     Args:
         storage: of the table: "float32", "bfloat16" or "int8", which take 4, 2 and 1.06 bytes a pair (see `PairTable`).
@@ -57,18 +59,27 @@ class Priority(NodeLaw):
 
     def prepare(self) -> None:
         self.table = PairTable(self.num_windows, self.num_nodes, storage=self.storage, beta=self.beta)
+        self._shares = Remembered()
 
     def draw(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
-        return self._drawn(index, epoch)[0].to(index.device)
+        drawn, share = self._drawn(index, epoch)
+        node = drawn.to(index.device)
+        if not torch.compiler.is_compiling():
+            self._shares.put(node, index, share)
+        return node
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        drawn, weights = self._drawn(index, epoch)
-        share = weights * (self.count / self.num_nodes)
+        if not torch.compiler.is_compiling():
+            share = self._shares.get(node, index)
+            if share is not None:
+                return share.to(node.device)
+        drawn, share = self._drawn(index, epoch)
         # The caller's nodes may be in another order.
         order = torch.searchsorted(drawn, node.to(drawn.device).contiguous()).clamp_max(self.count - 1)
         return share.gather(1, order).to(node.device)
 
     def _drawn(self, index: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nodes and weights [B, count] of windows [B], on the table's device."""
         index = index.to(self.table.device)
         chances = self._chances(self.table.rows(index))
         # Past the door of `draw_nodes_weighted`, whose checks would wait for the device and break a compiled graph: these
@@ -76,7 +87,7 @@ class Priority(NodeLaw):
         node, weights = torch.ops.stprune.draw_nodes_weighted(chances, index, self.count, self.seed, epoch)
         # Nodes of equal chances have a known inclusion probability, which is less noisy than a threshold.
         equal = chances.amin(1, keepdim=True) == chances.amax(1, keepdim=True)
-        return node, torch.where(equal, self.num_nodes / self.count, weights)
+        return node, torch.where(equal, self.num_nodes / self.count, weights) * (self.count / self.num_nodes)
 
     def _chances(self, scores: torch.Tensor) -> torch.Tensor:
         known = scores < torch.inf
