@@ -1,0 +1,98 @@
+"""What the benchmarks call: that every contender runs and that rivals do the job ours does.
+
+Under pytest-benchmark the same calls compare two states of the code (rows and ratios are made by benchmarks/run.py, which
+takes turns with the rivals):
+
+    pytest tests/test_benchmarks.py --benchmark-enable --benchmark-autosave
+    pytest tests/test_benchmarks.py --benchmark-enable --benchmark-compare
+"""
+
+import importlib
+import os
+import pathlib
+import sys
+
+import pytest
+import torch
+
+BENCHMARKS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
+SIZE = int(float(os.environ.get("STPRUNE_BENCH_SIZE", "2e4")))
+CPU = torch.device("cpu")
+
+
+def all_cases():
+    sys.path.append(str(BENCHMARKS))
+    try:
+        cases, plans, loss = (importlib.import_module(name) for name in ("cases", "plan_cases", "loss_cases"))
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    yield from cases.selection(SIZE, CPU)
+    for name in cases.INPUTS[1:]:
+        yield from cases.selection(SIZE, CPU, name=name)
+    yield from plans.plans(SIZE, CPU)
+    yield from loss.losses((8, 12, 17), torch.float32, CPU)
+    yield from loss.residuals((8, 12, 17), CPU)
+    yield from loss.table_updates(64, 1000, CPU)
+
+
+CASES = list(all_cases())
+by_job = pytest.mark.parametrize("case", CASES, ids=[case.job for case in CASES])
+
+
+@by_job
+def test_ours(benchmark, case):
+    benchmark.group = case.op
+    benchmark.extra_info["n"] = case.size
+    benchmark(case.ours)
+
+
+@by_job
+def test_every_other_contender_runs(case):
+    for call in [*case.variants.values(), *case.rivals.values()]:
+        # Compiling takes most of a minute; test_loss.py compiles a step with the loss.
+        if not getattr(call, "compiles", False):
+            call()
+
+
+def test_every_job_has_a_name_of_its_own():
+    assert len({(case.job, case.size) for case in CASES}) == len(CASES)
+
+
+def ids_of(result):
+    """The set of ids a contender of `select` gave: a tensor or an array, a pair with values, a column."""
+    ids = result.indices if isinstance(result, tuple) else result
+    return set(torch.as_tensor(ids).flatten().tolist())
+
+
+def test_rivals_of_select_choose_the_same_keys():
+    compared = 0
+    for case in CASES:
+        if case.job in ("select k=n/2", "select k=n/10"):
+            expected = ids_of(case.ours())
+            assert len(expected) == SIZE // (2 if case.job.endswith("2") else 10)
+            for name, call in {**case.variants, **case.rivals}.items():
+                result = call()
+                if name == "torch.sort":
+                    result = result.indices[-len(expected) :]
+                assert ids_of(result) == expected, name
+                compared += 1
+    assert compared == 12
+
+
+def test_rivals_of_the_draws_draw_as_many():
+    jobs = {case.job: case for case in CASES}
+    for job in ("draw Bernoulli", "threshold draw (mean, Bernoulli, ids, weights)", "draw_weighted k=n/2 priority"):
+        case = jobs[job]
+        sizes = {"ours": case.ours()} | {name: call() for name, call in {**case.variants, **case.rivals}.items()}
+        counts = {name: len(drawn[0] if isinstance(drawn, tuple) else drawn) for name, drawn in sizes.items()}
+        # Five standard deviations of a binomial count, at most.
+        assert max(counts.values()) - min(counts.values()) < 5 * SIZE**0.5, counts
+
+
+def test_rivals_of_the_loss_have_its_value():
+    jobs = {case.job: case for case in CASES}
+    for job in ("PrunedLoss masked (8, 12, 17) float32", "PrunedLoss unmasked (8, 12, 17) float32"):
+        value = jobs[job].ours().item()
+        for name, call in jobs[job].rivals.items():
+            if not getattr(call, "compiles", False):
+                assert call().item() == pytest.approx(value, rel=1e-5), name
