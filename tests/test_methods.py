@@ -252,6 +252,7 @@ def test_a_users_method_is_checked(returned, error, message):
         ("seta", {"window": 0.0}),
         ("seta", {"groups": 0}),
         ("ucb", {"bonus": float("nan")}),
+        ("spaced", {"spacing": 1}),
     ],
 )
 def test_bad_settings(name, kwargs):
@@ -269,3 +270,40 @@ def test_infobatch_finds_the_head_of_pools_of_every_size(n):
         expected = pool[order[: int(0.5 * pool.numel())]]
         plan = kept("infobatch", s, seed=seed)
         assert torch.equal(plan.indices[plan.weights > 1], expected.sort().values)
+
+
+# --- spaced ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("spacing", [2, 24])
+def test_spaced_keeps_the_hardest_and_spaces_the_others(ratio, spacing):
+    n = 5000
+    s = scores(n)
+    plan = kept(stprune.METHODS["spaced"](spacing=spacing), s, keep_ratio=ratio)
+    num_hard = max(0, round((round(ratio * n) * spacing - n) / (spacing - 1)))
+    hard = torch.zeros(n, dtype=torch.bool)
+    hard[s.topk(num_hard).indices] = True
+    is_kept = torch.zeros(n, dtype=torch.bool)
+    is_kept[plan.indices] = True
+    assert bool(is_kept[hard].all())
+    close = plan.indices.diff() < spacing
+    assert bool((hard[plan.indices[:-1]] & hard[plan.indices[1:]])[close].all())
+    assert num_hard <= len(plan) <= max(round(ratio * n), -(-n // spacing))
+    assert torch.equal(plan.weights, torch.ones(len(plan)))
+
+
+def test_spaced_is_not_carried_away_by_ties():
+    plan = kept(stprune.METHODS["spaced"](spacing=10), torch.ones(1000), keep_ratio=0.19)
+    # The first hundred are as hard as any, the other nine hundred are one easy stretch.
+    assert torch.equal(plan.indices[:100], torch.arange(100))
+    assert 100 + 88 <= len(plan) <= 190
+
+
+def test_spaced_moves_with_the_epoch_and_keeps_what_is_unknown():
+    s = scores(1000)
+    s[500:700] = math.inf
+    plans = [kept(stprune.METHODS["spaced"](), s, keep_ratio=0.1, epoch=epoch) for epoch in (1, 2)]
+    assert not torch.equal(plans[0].indices, plans[1].indices)
+    for plan in plans:
+        assert set(range(500, 700)) <= set(plan.indices.tolist())

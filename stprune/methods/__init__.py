@@ -18,6 +18,7 @@ from stprune.methods.base import Method, adapt, asked_count
 from stprune.methods.greedy import UCB, EpsilonGreedy, TopK
 from stprune.methods.infobatch import InfoBatch
 from stprune.methods.seta import SeTa
+from stprune.methods.spaced import Spaced
 from stprune.methods.st_prune import STPrune
 from stprune.methods.uniform import RS2, Full, SoftRandom
 
@@ -32,13 +33,14 @@ __all__ = [
     "STPrune",
     "SeTa",
     "SoftRandom",
+    "Spaced",
     "TopK",
     "asked_count",
     "resolve",
 ]
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (STPrune, InfoBatch, SoftRandom, RS2, EpsilonGreedy, UCB, SeTa, TopK, Full)
+    kind.name: kind for kind in (STPrune, InfoBatch, SoftRandom, RS2, EpsilonGreedy, UCB, SeTa, TopK, Spaced, Full)
 }
 """Methods by name."""
 
