@@ -52,21 +52,54 @@ def test_every_rank_of_a_bracketed_input(dtype):
 
 def test_sample_that_lies():
     """Keys that differ from the sample's by construction force the bracket to miss; the result stays exact."""
-    n = 50_000
+    n, run = 50_000, 16
     mask = (1 << 64) - 1
     keys = torch.zeros(n)
-    size = max(256, int(n ** (2 / 3) / 4) + 2)
-    for i in range(size):
+    for i in range(int(1.5 * n ** (2 / 3)) // run + 1):
         x = (i + 1) * 0x9E3779B97F4A7C15 & mask
         x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
         x ^= x >> 31
-        keys[x * n >> 64] = 1.0 + i
+        first = (x * (n // run) >> 64) * run
+        keys[first : first + run] = torch.arange(1, run + 1).float() + run * i
     rest = keys == 0
     keys[rest] = -torch.rand(int(rest.sum()), generator=torch.Generator().manual_seed(1))
     for k in (1, 100, n // 2, n - 5):
         assert torch.equal(stprune.select(keys, k), reference.select(keys, k))
         assert torch.equal(stprune.select(-keys, k), reference.select(-keys, k))
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_neighbours_that_resemble_each_other(isa, dtype):
+    """A sample takes runs of neighbours: like keys side by side make it worth less, and gather candidates in few chunks."""
+    n = 5 * testing.CHUNK + 13
+    generator = torch.Generator().manual_seed(3)
+    stairs = torch.arange(n) // 300 % 17 + torch.rand(n, generator=generator) / 8
+    plateau = torch.randn(n, generator=generator) * 100
+    plateau[testing.CHUNK : 2 * testing.CHUNK] = torch.rand(testing.CHUNK, generator=generator)
+    with testing.isa(isa):
+        for keys in (stairs.to(dtype), plateau.to(dtype)):
+            for k in (20, n // 10, n // 2, n - 9):
+                assert torch.equal(stprune.select(keys, k), reference.select(keys, k)), k
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("n", [4097, 2 * testing.CHUNK, 2 * testing.CHUNK + 64, 3 * testing.CHUNK + 63])
+def test_candidates_at_the_edges_of_words_and_chunks(isa, n, threads):
+    """The keys around the threshold, some of them equal, are the first and last of words and chunks and the very last."""
+    edges = [i for start in (0, 64, 2048, testing.CHUNK, 2 * testing.CHUNK, n) for i in (start - 1, start) if 0 <= i < n]
+    for ties in (1, 3):
+        keys = torch.where(torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5, -1e6, 1e6)
+        keys += torch.arange(n)
+        for place, i in enumerate(edges):
+            keys[i] = float(place // ties)
+        above = int((keys > 1e5).sum())
+        with testing.isa(isa):
+            for k in range(above - 2, above + len(edges) + 3):
+                for count in (1, 3):
+                    threads(count)
+                    assert torch.equal(stprune.select(keys, k), reference.select(keys, k)), (k, ties)
 
 
 @settings(max_examples=150, deadline=None)

@@ -24,6 +24,21 @@ void for_chunks(int64_t chunks, const Body& body) {
   });
 }
 
+// Calls body(position) for every set bit, ascending. Few words have one: which they are is found without a branch for
+// every word, as its outcome could not be predicted.
+template <typename Body>
+void for_set_bits(const uint64_t* bits, int64_t num_words, const Body& body) {
+  for (int64_t group = 0; group < num_words; group += 64) {
+    const int64_t end = std::min(group + 64, num_words);
+    uint64_t busy = 0;
+    for (int64_t word = group; word < end; ++word) busy |= static_cast<uint64_t>(bits[word] != 0) << (word - group);
+    for (; busy != 0; busy &= busy - 1) {
+      const int64_t word = group + __builtin_ctzll(busy);
+      for (uint64_t rest = bits[word]; rest != 0; rest &= rest - 1) body(64 * word + __builtin_ctzll(rest));
+    }
+  }
+}
+
 // Clears all but the first `keep` bits.
 inline void keep_first(uint64_t* bits, int64_t num_words, int64_t keep) {
   for (int64_t word = 0; word < num_words; ++word) {

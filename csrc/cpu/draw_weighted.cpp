@@ -12,8 +12,7 @@ namespace {
 struct WeightedKeys {
   using Key = float;
   // 2,048 words and keys fill 16 KiB: half of a common L1.
-  static constexpr int64_t BLOCK = 2048;
-  static constexpr double SAMPLE = 0.25;
+  static constexpr int64_t BLOCK = 2048, RUN = 64;
   struct Buffer {
     uint32_t words[BLOCK];
     float keys[BLOCK];
@@ -28,14 +27,9 @@ struct WeightedKeys {
     race ? kernels().race(w, words, size, keys) : kernels().priority(w, words, size, keys);
   }
 
-  void gather(const int64_t* places, int64_t count, float* out /* [count] */) const {
-    uint32_t words[SAMPLE_BATCH];
-    float found[SAMPLE_BATCH];
-    for (int64_t i = 0; i < count; ++i) {
-      words[i] = philox_word_at(key, epoch, STREAM_WEIGHTED, places[i]);
-      found[i] = weights[places[i]];
-    }
-    fill(found, words, count, out);
+  void run(int64_t first, float* out /* [RUN] */) const {
+    Buffer buffer;
+    std::memcpy(out, block(first, RUN, buffer), RUN * sizeof(float));
   }
 
   const float* block(int64_t first, int64_t size, Buffer& buffer) const {

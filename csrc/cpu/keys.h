@@ -30,24 +30,19 @@ inline int64_t compare_keys(const double* x, int64_t n, double t, uint64_t* grea
   return kernels().compare_f64(x, n, t, greater, equal, count);
 }
 
-// Keys of a sample that are fetched together: what a source computes, it computes for whole registers.
-constexpr int64_t SAMPLE_BATCH = 64;
-
-// Keys that lie in memory. SAMPLE times n^(2/3) keys make the sample (larger where a key is cheap). A source hands out
-// its keys in blocks of at most BLOCK, through a buffer if it computes them.
+// Keys that lie in memory. A source hands out its keys in blocks of at most BLOCK, through a buffer if it computes
+// them, and those of a sample in runs of RUN consecutive ones from a multiple of RUN on: what a line of the cache
+// holds, or what is computed together.
 template <typename T>
 struct StoredKeys {
   using Key = T;
   struct Buffer {};
-  static constexpr int64_t BLOCK = CHUNK;
-  static constexpr double SAMPLE = 0.5;
+  static constexpr int64_t BLOCK = CHUNK, RUN = 16;
   const T* keys;  // [n]
   int64_t n;
 
   T at(int64_t i) const { return keys[i]; }
-  void gather(const int64_t* places, int64_t count, T* out /* [count] */) const {
-    for (int64_t i = 0; i < count; ++i) out[i] = keys[places[i]];
-  }
+  void run(int64_t first, T* out /* [RUN] */) const { std::memcpy(out, keys + first, RUN * sizeof(T)); }
   const T* block(int64_t first, int64_t, Buffer&) const { return keys + first; }
 };
 
@@ -56,8 +51,7 @@ template <void (*Kernels::*WIDEN)(const uint16_t*, int64_t, float*)>
 struct NarrowKeys {
   using Key = float;
   // 2,048 keys fill 8 KiB of L1.
-  static constexpr int64_t BLOCK = 2048;
-  static constexpr double SAMPLE = 0.5;
+  static constexpr int64_t BLOCK = 2048, RUN = 64;
   struct Buffer {
     float keys[BLOCK];
   };
@@ -69,11 +63,7 @@ struct NarrowKeys {
     (kernels().*WIDEN)(keys + i, 1, &key);
     return key;
   }
-  void gather(const int64_t* places, int64_t count, float* out /* [count] */) const {
-    uint16_t found[SAMPLE_BATCH];
-    for (int64_t i = 0; i < count; ++i) found[i] = keys[places[i]];
-    (kernels().*WIDEN)(found, count, out);
-  }
+  void run(int64_t first, float* out /* [RUN] */) const { (kernels().*WIDEN)(keys + first, RUN, out); }
   const float* block(int64_t first, int64_t size, Buffer& buffer) const {
     (kernels().*WIDEN)(keys + first, size, buffer.keys);
     return buffer.keys;

@@ -45,13 +45,14 @@ inline Tensor new_shaped(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
 
 inline Tensor new_output(const Tensor& like, int64_t size, ScalarType dtype) { return new_shaped(like, {size}, dtype); }
 
-// Uninitialised scratch that lives as long as the call.
+// Uninitialised scratch that lives as long as the call. A mapping or a heap's end goes back to the system with every
+// call and comes back page by page (1.25 MB: 0.4 ms in pages of 4 KiB, 0.06 ms in one of 2 MiB), so scratch of a good
+// part of a huge page gets whole ones.
 template <typename T>
 class Workspace {
  public:
-  Workspace(int64_t size, const char* op) : data_(static_cast<T*>(std::malloc(static_cast<size_t>(size) * sizeof(T)))) {
+  Workspace(int64_t size, const char* op) : data_(static_cast<T*>(take(size * static_cast<int64_t>(sizeof(T))))) {
     STD_TORCH_CHECK(data_ != nullptr || size == 0, op, ": out of memory");
-    advise_huge_pages(data_, size * static_cast<int64_t>(sizeof(T)));
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -59,6 +60,18 @@ class Workspace {
   T* data() const { return data_; }
 
  private:
+  static void* take(int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (bytes >= HUGE_PAGE / 4) {
+      const size_t whole = static_cast<size_t>((bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+      void* memory = std::aligned_alloc(HUGE_PAGE, whole);
+      if (memory != nullptr) madvise(memory, whole, MADV_HUGEPAGE);
+      return memory;
+    }
+#endif
+    return std::malloc(static_cast<size_t>(bytes));
+  }
+
   T* data_;
 };
 

@@ -25,22 +25,59 @@ struct Candidates {
   int64_t count = 0;
 };
 
+// What a selection needs beside its input and its output: marks of all keys, and candidates. Every chunk has room for
+// somewhat more of these than its share; more of them get memory of their own. The sample lies where the marks come to
+// lie.
 template <typename T>
-struct CandidateLists {
-  std::vector<Candidates<T>> chunks;
+class Scratch {
+ public:
+  std::vector<Candidates<T>> candidates;
 
-  explicit CandidateLists(int64_t count) : chunks(count) {}
-  CandidateLists(const CandidateLists&) = delete;
-  CandidateLists& operator=(const CandidateLists&) = delete;
-  ~CandidateLists() {
-    for (Candidates<T>& chunk : chunks) std::free(chunk.values);
+  template <typename Source>
+  Scratch(const Source& source, int64_t rank)
+      : candidates(num_chunks(source.n)),
+        words_(std::max((source.n + 63) / 64, sample_size<Source>(source.n) * int64_t{sizeof(T)} / 8)),
+        room_(std::min(CHUNK, static_cast<int64_t>(1.3 * CHUNK * inside_share<Source>(source.n, rank)) / 32 * 32 + 64)),
+        memory_(words_ * 8 + num_chunks(source.n) * room_ * SIZE, "select") {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { clear(); }
+
+  uint64_t* marks() const { return reinterpret_cast<uint64_t*>(memory_.data()); }
+  T* sample() const { return reinterpret_cast<T*>(memory_.data()); }
+
+  // Sets the candidates of a chunk aside; false when memory ran out.
+  bool keep(int64_t chunk, const T* values, const uint16_t* positions, int64_t count) {
+    const bool fits = count <= room_;
+    void* memory =
+        fits ? memory_.data() + words_ * 8 + chunk * room_ * SIZE : std::malloc(static_cast<size_t>(count * SIZE));
+    if (memory == nullptr) return false;
+    Candidates<T>& list = candidates[chunk];
+    list.values = static_cast<T*>(memory);
+    list.positions = reinterpret_cast<uint16_t*>(list.values + count);
+    list.count = count;
+    std::memcpy(list.values, values, static_cast<size_t>(count) * sizeof(T));
+    std::memcpy(list.positions, positions, static_cast<size_t>(count) * sizeof(uint16_t));
+    return true;
   }
+
+  void clear() {
+    for (Candidates<T>& list : candidates) {
+      if (list.count > room_) std::free(list.values);
+      list = {};
+    }
+  }
+
+ private:
+  static constexpr int64_t SIZE = sizeof(T) + sizeof(uint16_t);
+  int64_t words_, room_;
+  Workspace<char> memory_;
 };
 
-// Marks what is above the bracket in `marks` [ceil(n / 64)] and sets aside what is inside; false when memory ran out.
+// Marks what is above the bracket and sets aside what is inside; false when memory ran out.
 template <typename Source>
-bool split_all(const Source& source, Bracket<typename Source::Key> ends, uint64_t* marks,
-               CandidateLists<typename Source::Key>& lists, Counts& counts) {
+bool split_all(const Source& source, Bracket<typename Source::Key> ends, Scratch<typename Source::Key>& scratch,
+               Counts& counts) {
   using T = typename Source::Key;
   std::atomic<bool> enough{true};
   for_chunks(num_chunks(source.n), [&](int64_t chunk) {
@@ -50,29 +87,17 @@ bool split_all(const Source& source, Bracket<typename Source::Key> ends, uint64_
     int64_t found = 0;
     for_blocks(source, chunk, [&](const T* keys, int64_t first, int64_t size) {
       int64_t num_inside;
-      counts.greater[chunk] += split_keys(keys, size, ends.low, ends.high, marks + first / 64, inside, &num_inside);
+      counts.greater[chunk] +=
+          split_keys(keys, size, ends.low, ends.high, scratch.marks() + first / 64, inside, &num_inside);
       const int64_t offset = first - chunk * CHUNK;
-      for (int64_t word = 0; num_inside > 0 && 64 * word < size; ++word) {
-        for (uint64_t bits = inside[word]; bits != 0; bits &= bits - 1) {
-          const int64_t i = 64 * word + __builtin_ctzll(bits);
-          values[found] = keys[i];
-          positions[found++] = static_cast<uint16_t>(offset + i);
-        }
-      }
+      if (num_inside == 0) return;
+      for_set_bits(inside, (size + 63) / 64, [&](int64_t i) {
+        values[found] = keys[i];
+        positions[found++] = static_cast<uint16_t>(offset + i);
+      });
     });
     counts.equal[chunk] = found;
-    if (found == 0) return;
-    void* memory = std::malloc(static_cast<size_t>(found) * (sizeof(T) + sizeof(uint16_t)));
-    if (memory == nullptr) {
-      enough.store(false, std::memory_order_relaxed);
-      return;
-    }
-    Candidates<T>& list = lists.chunks[chunk];
-    list.values = static_cast<T*>(memory);
-    list.positions = reinterpret_cast<uint16_t*>(list.values + found);
-    list.count = found;
-    std::memcpy(list.values, values, static_cast<size_t>(found) * sizeof(T));
-    std::memcpy(list.positions, positions, static_cast<size_t>(found) * sizeof(uint16_t));
+    if (!scratch.keep(chunk, values, positions, found)) enough.store(false, std::memory_order_relaxed);
   });
   counts.sum();
   return enough.load();
@@ -80,11 +105,11 @@ bool split_all(const Source& source, Bracket<typename Source::Key> ends, uint64_
 
 // The threshold among the candidates is known: mark those before it, then the first that equal it, and write indices.
 template <typename T, typename Visit>
-void emit_marked(const CandidateLists<T>& lists, T threshold, const Counts& above, int64_t n, int64_t take,
-                 uint64_t* marks, int64_t* out /* [take] */, const Visit& visit) {
+void emit_marked(const Scratch<T>& scratch, T threshold, const Counts& above, int64_t n, int64_t take,
+                 int64_t* out /* [take] */, const Visit& visit) {
   Counts counts(num_chunks(n));
   for_chunks(num_chunks(n), [&](int64_t chunk) {
-    const Candidates<T>& list = lists.chunks[chunk];
+    const Candidates<T>& list = scratch.candidates[chunk];
     int64_t greater = 0, equal = 0;
     for (int64_t i = 0; i < list.count; ++i) {
       greater += list.values[i] > threshold;
@@ -96,8 +121,8 @@ void emit_marked(const CandidateLists<T>& lists, T threshold, const Counts& abov
   counts.sum();
   const Places places(counts, take);
   for_chunks(num_chunks(n), [&](int64_t chunk) {
-    const Candidates<T>& list = lists.chunks[chunk];
-    uint64_t* bits = marks + chunk * CHUNK_WORDS;
+    const Candidates<T>& list = scratch.candidates[chunk];
+    uint64_t* bits = scratch.marks() + chunk * CHUNK_WORDS;
     int64_t ties = places.quota[chunk];
     for (int64_t i = 0; i < list.count; ++i) {
       const bool tie = list.values[i] == threshold && ties > 0;
@@ -126,24 +151,24 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
     std::nth_element(values.begin(), values.begin() + (rank - 1), values.end(), before<T>);
     threshold = values[rank - 1];
   } else {
+    Scratch<T> scratch(source, rank);
     for (const double sigmas : {SIGMAS, MORE_SIGMAS}) {
-      const Bracket<T> ends = bracket(source, rank, sigmas);
+      scratch.clear();
+      const Bracket<T> ends = bracket(source, rank, sigmas, scratch.sample());
       bool below_high = false;
       // Where even the sample is tied around the rank, the threshold most likely is that key.
       if (ends.low < ends.high) {
-        const Workspace<uint64_t> marks((source.n + 63) / 64, "select");
-        CandidateLists<T> lists(num_chunks(source.n));
         Counts counts(num_chunks(source.n));
-        const bool enough = split_all(source, ends, marks.data(), lists, counts);
+        const bool enough = split_all(source, ends, scratch, counts);
         STD_TORCH_CHECK(enough, "select: out of memory");
         if (counts.holds(rank)) {
           std::vector<T> values;
           values.reserve(counts.total_equal);
-          for (const Candidates<T>& list : lists.chunks) {
+          for (const Candidates<T>& list : scratch.candidates) {
             values.insert(values.end(), list.values, list.values + list.count);
           }
-          threshold = kth_largest(values, rank - counts.total_greater);
-          emit_marked(lists, threshold, counts, source.n, take, marks.data(), out, visit);
+          threshold = kth_largest(values.data(), counts.total_equal, rank - counts.total_greater);
+          emit_marked(scratch, threshold, counts, source.n, take, out, visit);
           return threshold;
         }
         below_high = counts.total_greater < rank;
