@@ -71,7 +71,11 @@ for law in ("priority", "race"):
     assert len(stprune.draw_weighted(keys, 9000, seed=1, epoch=2, law=law)[0]) == 9000
 assert int(stprune.shuffle(ids, seed=1, epoch=2).sum()) == int(ids.sum())
 assert int(stprune.shuffle(ids[:500], seed=1, epoch=2).sum()) == int(ids[:500].sum())
+for exact in (False, True):
+    stprune.ops.draw_threshold(keys, 0.5, seed=1, epoch=2, exact_count=exact)
 for nodes in (170, 10_300):
+    weights = torch.rand(8, nodes, device="cuda") + 0.1
+    stprune.draw_nodes_weighted(weights, ids[:8], count=50, seed=1, epoch=2)
     node = stprune.draw_nodes(ids[:8], num_nodes=nodes, count=50, seed=1, epoch=2)
     x = torch.randn(8, 3, nodes, 2, device="cuda", requires_grad=True)
     stprune.gather_nodes(x, node).sum().backward()

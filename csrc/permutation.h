@@ -85,10 +85,34 @@ STPRUNE_HOST_DEVICE int64_t feistel(const Permutation& p, int64_t x) {
   return feistel_of_halves(p, static_cast<uint32_t>(x / p.b), static_cast<uint32_t>(x % p.b));
 }
 
+// What feistel_step added to `to` is taken away again.
+STPRUNE_HOST_DEVICE uint32_t feistel_step_back(uint32_t from, uint32_t to, uint32_t size, uint32_t key_a,
+                                               uint32_t key_b) {
+  const uint32_t zero = feistel_step(from, 0, size, key_a, key_b);
+  return to >= zero ? to - zero : to + size - zero;
+}
+
+// The x in [0, a * b) that feistel takes to `image`.
+STPRUNE_HOST_DEVICE int64_t feistel_back(const Permutation& p, int64_t image) {
+  uint32_t left = static_cast<uint32_t>(image / p.b), right = static_cast<uint32_t>(image % p.b);
+  for (int r = PERMUTATION_ROUNDS - 2; r >= 0; r -= 2) {
+    right = feistel_step_back(left, right, p.b, p.keys[2 * r + 2], p.keys[2 * r + 3]);
+    left = feistel_step_back(right, left, p.a, p.keys[2 * r], p.keys[2 * r + 1]);
+  }
+  return static_cast<int64_t>(left) * p.b + right;
+}
+
 STPRUNE_HOST_DEVICE int64_t permutation_at(const Permutation& p, int64_t position) {
   int64_t image = feistel(p, position);
   while (image >= p.n) image = feistel(p, image);
   return image;
+}
+
+// The position that holds `image`, the inverse of permutation_at.
+STPRUNE_HOST_DEVICE int64_t position_of(const Permutation& p, int64_t image) {
+  int64_t position = feistel_back(p, image);
+  while (position >= p.n) position = feistel_back(p, position);
+  return position;
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ import torch
 
 import stprune
 from stprune import testing
-from stprune.ops import permute
+from stprune.ops import draw_threshold, permute
+from stprune.ops.finite_mean import finite_stats
 from stprune.reference import check_range as reference_range
 from stprune.reference import draw as reference_draw
 from stprune.reference import draw_nodes as reference_nodes
@@ -223,6 +224,36 @@ def test_shuffle_dtypes(dtype):
     for n in (0, 100, 3000):
         values = (torch.arange(n) % 251).to(dtype)
         same(stprune.shuffle(values.to(CUDA), seed=1, epoch=2), reference_shuffle.shuffle(values, 1, 2))
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["each", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", [0, 1, 1500, 8193, 3_000_001])
+def test_draw_threshold(n, dtype, exact):
+    generator = torch.Generator().manual_seed(31)
+    scores = torch.randn(n, generator=generator).exp()
+    scores[torch.rand(n, generator=generator) < 0.01] = torch.nan
+    scores[torch.rand(n, generator=generator) < 0.01] = torch.inf
+    scores = scores.to(dtype)
+    assert finite_stats(scores.to(CUDA)) == finite_stats(scores)
+    out = torch.empty(n, dtype=torch.int64, device=CUDA), torch.empty(n, device=CUDA)
+    for keep in (0.5, 1.0):
+        settings = {"seed": 5, "epoch": 6, "exact_count": exact}
+        expected = draw_threshold(scores, keep, **settings)
+        for got in (
+            draw_threshold(scores.to(CUDA), keep, **settings),
+            draw_threshold(scores.to(CUDA), keep, **settings, out=out),
+        ):
+            same(got[0], expected[0])
+            same(got[1], expected[1])
+
+
+def test_a_plan_is_the_same_on_both_devices():
+    scores = torch.randn(100_000, generator=torch.Generator().manual_seed(1)).exp()
+    for method in ("st-prune", "infobatch", "soft-random", "rs2", "top-k", "spaced"):
+        plans = [stprune.plan_epoch(s, method=method, keep_ratio=0.5, epoch=1, seed=0) for s in (scores.to(CUDA), scores)]
+        same(plans[0].indices, plans[1].indices)
+        same(plans[0].weights, plans[1].weights)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ of range are errors. What this cannot see is the device's own part: intrinsics, 
 
 import concurrent.futures
 import ctypes
+import math
 import os
 import pathlib
 import shutil
@@ -19,7 +20,9 @@ from stprune import testing
 from stprune.reference import check_range as reference_range
 from stprune.reference import draw as reference_draw
 from stprune.reference import draw_nodes as reference_nodes
+from stprune.reference import draw_threshold as reference_threshold
 from stprune.reference import draw_weighted as reference_weighted
+from stprune.reference import finite_stats as reference_finite
 from stprune.reference import gather_nodes as reference_gather
 from stprune.reference import order as reference_order
 from stprune.reference import shuffle as reference_shuffle
@@ -61,7 +64,8 @@ def library(tmp_path_factory):
     flags = os.environ.get("STPRUNE_EMULATION_FLAGS", "-fsanitize=undefined -fsanitize-undefined-trap-on-error").split()
     found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
     found.emulation_error.restype = ctypes.c_char_p
-    for name in ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward"):
+    sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
+    for name in (*sized, "finite_stats", "draw_threshold"):
         getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
     found.emulation_launches.restype = ctypes.c_int64
     return found
@@ -118,6 +122,22 @@ class Kernels:
         wide = int(values.dtype == torch.float64)
         self.call("check_range", wide, at(values), values.numel(), ctypes.c_double(high), int(total), at(out))
         return out
+
+    def finite_stats(self, values):
+        wide, n = int(values.dtype == torch.float64), values.numel()
+        out = self.empty((4,), torch.float64)
+        self.call("finite_stats", wide, at(values), n, at(self.scratch("finite_stats", n)), at(out))
+        return out
+
+    def draw_threshold(self, scores, keep, exact, seed, epoch):
+        wide, n = int(scores.dtype == torch.float64), scores.numel()
+        scratch, drawn, share = self.scratch("draw_threshold", n), ctypes.c_int64(), ctypes.c_double(keep)
+        guards = list(self.guarded)
+        self.call("draw_threshold_mark", wide, at(scores), n, share, int(exact), seed, epoch, at(scratch), ctypes.byref(drawn))
+        self.guarded += guards
+        indices, weights = self.empty((drawn.value,)), self.empty((drawn.value,), torch.float32)
+        self.call("draw_threshold_emit", wide, at(scores), n, share, at(scratch), at(indices), at(weights))
+        return indices, weights
 
     def draw(self, p, count, seed, epoch):
         wide, n = int(p.dtype == torch.float64), p.numel()
@@ -391,6 +411,61 @@ def test_draw_weighted(kernels, name, race):
             expected_indices, expected_weights = reference_weighted.draw_weighted(w, k, 5, 6, race)
             assert torch.equal(indices, expected_indices), (n, k)
             testing.assert_same(weights, expected_weights)
+
+
+def scores_of(name, n, dtype):
+    generator = torch.Generator().manual_seed(31)
+    scores = torch.randn(n, generator=generator, dtype=torch.float64).exp().to(dtype)
+    if name == "holes":
+        scores[torch.rand(n, generator=generator) < 0.3] = math.nan
+        scores[torch.rand(n, generator=generator) < 0.1] = math.inf
+        scores[torch.rand(n, generator=generator) < 0.1] = -math.inf
+    elif name == "equal":
+        scores.fill_(0.1)
+    elif name == "unknown":
+        scores.fill_(math.inf)
+    elif name == "zeros":
+        scores = torch.where(torch.rand(n, generator=generator) < 0.5, 0.0, -0.0).to(dtype)
+    elif name == "outlier":
+        scores[n // 2] = 1e6  # all but one lie below the mean
+    elif name == "far apart":
+        scores *= 10.0 ** torch.randint(-30, 30, (n,), generator=generator)
+    return scores
+
+
+NAMES = ("lognormal", "holes", "equal", "unknown", "zeros", "outlier", "far apart")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_finite_stats(kernels, name, dtype):
+    for n in (0, 1, 31, 33, 4095, 4096, 4097, 3 * 4096, 50_001) if kernels.all_sizes else (5 * 4096 + 7,):
+        scores = scores_of(name, n, dtype) if n else torch.empty(0, dtype=dtype)
+        testing.assert_same(kernels.finite_stats(scores), reference_finite.finite_stats(scores))
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["each", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_draw_threshold(kernels, name, dtype, exact):
+    for n in (0, 1, 65, 1025, 1500, 8193, 20_001) if kernels.all_sizes else (1500, 8193):
+        scores = scores_of(name, n, dtype) if n else torch.empty(0, dtype=dtype)
+        for keep, seed, epoch in ((0.5, 5, 6), (1.0, 5, 7), (0.3, 2**63 - 1, 2**32 - 1)):
+            expected = reference_threshold.draw_threshold(scores, keep, exact, seed, epoch)
+            for got, wanted in zip(kernels.draw_threshold(scores, keep, exact, seed, epoch), expected, strict=True):
+                testing.assert_same(got, wanted)
+
+
+def test_draw_threshold_from_a_pool_that_keeps_one_or_none(kernels):
+    scores = torch.tensor([1.0, 1.0, 5.0])
+    sizes = set()
+    for epoch in range(30):
+        indices, weights = kernels.draw_threshold(scores, 0.2, True, 3, epoch)
+        expected = reference_threshold.draw_threshold(scores, 0.2, True, 3, epoch)
+        assert torch.equal(indices, expected[0])
+        assert torch.equal(weights, expected[1])
+        sizes.add(len(indices))
+    assert sizes == {1, 2}
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 31, 64, 1000, 1023, 1024, 1025, 4096, 5000])

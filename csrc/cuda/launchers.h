@@ -32,6 +32,17 @@ int64_t stprune_cuda_systematic_scratch(int64_t n);
 int stprune_cuda_systematic(int wide, const void* probability, int64_t n, int64_t count, int64_t seed, int64_t epoch,
                             void* scratch, int64_t* out, void* stream);
 
+// out: [4], as stprune/reference/finite_stats.py.
+int64_t stprune_cuda_finite_stats_scratch(int64_t n);
+int stprune_cuda_finite_stats(int wide, const void* values, int64_t n, void* scratch, double* out, void* stream);
+
+// Threshold draw: `mark` waits for the stream to learn how many are drawn; `emit` writes as many.
+int64_t stprune_cuda_draw_threshold_scratch(int64_t n);
+int stprune_cuda_draw_threshold_mark(int wide, const void* scores, int64_t n, double keep, int exact, int64_t seed,
+                                     int64_t epoch, void* scratch, int64_t* drawn, void* stream);
+int stprune_cuda_draw_threshold_emit(int wide, const void* scores, int64_t n, double keep, void* scratch,
+                                     int64_t* indices, float* weights, void* stream);
+
 // out_weights is null for the race.
 int64_t stprune_cuda_draw_weighted_scratch(int64_t n);
 int stprune_cuda_draw_weighted(const float* weights, int64_t n, int64_t k, int64_t seed, int64_t epoch, int race,

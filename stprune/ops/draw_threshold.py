@@ -14,6 +14,17 @@ def _fake(scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch
     return scores.new_empty((size,), dtype=torch.int64), scores.new_empty((size,), dtype=torch.float32)
 
 
+def _into(
+    indices: torch.Tensor, weights: torch.Tensor, scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int
+) -> torch.Tensor:
+    """Write what is kept into the front of buffers, unless they are too small; how many there are, as [1] int64."""
+    kept, weight = torch.ops.stprune.draw_threshold(scores, keep, exact_count, seed, epoch)
+    if kept.numel() <= min(indices.numel(), weights.numel()):
+        indices[: kept.numel()] = kept
+        weights[: kept.numel()] = weight
+    return torch.tensor([kept.numel()], device=scores.device)
+
+
 def _into_fake(
     indices: torch.Tensor, weights: torch.Tensor, scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int
 ) -> torch.Tensor:
@@ -28,7 +39,7 @@ define(
 define(
     "draw_threshold_into(Tensor(a!) indices, Tensor(b!) weights, Tensor scores, float keep, bool exact_count, int seed, "
     "int epoch) -> Tensor",
-    reference.draw_threshold_into,
+    _into,
     _into_fake,
 )
 

@@ -46,14 +46,3 @@ def draw_threshold(
     indices = kept.nonzero().flatten()
     weight = torch.tensor(keep, dtype=torch.float32, device=device).reciprocal()
     return indices, torch.where(below[indices], weight, 1.0)
-
-
-def draw_threshold_into(
-    indices: torch.Tensor, weights: torch.Tensor, scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int
-) -> torch.Tensor:
-    """Write what is kept into the front of buffers, unless they are too small; how many there are, as [1] int64."""
-    kept, weight = draw_threshold(scores, keep, exact_count, seed, epoch)
-    if kept.numel() <= min(indices.numel(), weights.numel()):
-        indices[: kept.numel()] = kept
-        weights[: kept.numel()] = weight
-    return torch.tensor([kept.numel()], device=scores.device)
