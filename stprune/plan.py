@@ -9,11 +9,9 @@ import torch
 from stprune.methods import Method, resolve
 from stprune.ops import _check, permute, shuffle
 from stprune.ops.finite_mean import finite_mean
+from stprune.ops.plan_budget import Buffers
 from stprune.ops.plan_lookup import plan_lookup
-from stprune.ops.plan_weights import scale_by_stratum, stratum_totals
-
-MIN_STRATUM = 30
-"""A stratum with fewer kept samples than this merges with its neighbour (method.md, section 5)."""
+from stprune.ops.strata import Strata, checked_strata
 
 
 @dataclass(frozen=True)
@@ -175,70 +173,35 @@ def plan_epoch(
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
     rule = resolve(method)
     num_samples = scores.numel()
-    num_strata = 0
-    if strata is not None:
-        strata, num_strata = _labels(op, strata, num_samples)
-        strata = strata.to(scores.device)
+    labels = None if strata is None else checked_strata(op, strata, num_samples).to(scores.device)
+    return planned(scores, rule, keep_ratio=keep_ratio, epoch=epoch, seed=seed, strata=labels)
+
+
+def planned(
+    scores: torch.Tensor,
+    rule: Method,
+    *,
+    keep_ratio: float,
+    epoch: int,
+    seed: int,
+    strata: Strata | None = None,
+    out: Buffers | None = None,
+) -> EpochPlan:
+    """`plan_epoch` of arguments that were checked, into buffers of the caller's where the method can use them.
+
+    Args:
+        scores, keep_ratio, epoch, seed: as in `plan_epoch`.
+        rule: the method.
+        strata: the samples' strata, on the device of `scores`; or None.
+        out: see `stprune.ops.plan_budget`; num_samples elements. The plan may be views of them.
+    """
+    num_samples = scores.numel()
     if keep_ratio == 1.0 or num_samples == 0:
         everything = torch.arange(num_samples, device=scores.device)
         weights = torch.ones(1, device=scores.device).expand(num_samples)
         return EpochPlan(epoch, everything, weights, num_samples, seed, 1.0)
-    indices, weights = rule.choose(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-    if strata is not None and rule.unbiased:
-        weights = calibrate(weights, indices, strata, num_strata)
-    return EpochPlan(epoch, indices, weights, num_samples, seed, _mean(weights))
-
-
-def checked_strata(op: str, strata: torch.Tensor, num_samples: int) -> torch.Tensor:
-    """`strata` if it is [num_samples] int64 labels >= 0."""
-    return _labels(op, strata, num_samples)[0]
-
-
-def _labels(op: str, strata: torch.Tensor, num_samples: int) -> tuple[torch.Tensor, int]:
-    """`strata` if it is [num_samples] int64 labels >= 0, and the largest label plus one."""
-    strata = _check.index(op, "strata", strata)
-    if strata.numel() != num_samples:
-        raise ValueError(f"{op}: strata must have one label for each of {num_samples} samples, got {strata.numel()}")
-    if num_samples == 0:
-        return strata, 0
-    low, high = (int(end) for end in torch.aminmax(strata))
-    if low < 0:
-        raise ValueError(f"{op}: strata must be labels >= 0, got {low}")
-    return strata, high + 1
-
-
-def calibrate(weights: torch.Tensor, indices: torch.Tensor, strata: torch.Tensor, num_strata: int) -> torch.Tensor:
-    """Scale the weights so that each stratum's sum to its true size (eq. 10).
-
-    Args:
-        weights: [K] float32 weights of the kept samples; overwritten.
-        indices: [K] int64 the kept samples, ascending; not modified.
-        strata: [num_samples] int64 labels in [0, num_strata); not modified.
-        num_strata: how many strata.
-
-    Returns:
-        `weights`. Strata with fewer than 30 kept samples are first merged with a neighbour.
-    """
-    sizes, kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
-    group = torch.tensor(_merged(kept.tolist()), device=strata.device)
-    num_groups = int(group.max()) + 1
-    nothing = torch.zeros(num_groups, dtype=torch.float64, device=strata.device)
-    true, total = nothing.index_add(0, group, sizes.double()), nothing.index_add(0, group, totals)
-    # A group without kept samples cannot be represented; merging leaves none unless nothing at all was kept.
-    return scale_by_stratum(weights, members, (true / total)[group])
-
-
-def _merged(kept: list[int]) -> list[int]:
-    """Group number of every stratum, neighbours joined until each group has MIN_STRATUM kept samples (or is the only one)."""
-    group: list[int] = []
-    current, members = 0, 0
-    for count in kept:
-        group.append(current)
-        members += count
-        if members >= MIN_STRATUM:
-            current, members = current + 1, 0
-    # What is left over at the end joins the last complete group.
-    return [min(number, max(0, current - 1)) for number in group]
+    kept = rule.planned(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
+    return EpochPlan(epoch, kept.indices, kept.weights, num_samples, seed, kept.mean_weight)
 
 
 def _mean(weights: torch.Tensor) -> float:

@@ -16,7 +16,8 @@ from stprune.granularity import Granularity
 from stprune.laws import NodeLaw
 from stprune.methods import Full, Method, SoftRandom, asked_count, resolve
 from stprune.ops import _check
-from stprune.plan import EpochPlan, PlanWeights, checked_strata, plan_epoch
+from stprune.ops.strata import checked_strata
+from stprune.plan import EpochPlan, PlanWeights, planned
 from stprune.ranks import is_distributed, length_of, ranks
 from stprune.resume import restore, save
 from stprune.schedule import Schedule
@@ -112,7 +113,7 @@ class PruningSampler(DistributedSampler[int]):
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)
-        self.strata = None if strata is None else checked_strata(_OP, strata, size).clone()
+        self._strata = None if strata is None else checked_strata(_OP, strata, size)
         self.num_replicas, self.rank = ranks(_OP, num_replicas, rank)
         if self.num_replicas > 1:
             self.node_law.share_scores()
@@ -123,7 +124,7 @@ class PruningSampler(DistributedSampler[int]):
         self.table: ScoreTable | UnscoredTable = (
             # Pairs are too many to keep scores that nobody reads.
             UnscoredTable(size)
-            if self.granularity == "pair" and self.strata is None and type(self.method) in (SoftRandom, Full)
+            if self.granularity == "pair" and self._strata is None and type(self.method) in (SoftRandom, Full)
             else ScoreTable(size, beta=self.method.beta, decay=self.method.decay, track_variance=self.method.track_variance)
         )
         self.epoch = 0
@@ -170,6 +171,11 @@ class PruningSampler(DistributedSampler[int]):
             self.node_law.synchronize()
 
     @property
+    def strata(self) -> torch.Tensor | None:
+        """[num_samples] int64 labels, made now of fewer bytes each, on the table's device; None without strata."""
+        return None if self._strata is None else self._strata.labels.long()
+
+    @property
     def plan(self) -> EpochPlan | UniformPlan:
         """The current epoch's plan; epoch 0 is planned at first use."""
         if self._plan is None:
@@ -204,16 +210,16 @@ class PruningSampler(DistributedSampler[int]):
             ratio = 1.0 if isinstance(self.method, Full) else self.keep_ratio if self.fixed_length else ratio
             size = self.table.num_samples
             return UniformPlan(self.epoch, asked_count(ratio, size), size, self.seed)
-        method: str | Method = self.method
+        method = self.method
         scores = self.method.scores_of(self.table)
         if self.fixed_length:
             if ratio > self.keep_ratio:
-                method = "soft-random"
+                method = SoftRandom()
             ratio = self.keep_ratio
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
-        plan = plan_epoch(scores, method=method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self.strata)
+        plan = planned(scores, method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self._strata)
         # Loaders ask for ids on the host: the kept ones come over once per epoch.
         return plan.to("cpu")
 
@@ -347,6 +353,7 @@ class PruningSampler(DistributedSampler[int]):
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
         self.node_law.to(self.table.device)
+        self._strata = None if self._strata is None else self._strata.to(self.table.device)
         if self._plan is not None:
             self._set_plan(self._plan)
         return self

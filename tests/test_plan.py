@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import stprune
-from stprune.plan import MIN_STRATUM, _merged
+from stprune.reference.plan_weights import MIN_STRATUM, merged
 
 METHODS = sorted(stprune.METHODS)
 
@@ -131,7 +131,7 @@ def test_every_stratum_keeps_its_share_of_the_weight():
 )
 def test_small_strata_merge_with_a_neighbour(kept, groups):
     assert MIN_STRATUM == 30
-    assert _merged(kept) == groups
+    assert merged(kept) == groups
 
 
 def test_a_tiny_stratum_keeps_the_total_weight():

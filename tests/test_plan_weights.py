@@ -1,11 +1,11 @@
-"""inverse_at, stratum_totals and scale_by_stratum against the reference bit for bit, and what they refuse."""
+"""inverse_at, compact_strata, stratum_totals and scale_by_stratum against the reference bit for bit, and what they refuse."""
 
 import pytest
 import torch
 
 import stprune
 from stprune import testing
-from stprune.ops.plan_weights import inverse_at, scale_by_stratum, stratum_totals
+from stprune.ops.plan_weights import compact_strata, inverse_at, scale_by_stratum, stratum_totals
 from stprune.reference import plan_weights as reference
 
 
@@ -14,7 +14,7 @@ def case(n, num_strata, seed=0):
     strata = torch.randint(0, max(1, num_strata), (n,), generator=generator)
     indices = (torch.rand(n, generator=generator) < 0.4).nonzero().flatten()
     weights = 1 / torch.rand(indices.numel(), generator=generator).clamp_min(0.05)
-    return strata, indices, weights, num_strata
+    return strata.to(torch.uint8 if num_strata <= 256 else torch.int32), indices, weights, num_strata
 
 
 def assert_reference(arguments):
@@ -33,10 +33,9 @@ def test_totals_match_reference(num_strata, threads):
 
 def test_totals_are_the_totals():
     strata, indices, weights, num_strata = case(100_000, 7)
-    sizes, kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
-    assert torch.equal(sizes, torch.bincount(strata))
+    kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
     assert torch.equal(kept, torch.bincount(strata[indices]))
-    assert torch.equal(members.long(), strata[indices])
+    assert torch.equal(members, strata[indices])
     torch.testing.assert_close(totals, torch.bincount(strata[indices], weights=weights.double()), rtol=1e-13, atol=0)
 
 
@@ -56,18 +55,39 @@ def test_inverse_and_scale_match_reference(dtype, threads):
 
 def test_nothing_kept_or_nothing_there():
     none = torch.empty(0, dtype=torch.int64)
-    sizes, kept, totals, members = stratum_totals(torch.tensor([1, 1]), none, torch.empty(0), 3)
-    assert (sizes.tolist(), kept.tolist(), totals.tolist(), members.tolist()) == ([0, 2, 0], [0, 0, 0], [0.0, 0.0, 0.0], [])
-    assert stratum_totals(none, none, torch.empty(0), 0)[0].tolist() == []
+    kept, totals, members = stratum_totals(torch.tensor([1, 1], dtype=torch.uint8), none, torch.empty(0), 3)
+    assert (kept.tolist(), totals.tolist(), members.tolist()) == ([0, 0, 0], [0.0, 0.0, 0.0], [])
+    assert stratum_totals(none.int(), none, torch.empty(0), 0)[0].tolist() == []
+    assert [part.numel() for part in compact_strata(none)] == [0, 0]
     assert inverse_at(torch.ones(3), none).tolist() == []
 
 
-@pytest.mark.parametrize("stratum", [-1, 3, 4, 2**40])
+@pytest.mark.parametrize("largest", [0, 1, 255, 256, 70_000])
+def test_compact_strata_match_reference(largest, threads):
+    for n in (1, 3, 16_385, 300_001):
+        strata = torch.randint(0, largest + 1, (n,), generator=torch.Generator().manual_seed(n))
+        strata[n // 2] = largest
+        for count in (1, 3):
+            threads(count)
+            for actual, expected in zip(compact_strata(strata), reference.compact_strata(strata), strict=True):
+                testing.assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("label", [-1, -(2**40), 2**31, 2**40 + 3])
+def test_labels_that_do_not_fit_are_refused(label):
+    strata = torch.zeros(20_000, dtype=torch.int64)
+    strata[7] = label
+    scores = torch.ones(20_000)
+    with pytest.raises(ValueError, match="plan_epoch: strata must be labels (>= 0|below 2\\^31), got"):
+        stprune.plan_epoch(scores, keep_ratio=0.5, epoch=0, seed=0, strata=strata)
+
+
+@pytest.mark.parametrize("stratum", [-1, 3, 4, 2**30])
 @pytest.mark.skipif(not testing.isas(), reason="the compiled CPU library is not built")
 def test_labels_and_indices_out_of_range_are_refused(stratum):
     strata, indices, weights, _ = case(40_000, 3)
-    wrong = strata.clone()
-    wrong[20_000] = stratum
+    wrong = strata.int()
+    wrong[indices[7]] = stratum
     with pytest.raises(RuntimeError, match="strata must lie in"):
         stratum_totals(wrong, indices, weights, 3)
     for place, index in ((0, -1), (-1, 40_000)):

@@ -36,11 +36,15 @@ inline double tree_sum(std::vector<double>& sums) {
 inline void block_stats(const float* x, int64_t n, BlockStats* out) { plan_kernels().stats_f32(x, n, out); }
 inline void block_stats(const double* x, int64_t n, BlockStats* out) { plan_kernels().stats_f64(x, n, out); }
 
-// Sum, number, least and largest of the finite entries of x [n].
-template <typename T>
-BlockStats finite_stats_of(const T* x, int64_t n) {
-  std::vector<BlockStats> blocks(num_sum_blocks(n));
-  for_sum_blocks(n, [&](int64_t block, int64_t first, int64_t size) { block_stats(x + first, size, &blocks[block]); });
+inline void scale_weights(float* weights, const uint8_t* members, int64_t n, const double* factor) {
+  plan_kernels().scale_u8(weights, members, n, factor);
+}
+inline void scale_weights(float* weights, const int32_t* members, int64_t n, const double* factor) {
+  plan_kernels().scale_i32(weights, members, n, factor);
+}
+
+// The statistics of all blocks together.
+inline BlockStats stats_of(const std::vector<BlockStats>& blocks) {
   std::vector<double> sums(blocks.size());
   BlockStats all{0.0, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 0};
   for (size_t block = 0; block < blocks.size(); ++block) {
@@ -54,6 +58,14 @@ BlockStats finite_stats_of(const T* x, int64_t n) {
   all.least += 0.0;
   all.largest += 0.0;
   return all;
+}
+
+// Sum, number, least and largest of the finite entries of x [n].
+template <typename T>
+BlockStats finite_stats_of(const T* x, int64_t n) {
+  std::vector<BlockStats> blocks(num_sum_blocks(n));
+  for_sum_blocks(n, [&](int64_t block, int64_t first, int64_t size) { block_stats(x + first, size, &blocks[block]); });
+  return stats_of(blocks);
 }
 
 // Mean of the finite entries: NaN when there are none, exact when all are equal.

@@ -59,6 +59,11 @@ struct PlanKernels {
   // For every kept element `weight` where it is below, else 1, into out [count]; never writes behind it.
   void (*emit_weights)(const uint64_t* kept, const uint64_t* below, int64_t num_words, float weight, float* out,
                        int64_t count);
+  // 1 / p of every set bit, into out [count]; never writes behind it.
+  void (*emit_inverse)(const float* p, const uint64_t* bits, int64_t num_words, float* out, int64_t count);
+  // weight * factor[member], in float64.  weights [n]
+  void (*scale_u8)(float* weights, const uint8_t* members, int64_t n, const double* factor);
+  void (*scale_i32)(float* weights, const int32_t* members, int64_t n, const double* factor);
 };
 
 extern const PlanKernels plan_kernels_baseline;

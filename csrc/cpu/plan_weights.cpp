@@ -1,16 +1,15 @@
-// inverse_at: Horvitz-Thompson weights of kept samples. stratum_totals and scale_by_stratum: their calibration (eq.
-// 10). Totals are summed in parts and lanes that depend on the sizes alone (stprune/reference/plan_weights.py).
-#include <bit>
+// inverse_at: Horvitz-Thompson weights of kept samples. compact_strata, stratum_totals and scale_by_stratum: their
+// calibration (eq. 10).
 #include <tuple>
 
-#include "cpu/order.h"
+#include "cpu/blocks.h"
+#include "cpu/strata.h"
 
 namespace stprune {
 namespace {
 
-constexpr int64_t MOST_PARTS = 64;
-constexpr int64_t MOST_TOTALS = 1 << 20;
-constexpr int64_t LANES = 4;
+// Labels are counted at once below this; where one is not, a second pass counts them.
+constexpr int64_t FEW_STRATA = 256;
 // Elements staged at a time, so that the arithmetic behind a gather runs on whole registers.
 constexpr int64_t STAGE = 256;
 
@@ -57,111 +56,114 @@ Tensor inverse_at(const Tensor& probability, const Tensor& indices) {
   return out;
 }
 
-// A total weight and, as one addition does for both, how many it is of.
-typedef double Total __attribute__((vector_size(16)));
-
-// Labels, and a power of two that bounds the places they may ask for.
-struct Labels {
-  const int64_t* of;  // [n]
-  int64_t num_strata, places;
-};
-
-// What a part of the samples adds to every stratum, in LANES each: equal neighbours do not wait for each other.
-struct Part {
-  int64_t* sizes;  // [places * LANES]
-  Total* totals;   // [places * LANES]
-};
-
-// The samples [first, stop) and the kept ones among them, which begin at j. Returns the next j, or -1 for a label or an
-// index out of its range.
-int64_t add_chunk(const Labels& labels, const int64_t* index, const float* weight, int64_t kept, int64_t first,
-                  int64_t stop, int64_t j, const Part& part, int32_t* member) {
-  const int64_t* label = labels.of;
-  uint64_t seen = 0;
-  for (int64_t i = first; i < stop; ++i) seen |= static_cast<uint64_t>(label[i]);
-  if (seen >= static_cast<uint64_t>(labels.places)) return -1;
-  int64_t i = first;
-  for (; i + LANES <= stop; i += LANES) {
-    for (int64_t lane = 0; lane < LANES; ++lane) ++part.sizes[label[i + lane] * LANES + lane];
+// Counts labels below `places`, a power of two, and copies them; larger ones are counted and copied as anything.
+// Returns the union of all labels' bits.
+template <typename Label>
+uint64_t count_labels(const int64_t* label, int64_t n, int64_t places, Label* to, std::vector<int64_t>& counts) {
+  const int64_t chunks = num_chunks(n), most = std::max<int64_t>(1, std::min(MOST_PARTS, MOST_TOTALS / places));
+  const int64_t part_size = (chunks + most - 1) / most * CHUNK;
+  const int64_t parts = part_size == 0 ? 0 : (n + part_size - 1) / part_size;
+  const int64_t width = places * TOTAL_LANES, mask = places - 1;
+  // Equal neighbours go to other lanes, so that they do not wait for each other.
+  std::vector<uint32_t> lanes(parts * width);
+  std::vector<uint64_t> seen(parts);
+  for_chunks(parts, [&](int64_t part) {
+    uint32_t* count = lanes.data() + part * width;
+    const int64_t begin = part * part_size, end = std::min(n, begin + part_size);
+    uint64_t bits = 0;
+    int64_t i = begin;
+    for (; i + TOTAL_LANES <= end; i += TOTAL_LANES) {
+      for (int64_t lane = 0; lane < TOTAL_LANES; ++lane) {
+        const int64_t one = label[i + lane];
+        bits |= static_cast<uint64_t>(one);
+        to[i + lane] = static_cast<Label>(one);
+        ++count[(one & mask) * TOTAL_LANES + lane];
+      }
+    }
+    for (; i < end; ++i) {
+      bits |= static_cast<uint64_t>(label[i]);
+      to[i] = static_cast<Label>(label[i]);
+      ++count[(label[i] & mask) * TOTAL_LANES];
+    }
+    seen[part] = bits;
+  });
+  counts.assign(places, 0);
+  uint64_t all = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    all |= seen[part];
+    for (int64_t at = 0; at < width; ++at) counts[at / TOTAL_LANES] += lanes[part * width + at];
   }
-  for (; i < stop; ++i) ++part.sizes[label[i] * LANES];
-  const int64_t end = std::lower_bound(index + j, index + kept, stop) - index;
-  for (; j < end; ++j) {
-    // Of ascending indices none lies outside.
-    if (static_cast<uint64_t>(index[j] - first) >= static_cast<uint64_t>(stop - first)) return -1;
-    const int64_t stratum = label[index[j]];
-    member[j] = static_cast<int32_t>(stratum);
-    part.totals[stratum * LANES + j % LANES] += Total{static_cast<double>(weight[j]), 1.0};
-  }
-  return j;
+  return all;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, const Tensor& indices,
-                                                          const Tensor& weights, int64_t num_strata) {
+// The labels in as few bytes as hold them, and how many samples have each: one pass where uint8 holds them.
+std::tuple<Tensor, Tensor> compact_strata(const Tensor& strata) {
+  const char* op = "compact_strata";
+  check_vector(strata, op, "strata");
+  check_dtype(strata, ScalarType::Long, op, "strata");
+  const int64_t n = strata.numel();
+  STD_TORCH_CHECK(n < int64_t{1} << 37, op, ": strata must have fewer than 2^37 elements");
+  const int64_t* label = strata.const_data_ptr<int64_t>();
+  std::vector<int64_t> counts;
+  Tensor labels = new_output(strata, n, ScalarType::Byte);
+  const uint64_t seen = count_labels(label, n, FEW_STRATA, labels.mutable_data_ptr<uint8_t>(), counts);
+  STD_TORCH_CHECK(seen < uint64_t{1} << 31, op, ": strata must lie in [0, 2^31)");
+  if (seen >= static_cast<uint64_t>(FEW_STRATA)) {
+    labels = new_output(strata, n, ScalarType::Int);
+    count_labels(label, n, static_cast<int64_t>(std::bit_ceil(seen + 1)), labels.mutable_data_ptr<int32_t>(), counts);
+  }
+  while (!counts.empty() && counts.back() == 0) counts.pop_back();
+  Tensor sizes = torch::stable::new_empty(strata, {static_cast<int64_t>(counts.size())}, ScalarType::Long);
+  std::copy(counts.begin(), counts.end(), sizes.mutable_data_ptr<int64_t>());
+  return {labels, sizes};
+}
+
+std::tuple<Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, const Tensor& indices, const Tensor& weights,
+                                                  int64_t num_strata) {
   const char* op = "stratum_totals";
   check_vector(strata, op, "strata");
   check_vector(indices, op, "indices");
   check_vector(weights, op, "weights");
-  check_dtype(strata, ScalarType::Long, op, "strata");
   check_dtype(indices, ScalarType::Long, op, "indices");
   check_dtype(weights, ScalarType::Float, op, "weights");
   STD_TORCH_CHECK(weights.numel() == indices.numel(), op, ": weights and indices must have one size");
   STD_TORCH_CHECK(num_strata >= 0 && num_strata <= std::numeric_limits<int32_t>::max(), op,
                   ": num_strata must lie in [0, 2^31 - 1]");
-  const int64_t n = strata.numel(), kept = indices.numel();
-  const Labels labels{strata.const_data_ptr<int64_t>(), num_strata,
-                      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(1, num_strata))))};
+  const int64_t kept = indices.numel();
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const float* weight = weights.const_data_ptr<float>();
-  Tensor members = new_output(strata, kept, ScalarType::Int);
-  int32_t* member = members.mutable_data_ptr<int32_t>();
-
-  const int64_t chunks = num_chunks(n);
-  const int64_t most =
-      std::max<int64_t>(1, std::min({MOST_PARTS, chunks, MOST_TOTALS / std::max<int64_t>(1, num_strata)}));
-  const int64_t part_size = (chunks + most - 1) / most * CHUNK;
-  const int64_t parts = part_size == 0 ? 0 : (n + part_size - 1) / part_size;
-  const int64_t width = labels.places * LANES;
-  std::vector<int64_t> counts(parts * width);
-  std::vector<Total> sums(parts * width);
+  Tensor members = new_output(strata, kept, strata.scalar_type());
+  StratumTotals totals(strata.numel(), num_strata);
+  std::atomic<bool> good{true};
   std::atomic<int64_t> done{0};
-  for_chunks(parts, [&](int64_t number) {
-    const int64_t begin = number * part_size, end = std::min(n, begin + part_size);
-    const Part part{counts.data() + number * width, sums.data() + number * width};
-    const int64_t start = std::lower_bound(index, index + kept, begin) - index;
-    int64_t j = start;
-    for (int64_t first = begin; first < end && j >= 0; first += CHUNK) {
-      j = add_chunk(labels, index, weight, kept, first, std::min(end, first + CHUNK), j, part, member);
-    }
-    if (j >= 0) done.fetch_add(j - start, std::memory_order_relaxed);
-    if (j < 0) done.store(std::numeric_limits<int64_t>::min() / 2);
+  with_labels(strata, op, [&]<typename Label>(const Label* label) {
+    Label* member = members.mutable_data_ptr<Label>();
+    for_chunks(totals.parts(), [&](int64_t part) {
+      const int64_t begin = totals.begin(part), end = totals.end(part);
+      const int64_t start = std::lower_bound(index, index + kept, begin) - index;
+      const int64_t stop = std::lower_bound(index + start, index + kept, end) - index;
+      // Of ascending indices none lies outside.
+      bool inside = true;
+      for (int64_t j = start; j < stop; ++j) inside &= index[j] >= begin && index[j] < end;
+      if (!inside || !totals.add(part, label, index + start, weight + start, start, stop - start, member + start)) {
+        good.store(false, std::memory_order_relaxed);
+      }
+      done.fetch_add(stop - start, std::memory_order_relaxed);
+    });
   });
-  const char* rule = ": strata must lie in [0, num_strata), indices ascend in [0, n)";
-  STD_TORCH_CHECK(done.load() == kept, op, rule);
+  STD_TORCH_CHECK(good.load() && done.load() == kept && totals.in_range(), op,
+                  ": strata must lie in [0, num_strata), indices ascend in [0, n)");
 
-  Tensor size_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Long);
   Tensor kept_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Long);
   Tensor total_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Double);
-  int64_t *size_to = size_out.mutable_data_ptr<int64_t>(), *kept_to = kept_out.mutable_data_ptr<int64_t>();
+  int64_t* kept_to = kept_out.mutable_data_ptr<int64_t>();
   double* total_to = total_out.mutable_data_ptr<double>();
-  for (int64_t stratum = 0; stratum < labels.places; ++stratum) {
-    int64_t size = 0;
-    Total total{};
-    for (int64_t number = 0; number < parts; ++number) {
-      const int64_t* c = counts.data() + number * width + stratum * LANES;
-      const Total* t = sums.data() + number * width + stratum * LANES;
-      size += c[0] + c[1] + c[2] + c[3];
-      total += (t[0] + t[1]) + (t[2] + t[3]);
-    }
-    if (stratum >= num_strata) {
-      STD_TORCH_CHECK(size == 0, op, rule);
-      continue;
-    }
-    size_to[stratum] = size;
+  for (int64_t stratum = 0; stratum < num_strata; ++stratum) {
+    const Total total = totals.of(stratum);
     kept_to[stratum] = static_cast<int64_t>(total[1]);
     total_to[stratum] = total[0];
   }
-  return {size_out, kept_out, total_out, members};
+  return {kept_out, total_out, members};
 }
 
 void scale_by_stratum(Tensor weights, const Tensor& members, const Tensor& factor) {
@@ -170,27 +172,23 @@ void scale_by_stratum(Tensor weights, const Tensor& members, const Tensor& facto
   check_vector(members, op, "members");
   check_vector(factor, op, "factor");
   check_dtype(weights, ScalarType::Float, op, "weights");
-  check_dtype(members, ScalarType::Int, op, "members");
   check_dtype(factor, ScalarType::Double, op, "factor");
   STD_TORCH_CHECK(weights.numel() == members.numel(), op, ": weights and members must have one size");
   float* weight = weights.mutable_data_ptr<float>();
-  const int32_t* member = members.const_data_ptr<int32_t>();
   const double* by = factor.const_data_ptr<double>();
   const uint64_t num_strata = static_cast<uint64_t>(factor.numel());
-  // Nothing is changed when a label is wrong.
-  const bool good = for_stages(members.numel(), [&](int64_t first, int64_t size) {
-    bool right = true;
-    for (int64_t i = first; i < first + size; ++i) right &= static_cast<uint64_t>(member[i]) < num_strata;
-    return right;
-  });
-  STD_TORCH_CHECK(good, op, ": members must lie in [0, ", factor.numel(), ")");
-  for_stages(members.numel(), [&](int64_t first, int64_t size) {
-    double factors[STAGE];
-    for (int64_t i = 0; i < size; ++i) factors[i] = by[member[first + i]];
-    for (int64_t i = 0; i < size; ++i) {
-      weight[first + i] = static_cast<float>(static_cast<double>(weight[first + i]) * factors[i]);
-    }
-    return true;
+  with_labels(members, op, [&](const auto* member) {
+    // Nothing is changed when a label is wrong.
+    const bool good = for_stages(members.numel(), [&](int64_t first, int64_t size) {
+      bool right = true;
+      for (int64_t i = first; i < first + size; ++i) right &= static_cast<uint64_t>(member[i]) < num_strata;
+      return right;
+    });
+    STD_TORCH_CHECK(good, op, ": members must lie in [0, ", factor.numel(), ")");
+    for_stages(members.numel(), [&](int64_t first, int64_t size) {
+      scale_weights(weight + first, member + first, size, by);
+      return true;
+    });
   });
 }
 
@@ -198,6 +196,7 @@ void scale_by_stratum(Tensor weights, const Tensor& members, const Tensor& facto
 
 STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
   m.impl("inverse_at", TORCH_BOX(&inverse_at));
+  m.impl("compact_strata", TORCH_BOX(&compact_strata));
   m.impl("stratum_totals", TORCH_BOX(&stratum_totals));
   m.impl("scale_by_stratum", TORCH_BOX(&scale_by_stratum));
 }

@@ -90,8 +90,9 @@ struct BlockItems {
   }
 
   // Those kept when the sum in front of the block is `before`: the low word of the sum wraps when they are added.
-  void mark(const uint16_t* order, int64_t n, int64_t before, uint64_t* bits) const {
-    uint8_t kept[SYSTEMATIC_BLOCK];
+  void mark(const uint16_t* __restrict order, int64_t n, int64_t before, uint64_t* bits) const {
+    // Bytes may alias anything unless they are said not to.
+    uint8_t marks[SYSTEMATIC_BLOCK], *__restrict kept = marks;
     // What pads the last word.
     std::fill(kept + n / 64 * 64, kept + (n + 63) / 64 * 64, 0);
     uint32_t sum = static_cast<uint32_t>(before);
@@ -126,77 +127,124 @@ inline void order_of(const Systematic& drawn, int64_t block, uint16_t* order /* 
   std::copy(wide, wide + size, order);
 }
 
+// Probabilities that lie in memory.
 template <typename T>
-void draw_systematic(const T* p /* [n] */, const Systematic& drawn, int64_t* to /* [count] */) {
-  const int64_t n = drawn.n, blocks = drawn.blocks();
-  std::vector<BlockSums> sums(blocks);
-  for_chunks(blocks,
-             [&](int64_t block) { fixed_sums(p + block * SYSTEMATIC_BLOCK, drawn.size_of(block), &sums[block]); });
-  BlockSums all{0, 0, ONE, 0};
-  for (const BlockSums& block : sums) {
-    all.sum += block.sum;
-    all.free += block.free;
-    all.least = std::min(all.least, block.least);
-    all.most = std::max(all.most, block.most);
-  }
-  const int64_t rest = drawn.count * ONE - all.sum;
-  // The door asks for 0.5 and what rounding adds; as long as it is below 1 there always are items to give to or take
-  // from.
-  STD_TORCH_CHECK(std::abs(rest) <= ONE / 4 * 3, "draw: count must be the sum of probability to within 0.5");
+struct Given {
+  using Element = T;
+  const T* p;  // [n]
+  const T* block(int64_t first, int64_t, T* /* room for a block */) const { return p + first; }
+};
 
-  Spread spread{rest < 0 ? -1 : 1, 0, 0};
-  std::vector<int64_t> adjusted;  // [n] if one round is not enough, else empty
-  if (rest != 0) {
-    STD_TORCH_CHECK(all.free > 0, "draw: count must be the sum of probability");
-    spread.share = std::abs(rest) / all.free;
-    spread.extra = std::abs(rest) % all.free;
-    const int64_t room = rest > 0 ? ONE - all.most : all.least;
-    if (spread.share + (spread.extra > 0) > room) {
-      adjusted.resize(n);
-      to_fixed(p, n, adjusted.data());
-      spread_in_rounds(adjusted, rest);
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t* q = adjusted.data() + block * SYSTEMATIC_BLOCK;
-        sums[block].sum = 0;
-        for (int64_t i = 0; i < drawn.size_of(block); ++i) sums[block].sum += q[i];
-      }
-      spread = {1, 0, 0};
+// A draw whose blocks can be marked in any order. `Source` gives the probabilities of a block, in memory of its own or
+// in the room it is offered; it is asked twice for each.
+template <typename Source>
+class SystematicDraw {
+ public:
+  using T = typename Source::Element;
+
+  SystematicDraw(const Source& source, const Systematic& drawn)
+      : source_(source), drawn_(drawn), sums_(drawn.blocks()), before_(drawn.blocks() + 1), ranks_(drawn.blocks() + 1) {
+    for_chunks(drawn_.blocks(), [&](int64_t block) {
+      T room[SYSTEMATIC_BLOCK];
+      const int64_t size = drawn_.size_of(block);
+      fixed_sums(source_.block(block * SYSTEMATIC_BLOCK, size, room), size, &sums_[block]);
+    });
+    for (const BlockSums& block : sums_) {
+      all_.sum += block.sum;
+      all_.free += block.free;
+      all_.least = std::min(all_.least, block.least);
+      all_.most = std::max(all_.most, block.most);
     }
   }
 
-  // The sum in front of every block; its whole part is the number of items kept before it.
-  const int64_t offset = philox(drawn.key, 0, 0, drawn.epoch, STREAM_SYSTEMATIC | PURPOSE_OFFSET).word[0];
-  std::vector<int64_t> before(blocks + 1), ranks(blocks + 1);
-  int64_t sum = offset, rank = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    before[block] = sum + spread.given_before(rank);
-    ranks[block] = rank;
-    sum += sums[block].sum;
-    rank += sums[block].free;
-  }
-  before[blocks] = sum + spread.given_before(rank);
-  ranks[blocks] = rank;
+  // How many units of 2^-32 the probabilities lack to `count`.
+  int64_t rest() const { return drawn_.count * ONE - all_.sum; }
 
-  for_chunks(blocks, [&](int64_t block) {
+  // Spreads the rest, which must be done before a block is marked. False where the items cannot take it.
+  bool spread() {
+    if (rest() != 0) {
+      if (all_.free == 0) return false;
+      spread_.sign = rest() < 0 ? -1 : 1;
+      spread_.share = std::abs(rest()) / all_.free;
+      spread_.extra = std::abs(rest()) % all_.free;
+      const int64_t room = rest() > 0 ? ONE - all_.most : all_.least;
+      if (spread_.share + (spread_.extra > 0) > room) spread_each();
+    }
+    // The sum in front of every block; its whole part is the number of items kept before it.
+    const int64_t blocks = drawn_.blocks();
+    int64_t sum = philox(drawn_.key, 0, 0, drawn_.epoch, STREAM_SYSTEMATIC | PURPOSE_OFFSET).word[0], rank = 0;
+    for (int64_t block = 0; block <= blocks; ++block) {
+      before_[block] = sum + spread_.given_before(rank);
+      ranks_[block] = rank;
+      if (block == blocks) break;
+      sum += sums_[block].sum;
+      rank += sums_[block].free;
+    }
+    return place_of(blocks) == drawn_.count;
+  }
+
+  // How many items are kept in front of a block.
+  int64_t place_of(int64_t block) const { return before_[block] >> 32; }
+
+  // Marks of the kept items of a block, of which p [size] are the probabilities that the source gives.
+  void mark(int64_t block, const T* p, uint64_t* bits) const {
     BlockItems items;
     uint16_t order[SYSTEMATIC_BLOCK];
-    uint64_t bits[SYSTEMATIC_BLOCK / 64];
-    const int64_t size = drawn.size_of(block), first = block * SYSTEMATIC_BLOCK;
-    const bool all_extra = ranks[block + 1] <= spread.extra, none_extra = ranks[block] >= spread.extra;
-    if (!adjusted.empty()) {
-      items.take(adjusted.data() + first, size);
+    const int64_t size = drawn_.size_of(block), first = block * SYSTEMATIC_BLOCK;
+    const bool all_extra = ranks_[block + 1] <= spread_.extra, none_extra = ranks_[block] >= spread_.extra;
+    if (!adjusted_.empty()) {
+      items.take(adjusted_.data() + first, size);
     } else if (all_extra || none_extra) {
-      fixed_low(p + first, size, spread.sign * (spread.share + all_extra), items.low, items.certain);
+      fixed_low(p, size, spread_.sign * (spread_.share + all_extra), items.low, items.certain);
     } else {
       int64_t q[SYSTEMATIC_BLOCK];
-      to_fixed(p + first, size, q);
-      spread.apply(q, size, ranks[block]);
+      to_fixed(p, size, q);
+      spread_.apply(q, size, ranks_[block]);
       items.take(q, size);
     }
-    order_of(drawn, block, order);
-    items.mark(order, size, before[block], bits);
-    const int64_t place = before[block] >> 32;
-    kernels().emit(bits, (size + 63) / 64, first, to + place, (before[block + 1] >> 32) - place);
+    order_of(drawn_, block, order);
+    items.mark(order, size, before_[block], bits);
+  }
+
+ private:
+  // For the rare case that one round does not do.
+  void spread_each() {
+    adjusted_.resize(drawn_.n);
+    for (int64_t block = 0; block < drawn_.blocks(); ++block) {
+      T room[SYSTEMATIC_BLOCK];
+      const int64_t first = block * SYSTEMATIC_BLOCK, size = drawn_.size_of(block);
+      to_fixed(source_.block(first, size, room), size, adjusted_.data() + first);
+    }
+    spread_in_rounds(adjusted_, rest());
+    for (int64_t block = 0; block < drawn_.blocks(); ++block) {
+      const int64_t* q = adjusted_.data() + block * SYSTEMATIC_BLOCK;
+      sums_[block].sum = 0;
+      for (int64_t i = 0; i < drawn_.size_of(block); ++i) sums_[block].sum += q[i];
+    }
+    spread_ = {1, 0, 0};
+  }
+
+  Source source_;
+  Systematic drawn_;
+  std::vector<BlockSums> sums_;
+  BlockSums all_{0, 0, ONE, 0};
+  Spread spread_{1, 0, 0};
+  std::vector<int64_t> adjusted_;  // [n] if one round is not enough, else empty
+  std::vector<int64_t> before_, ranks_;
+};
+
+template <typename T>
+void draw_systematic(const T* p /* [n] */, const Systematic& drawn, int64_t* to /* [count] */) {
+  SystematicDraw<Given<T>> draw({p}, drawn);
+  // The door asks for 0.5 and what rounding adds; as long as it is below 1 there always are items to give to or take
+  // from.
+  STD_TORCH_CHECK(std::abs(draw.rest()) <= ONE / 4 * 3, "draw: count must be the sum of probability to within 0.5");
+  STD_TORCH_CHECK(draw.spread(), "draw: count must be the sum of probability");
+  for_chunks(drawn.blocks(), [&](int64_t block) {
+    uint64_t bits[SYSTEMATIC_BLOCK / 64];
+    const int64_t size = drawn.size_of(block), first = block * SYSTEMATIC_BLOCK, place = draw.place_of(block);
+    draw.mark(block, p + first, bits);
+    kernels().emit(bits, (size + 63) / 64, first, to + place, draw.place_of(block + 1) - place);
   });
 }
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from stprune.ops import _check, draw
-from stprune.ops.finite_mean import finite_stats
+from stprune.ops.finite_mean import finite_mean, finite_stats
+from stprune.ops.plan_budget import Budgeted, Buffers
 from stprune.ops.plan_weights import inverse_at
+from stprune.ops.strata import Strata, calibrate
 
 if TYPE_CHECKING:
     from stprune.table import ScoreTable
@@ -56,6 +58,33 @@ class Method:
             return indices, inverse_at(probability, indices)
         # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
         return indices, self.weights(probability[indices]).to(torch.float32, copy=True).contiguous()
+
+    def planned(
+        self,
+        scores: torch.Tensor,
+        *,
+        keep_ratio: float,
+        seed: int,
+        epoch: int,
+        strata: Strata | None = None,
+        out: Buffers | None = None,
+    ) -> Budgeted:
+        """What `plan_epoch` asks for: `choose`, the weights calibrated by stratum where they are unbiased, and their mean.
+
+        A method that can do it in one, or in the buffers it is given, does.
+        """
+        indices, weights = self.choose(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        return self._weighed(indices, weights, strata)
+
+    def _weighed(self, indices: torch.Tensor, weights: torch.Tensor, strata: Strata | None) -> Budgeted:
+        if strata is not None and self.unbiased:
+            weights = calibrate(weights, indices, strata)
+        # Exact for equal weights, so that dividing by it gives exactly 1.
+        return Budgeted(indices, weights, finite_mean(weights) if weights.numel() else 1.0)
+
+    def _keeps(self, own: type[Method], *steps: str) -> bool:
+        """Whether no subclass of `own` replaced one of these functions."""
+        return all(getattr(type(self), step) is getattr(own, step) for step in steps)
 
     def draw(self, probability: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         """[K] int64 ascending: the kept set. Systematic sampling with exact count unless a method says otherwise."""

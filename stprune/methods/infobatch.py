@@ -9,6 +9,8 @@ import torch
 from stprune.methods.base import Method
 from stprune.ops import draw, draw_threshold, permute
 from stprune.ops.finite_mean import finite_mean
+from stprune.ops.plan_budget import Budgeted, Buffers
+from stprune.ops.strata import Strata
 
 
 class InfoBatch(Method):
@@ -35,11 +37,29 @@ class InfoBatch(Method):
     def __init__(self, *, permutation: Callable[[int, int, int], torch.Tensor] | None = None) -> None:
         self.permutation = permutation
 
+    def planned(
+        self,
+        scores: torch.Tensor,
+        *,
+        keep_ratio: float,
+        seed: int,
+        epoch: int,
+        strata: Strata | None = None,
+        out: Buffers | None = None,
+    ) -> Budgeted:
+        if out is None or not self._in_one() or not self._keeps(InfoBatch, "choose"):
+            return super().planned(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
+        pair = (out.indices, out.weights)
+        indices, weights = draw_threshold(scores, keep_ratio, seed=seed, epoch=epoch, exact_count=True, out=pair)
+        return self._weighed(indices, weights, strata)
+
     def choose(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        own = all(getattr(type(self), step) is getattr(InfoBatch, step) for step in ("inclusion", "draw", "weights"))
-        if own and self.permutation is None:
+        if self._in_one():
             return draw_threshold(scores, keep_ratio, seed=seed, epoch=epoch, exact_count=True)
         return super().choose(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+
+    def _in_one(self) -> bool:
+        return self.permutation is None and self._keeps(InfoBatch, "inclusion", "draw", "weights")
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         # float32(mean) as in the original, from a sum that no thread count changes. NaN < x is False: kept.

@@ -9,6 +9,8 @@ import torch
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check
 from stprune.ops.budget import inclusion_budget
+from stprune.ops.plan_budget import MOST, Budgeted, Buffers, plan_budget
+from stprune.ops.strata import Strata
 
 
 class STPrune(Method):
@@ -34,6 +36,29 @@ class STPrune(Method):
     def __init__(self, *, alpha: float = 0.5, weight_cap: float = 5.0) -> None:
         self.alpha = _check.real("STPrune", "alpha", alpha, 0.0, math.inf)
         self.weight_cap = _check.real("STPrune", "weight_cap", weight_cap, 1.0, math.inf)
+
+    def planned(
+        self,
+        scores: torch.Tensor,
+        *,
+        keep_ratio: float,
+        seed: int,
+        epoch: int,
+        strata: Strata | None = None,
+        out: Buffers | None = None,
+    ) -> Budgeted:
+        if not self._keeps(STPrune, "inclusion", "choose", "draw", "weights") or scores.numel() > MOST:
+            return super().planned(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
+        return plan_budget(
+            scores,
+            alpha=self.alpha,
+            count=asked_count(keep_ratio, scores.numel()),
+            minimum=keep_ratio / self.weight_cap,
+            seed=seed,
+            epoch=epoch,
+            strata=strata,
+            out=out,
+        )
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         # Losses are not negative; a score of one's own may be, and then teaches nothing.

@@ -60,17 +60,39 @@ def inclusion_budget(scores: torch.Tensor, *, alpha: float, count: float, minimu
         Eq. 7, our definition.
     """
     op = "inclusion_budget"
+    scores, alpha, minimum = checked_budget(op, scores, alpha, minimum)
+    count = _check.real(op, "count", count, 0.0, float(scores.numel()))
+    return torch.ops.stprune.inclusion_budget(scores, alpha, count, minimum)  # type: ignore[no-any-return]
+
+
+def checked_budget(op: str, scores: torch.Tensor, alpha: float, minimum: float) -> tuple[torch.Tensor, float, float]:
+    """Scores and power as the kernels take them: a power they do not know is taken here, in float64; and the lower bound.
+
+    Args:
+        op: who asks, for the message of an error.
+        scores, alpha, minimum: see `inclusion_budget`.
+
+    Returns:
+        [n] contiguous scores, a power of 0, 0.5 or 1, and `minimum`.
+
+    Raises:
+        TypeError, ValueError: see `inclusion_budget`.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops.budget import checked_budget
+        >>> checked_budget("example", torch.tensor([2.0]), 2, 0.5)
+        (tensor([4.], dtype=torch.float64), 1.0, 0.5)
+    """
     scores = _check.vector(op, "scores", _check.tensor(op, "scores", scores)).detach()
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: scores must be float32 or float64, got {scores.dtype}")
     alpha = _check.real(op, "alpha", alpha, 0.0, math.inf)
-    count = _check.real(op, "count", count, 0.0, float(scores.numel()))
     minimum = _check.real(op, "minimum", minimum, 0.0, 1.0)
     if alpha not in _POWERS:
         power = scores.double().clamp_min(0.0).pow(alpha).clamp_max(torch.finfo(torch.float64).max)
-        scores = torch.where(torch.isfinite(scores), power, torch.nan)
-        alpha = 1.0
-    return torch.ops.stprune.inclusion_budget(scores.contiguous(), alpha, count, minimum)  # type: ignore[no-any-return]
+        scores, alpha = torch.where(torch.isfinite(scores), power, torch.nan), 1.0
+    return scores.contiguous(), alpha, minimum
 
 
 def budget_probability(size: torch.Tensor, count: float, minimum: float) -> torch.Tensor:

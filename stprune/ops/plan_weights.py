@@ -12,14 +12,18 @@ def _inverse_fake(probability: torch.Tensor, indices: torch.Tensor) -> torch.Ten
     return probability.new_empty(indices.shape, dtype=torch.float32)
 
 
+def _compact_fake(strata: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return strata.new_empty(strata.shape, dtype=torch.uint8), strata.new_empty((size,))
+
+
 def _totals_fake(
     strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return (
-        strata.new_empty((num_strata,)),
-        strata.new_empty((num_strata,)),
-        strata.new_empty((num_strata,), dtype=torch.float64),
-        strata.new_empty(indices.shape, dtype=torch.int32),
+        indices.new_empty((num_strata,)),
+        indices.new_empty((num_strata,), dtype=torch.float64),
+        strata.new_empty(indices.shape),
     )
 
 
@@ -28,8 +32,9 @@ def _scale_fake(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tens
 
 
 define("inverse_at(Tensor probability, Tensor indices) -> Tensor", reference.inverse_at, _inverse_fake)
+define("compact_strata(Tensor strata) -> (Tensor, Tensor)", reference.compact_strata, _compact_fake)
 define(
-    "stratum_totals(Tensor strata, Tensor indices, Tensor weights, SymInt num_strata) -> (Tensor, Tensor, Tensor, Tensor)",
+    "stratum_totals(Tensor strata, Tensor indices, Tensor weights, SymInt num_strata) -> (Tensor, Tensor, Tensor)",
     reference.stratum_totals,
     _totals_fake,
 )
@@ -62,29 +67,53 @@ def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor
     return torch.ops.stprune.inverse_at(probability.contiguous(), indices.contiguous())  # type: ignore[no-any-return]
 
 
-def stratum_totals(
-    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How many samples and kept samples each stratum has, and the total weight of the kept ones, in one pass.
+def compact_strata(strata: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels in as few bytes as hold them, and how many samples have each.
 
     Args:
-        strata: [num_samples] int64 labels in [0, num_strata); not modified.
+        strata: [num_samples] int64 labels in [0, 2^31); not modified.
+
+    Returns:
+        labels [num_samples] uint8 if all are below 256, else int32; sizes [largest label + 1] int64.
+
+    Raises:
+        RuntimeError: a label lies outside its range.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops.plan_weights import compact_strata
+        >>> compact_strata(torch.tensor([0, 3, 0]))
+        (tensor([0, 3, 0], dtype=torch.uint8), tensor([2, 0, 0, 1]))
+
+    Source:
+        Eq. 10.
+    """
+    return torch.ops.stprune.compact_strata(strata.contiguous())  # type: ignore[no-any-return]
+
+
+def stratum_totals(
+    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many kept samples each stratum has, and their total weight, in one pass over them.
+
+    Args:
+        strata: [num_samples] uint8 or int32 labels in [0, num_strata); not modified.
         indices: [K] int64 kept samples, ascending; not modified.
         weights: [K] float32; not modified.
         num_strata: how many strata, below 2^31.
 
     Returns:
-        sizes [num_strata] int64, kept [num_strata] int64, totals [num_strata] float64, and members [K] int32, the stratum
-        of every kept sample. The totals are added up in an order that depends on the sizes alone; on a GPU without
-        compiled kernels the order is that of torch.bincount.
+        kept [num_strata] int64, totals [num_strata] float64, and members [K], the stratum of every kept sample. The
+        totals are added up in an order that depends on the sizes alone; on a GPU without compiled kernels the order is that
+        of torch.bincount.
 
     Example:
         >>> import torch
         >>> from stprune.ops.plan_weights import stratum_totals
-        >>> strata, weights = torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0])
-        >>> sizes, kept, totals, members = stratum_totals(strata, torch.tensor([1, 2]), weights, 2)
-        >>> sizes.tolist(), kept.tolist(), totals.tolist(), members.tolist()
-        ([2, 1], [1, 1], [2.0, 1.0], [0, 1])
+        >>> strata, weights = torch.tensor([0, 0, 1], dtype=torch.uint8), torch.tensor([2.0, 1.0])
+        >>> kept, totals, members = stratum_totals(strata, torch.tensor([1, 2]), weights, 2)
+        >>> kept.tolist(), totals.tolist(), members.tolist()
+        ([1, 1], [2.0, 1.0], [0, 1])
 
     Source:
         Eq. 10.
@@ -99,7 +128,7 @@ def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch
 
     Args:
         weights: [K] float32, contiguous; overwritten.
-        members: [K] int32 strata of the samples, as `stratum_totals` gives them; not modified.
+        members: [K] uint8 or int32 strata of the samples, as `stratum_totals` gives them; not modified.
         factor: [num_strata] float64; not modified.
 
     Returns:

@@ -133,17 +133,28 @@ def brackets(size: torch.Tensor, unknown: int, count: float, n: int, minimum: fl
     )
 
 
+def wanted_of(known: int, n: int, count: float, minimum: float) -> float:
+    """What samples that are certain leave over of `count`; at least the least that is possible, rounded up to whole samples."""
+    wanted = count - (n - known)
+    if wanted < minimum * known:
+        wanted = float(math.ceil(minimum * known))
+    return min(wanted, float(known))
+
+
+def num_kept(scores: torch.Tensor, count: int, minimum: float) -> int:
+    """What the probabilities of scores [n] add up to: `count`, or more where the certain samples alone are more."""
+    n = scores.numel()
+    known = int(torch.isfinite(scores).sum())
+    return n - known + round(wanted_of(known, n, float(count), minimum))
+
+
 def scale_of(scores: torch.Tensor, alpha: float, count: float, minimum: float) -> tuple[float, float]:
     """The constant c of the finite scores, and the lower bound to clip at."""
     n = scores.numel()
     size = sizes_of(scores, alpha)
     finite = size == size
     known, positive = int(finite.sum()), int((size > 0.0).sum())
-    # What samples that are certain leave over; at least the least that is possible, rounded up to whole samples.
-    wanted = count - (n - known)
-    if wanted < minimum * known:
-        wanted = float(math.ceil(minimum * known))
-    wanted = min(wanted, float(known))
+    wanted = wanted_of(known, n, count, minimum)
     if positive == 0:
         return 0.0, wanted / known if known else 1.0
     if positive + minimum * (known - positive) <= wanted:

@@ -10,6 +10,8 @@ CHUNK = 1 << 14
 MOST_PARTS = 64
 MOST_TOTALS = 1 << 20
 LANES = 4
+MIN_STRATUM = 30
+"""A stratum with fewer kept samples than this merges with its neighbour (method.md, section 5)."""
 
 
 def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -24,25 +26,30 @@ def part_size(num_samples: int, num_strata: int) -> int:
     return -(-chunks // parts) * CHUNK
 
 
+def compact_strata(strata: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels [num_samples] int64 >= 0 as uint8 if that holds them, else as int32, and how many have each, [largest + 1]."""
+    sizes = torch.bincount(strata)
+    return strata.to(torch.uint8 if sizes.numel() <= 256 else torch.int32), sizes
+
+
 def stratum_totals(
     strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Samples, kept samples and total weight of every stratum, and the stratum of every kept sample.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Kept samples and total weight of every stratum, and the stratum of every kept sample.
 
     The j-th kept sample adds to lane j % 4 of its stratum in the part its index lies in, in the order of j; lanes are added
     as (0 + 1) + (2 + 3), parts one after the other.
 
     Args:
-        strata: [num_samples] int64 in [0, num_strata).
+        strata: [num_samples] uint8 or int32 in [0, num_strata).
         indices: [K] int64, ascending.
         weights: [K] float32.
         num_strata: how many.
 
     Returns:
-        sizes [num_strata] int64, kept [num_strata] int64, totals [num_strata] float64, members [K] int32.
+        kept [num_strata] int64, totals [num_strata] float64, members [K] of the dtype of `strata`.
     """
-    label = strata[indices]
-    sizes = torch.bincount(strata, minlength=num_strata)
+    label = strata[indices].long()
     kept = torch.bincount(label, minlength=num_strata)
     part = part_size(strata.numel(), num_strata)
     parts = max(1, -(-strata.numel() // part))
@@ -54,9 +61,31 @@ def stratum_totals(
     totals = torch.zeros(num_strata, dtype=torch.float64, device=strata.device)
     for one in by_part:
         totals = totals + one
-    return sizes, kept, totals, label.to(torch.int32)
+    return kept, totals, label.to(strata.dtype)
+
+
+def merged(kept: list[int]) -> list[int]:
+    """Group number of every stratum, neighbours joined until each group has MIN_STRATUM kept samples (or is the only one)."""
+    group: list[int] = []
+    current, members = 0, 0
+    for count in kept:
+        group.append(current)
+        members += count
+        if members >= MIN_STRATUM:
+            current, members = current + 1, 0
+    # What is left over at the end joins the last complete group.
+    return [min(number, max(0, current - 1)) for number in group]
+
+
+def stratum_factors(sizes: torch.Tensor, kept: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+    """What brings the total of every stratum, or of its group, to its true size: [num_strata] float64."""
+    group = torch.tensor(merged(kept.tolist()), dtype=torch.int64, device=sizes.device)
+    nothing = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=sizes.device)
+    true, total = nothing.index_add(0, group, sizes.double()), nothing.index_add(0, group, totals)
+    # A group without kept samples cannot be represented; merging leaves none unless nothing at all was kept.
+    return (true / total)[group]
 
 
 def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> None:
-    """Multiply weights [K] float32, in place, by the factor [num_strata] float64 of their stratum, in float64."""
+    """Multiply weights [K] float32 in place by the factor [num_strata] of their stratum, in float64."""
     weights.copy_((weights.double() * factor[members.long()]).to(torch.float32))

@@ -1,0 +1,234 @@
+// plan_budget: the kept samples of the budget rule and their weights (eq. 7, 9 and 10). Probabilities are never stored:
+// they are made of the scores, block by block, where they are asked for. One pass finds the constant, one adds up the
+// probabilities, one draws; with strata one more scales the kept weights.
+#include <optional>
+#include <tuple>
+
+#include "cpu/budget.h"
+#include "cpu/strata.h"
+#include "cpu/systematic.h"
+
+namespace stprune {
+namespace {
+
+// stprune/reference/plan_weights.py: a stratum with fewer kept samples merges with a neighbour.
+constexpr int64_t MIN_STRATUM = 30;
+static_assert(SUM_BLOCK == SYSTEMATIC_BLOCK);
+
+// Probabilities made of scores.
+template <typename T>
+struct OfScores {
+  using Element = float;
+  const T* scores;  // [n]
+  Power power;
+  Scale found;
+
+  const float* block(int64_t first, int64_t size, float* room) const {
+    write_block(scores + first, size, power, found.scale, found.minimum, room);
+    return room;
+  }
+};
+
+struct Strata {
+  const Tensor& labels;  // [n]
+  const int64_t* sizes;  // [num]
+  int64_t num;
+};
+
+// What the weights of each stratum are multiplied by so that they add up to its true size (eq. 10).
+std::vector<double> stratum_factors(const StratumTotals& totals, const Strata& strata) {
+  std::vector<int64_t> group(strata.num);
+  std::vector<double> total(strata.num), group_size, group_total;
+  int64_t complete = 0, members = 0;
+  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
+    const Total found = totals.of(stratum);
+    total[stratum] = found[0];
+    group[stratum] = complete;
+    members += static_cast<int64_t>(found[1]);
+    if (members >= MIN_STRATUM) {
+      ++complete;
+      members = 0;
+    }
+  }
+  group_size.resize(std::max<int64_t>(1, complete));
+  group_total.resize(group_size.size());
+  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
+    // What is left over at the end joins the last complete group.
+    group[stratum] = std::min(group[stratum], std::max<int64_t>(0, complete - 1));
+    group_size[group[stratum]] += static_cast<double>(strata.sizes[stratum]);
+    group_total[group[stratum]] += total[stratum];
+  }
+  std::vector<double> factor(strata.num);
+  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
+    factor[stratum] = group_size[group[stratum]] / group_total[group[stratum]];
+  }
+  return factor;
+}
+
+template <typename T>
+class Planned {
+ public:
+  Planned(const Tensor& scores, Power power, int64_t count, double minimum, PhiloxKey key, uint32_t epoch)
+      : n_(scores.numel()), budget_(scores.const_data_ptr<T>(), n_, power, static_cast<double>(count), minimum) {
+    const Scale found = budget_.find();
+    source_ = {scores.const_data_ptr<T>(), power, found};
+    drawn_ = {n_, budget_.num_kept(), key, epoch};
+  }
+
+  int64_t num_kept() const { return drawn_.count; }
+
+  // The kept samples and their weights, and scratch where there are strata, [num_kept] each. Returns the mean of the
+  // weights.
+  double write(const std::optional<Strata>& strata, int64_t* indices, float* weights, void* scratch) const {
+    SystematicDraw<OfScores<T>> draw(source_, drawn_);
+    STD_TORCH_CHECK(draw.spread(), "plan_budget: the probabilities must add up to a whole number");
+    if (!strata.has_value()) {
+      for_chunks(drawn_.blocks(), [&](int64_t block) { write_block_of(draw, block, indices, weights); });
+      return mean_of(finite_stats_of(weights, num_kept()));
+    }
+    double mean = 0.0;
+    with_labels(strata->labels, "plan_budget", [&]<typename Label>(const Label* labels) {
+      mean = write_calibrated(draw, *strata, labels, indices, weights, static_cast<Label*>(scratch));
+    });
+    return mean;
+  }
+
+ private:
+  template <typename Label>
+  double write_calibrated(const SystematicDraw<OfScores<T>>& draw, const Strata& strata, const Label* labels,
+                          int64_t* indices, float* weights, Label* members) const {
+    StratumTotals totals(n_, strata.num);
+    std::atomic<bool> good{true};
+    for_chunks(totals.parts(), [&](int64_t part) {
+      for (int64_t first = totals.begin(part); first < totals.end(part); first += SYSTEMATIC_BLOCK) {
+        const int64_t block = first / SYSTEMATIC_BLOCK, place = draw.place_of(block);
+        write_block_of(draw, block, indices, weights);
+        if (!totals.add(part, labels, indices + place, weights + place, place, draw.place_of(block + 1) - place,
+                        members + place)) {
+          good.store(false, std::memory_order_relaxed);
+          return;
+        }
+      }
+    });
+    STD_TORCH_CHECK(good.load() && totals.in_range(), "plan_budget: strata must lie in [0, num_strata)");
+    const std::vector<double> factor = stratum_factors(totals, strata);
+    std::vector<BlockStats> blocks(num_sum_blocks(num_kept()));
+    for_sum_blocks(num_kept(), [&](int64_t block, int64_t first, int64_t size) {
+      scale_weights(weights + first, members + first, size, factor.data());
+      block_stats(weights + first, size, &blocks[block]);
+    });
+    return mean_of(stats_of(blocks));
+  }
+
+  void write_block_of(const SystematicDraw<OfScores<T>>& draw, int64_t block, int64_t* indices, float* weights) const {
+    float p[SYSTEMATIC_BLOCK];
+    uint64_t bits[SYSTEMATIC_BLOCK / 64];
+    const int64_t first = block * SYSTEMATIC_BLOCK, size = drawn_.size_of(block), num_words = (size + 63) / 64;
+    const int64_t place = draw.place_of(block), count = draw.place_of(block + 1) - place;
+    source_.block(first, size, p);
+    draw.mark(block, p, bits);
+    kernels().emit(bits, num_words, first, indices + place, count);
+    plan_kernels().emit_inverse(p, bits, num_words, weights + place, count);
+  }
+
+  int64_t n_;
+  Budget<T> budget_;
+  OfScores<T> source_{};
+  Systematic drawn_{};
+};
+
+struct Arguments {
+  const Tensor& scores;
+  double alpha;
+  int64_t count;
+  double minimum;
+  std::optional<Strata> strata;
+  int64_t seed, epoch;
+};
+
+Arguments checked(const Tensor& scores, double alpha, int64_t count, double minimum,
+                  const std::optional<Tensor>& strata, const std::optional<Tensor>& sizes, int64_t seed,
+                  int64_t epoch) {
+  const char* op = "plan_budget";
+  check_vector(scores, op, "scores");
+  const ScalarType dtype = scores.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": unsupported dtype");
+  STD_TORCH_CHECK(alpha == 0.0 || alpha == 0.5 || alpha == 1.0, op, ": alpha must be 0, 0.5 or 1");
+  // The sum of the fixed-point probabilities must fit into 63 bits.
+  STD_TORCH_CHECK(scores.numel() >= 1 && scores.numel() <= int64_t{1} << 30, op,
+                  ": scores must have 1 to 2^30 elements");
+  STD_TORCH_CHECK(count >= 0 && count <= scores.numel(), op, ": count must lie in [0, n]");
+  STD_TORCH_CHECK(strata.has_value() == sizes.has_value(), op, ": strata and sizes belong together");
+  Arguments found{scores, alpha, count, minimum, std::nullopt, seed, epoch};
+  if (strata.has_value()) {
+    check_vector(*strata, op, "strata");
+    check_vector(*sizes, op, "sizes");
+    check_dtype(*sizes, ScalarType::Long, op, "sizes");
+    STD_TORCH_CHECK(strata->numel() == scores.numel(), op, ": strata must have one label for each score");
+    STD_TORCH_CHECK(sizes->numel() <= std::numeric_limits<int32_t>::max(), op, ": sizes must have fewer than 2^31");
+    found.strata.emplace(*strata, sizes->const_data_ptr<int64_t>(), sizes->numel());
+  }
+  return found;
+}
+
+// Calls body(a plan of the scores' type).
+template <typename Body>
+void with_plan(const Arguments& given, const Body& body) {
+  const Power power = given.alpha == 0.5 ? Power::kRoot : given.alpha == 1.0 ? Power::kOne : Power::kZero;
+  const PhiloxKey key = philox_key(given.seed);
+  const uint32_t epoch = static_cast<uint32_t>(given.epoch);
+  if (given.scores.scalar_type() == ScalarType::Float) {
+    body(Planned<float>(given.scores, power, given.count, given.minimum, key, epoch));
+  } else {
+    body(Planned<double>(given.scores, power, given.count, given.minimum, key, epoch));
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> plan_budget(const Tensor& scores, double alpha, int64_t count, double minimum,
+                                               const std::optional<Tensor>& strata, const std::optional<Tensor>& sizes,
+                                               int64_t seed, int64_t epoch) {
+  const Arguments given = checked(scores, alpha, count, minimum, strata, sizes, seed, epoch);
+  Tensor mean = torch::stable::new_empty(scores, {1}, ScalarType::Double);
+  std::optional<Tensor> indices, weights;
+  with_plan(given, [&](const auto& plan) {
+    indices = new_output(scores, plan.num_kept(), ScalarType::Long);
+    weights = new_output(scores, plan.num_kept(), ScalarType::Float);
+    const Workspace<int32_t> members(given.strata.has_value() ? plan.num_kept() : 0, "plan_budget");
+    *mean.mutable_data_ptr<double>() = plan.write(given.strata, indices->mutable_data_ptr<int64_t>(),
+                                                  weights->mutable_data_ptr<float>(), members.data());
+  });
+  return {*indices, *weights, mean};
+}
+
+// Into the fronts of buffers that the caller owns; returns how many and the mean. Nothing is written where they are too
+// small.
+Tensor plan_budget_into(Tensor indices, Tensor weights, Tensor scratch, const Tensor& scores, double alpha,
+                        int64_t count, double minimum, const std::optional<Tensor>& strata,
+                        const std::optional<Tensor>& sizes, int64_t seed, int64_t epoch) {
+  check_vector(indices, "plan_budget", "indices");
+  check_vector(weights, "plan_budget", "weights");
+  check_dtype(indices, ScalarType::Long, "plan_budget", "indices");
+  check_dtype(weights, ScalarType::Float, "plan_budget", "weights");
+  check_vector(scratch, "plan_budget", "scratch");
+  check_dtype(scratch, ScalarType::Int, "plan_budget", "scratch");
+  const Arguments given = checked(scores, alpha, count, minimum, strata, sizes, seed, epoch);
+  Tensor result = torch::stable::new_empty(scores, {2}, ScalarType::Double);
+  double* to = result.mutable_data_ptr<double>();
+  with_plan(given, [&](const auto& plan) {
+    to[0] = static_cast<double>(plan.num_kept());
+    to[1] = std::numeric_limits<double>::quiet_NaN();
+    if (plan.num_kept() > std::min({indices.numel(), weights.numel(), scratch.numel()})) return;
+    to[1] = plan.write(given.strata, indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
+                       scratch.mutable_data_ptr<int32_t>());
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
+  m.impl("plan_budget", TORCH_BOX(&plan_budget));
+  m.impl("plan_budget_into", TORCH_BOX(&plan_budget_into));
+}
+
+}  // namespace stprune

@@ -1,0 +1,36 @@
+"""Reference of the budget rule's kept samples and weights (eq. 7, 9 and 10): its steps, one after another."""
+
+from __future__ import annotations
+
+import torch
+
+from stprune.reference import plan_weights
+from stprune.reference.budget import inclusion_budget, num_kept
+from stprune.reference.draw import draw
+from stprune.reference.finite_stats import finite_stats
+
+
+def mean_of(weights: torch.Tensor) -> torch.Tensor:
+    """The mean of weights [K], exact where all are equal, as [1] float64."""
+    total, count, least, largest = finite_stats(weights).unbind()
+    return torch.where(least == largest, least, total / count).unsqueeze(0)
+
+
+def plan_budget(
+    scores: torch.Tensor,
+    alpha: float,
+    count: int,
+    minimum: float,
+    strata: torch.Tensor | None,
+    sizes: torch.Tensor | None,
+    seed: int,
+    epoch: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Kept ids [K] int64, ascending, weights [K] float32 and their mean [1] float64; see stprune.ops.plan_budget."""
+    probability = inclusion_budget(scores, alpha, float(count), minimum)
+    indices = draw(probability, num_kept(scores, count, minimum), seed, epoch)
+    weights = plan_weights.inverse_at(probability, indices)
+    if strata is not None and sizes is not None:
+        kept, totals, members = plan_weights.stratum_totals(strata, indices, weights, sizes.numel())
+        plan_weights.scale_by_stratum(weights, members, plan_weights.stratum_factors(sizes, kept, totals))
+    return indices, weights, mean_of(weights)

@@ -1,0 +1,213 @@
+"""plan_budget against the reference bit for bit, against its steps one after another, and what it refuses."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+
+import stprune
+from stprune import testing
+from stprune.ops.budget import inclusion_budget
+from stprune.ops.plan_budget import Buffers, plan_budget
+from stprune.ops.plan_weights import inverse_at
+from stprune.ops.strata import calibrate, checked_strata
+from stprune.reference import budget as reference_budget
+from stprune.reference import plan_budget as reference
+from stprune.reference.draw import draw as reference_draw
+
+LARGE = reference_budget.SAMPLED + 12_345
+
+
+def lognormal(n, seed=0, dtype=torch.float32):
+    return torch.empty(n, dtype=dtype).log_normal_(generator=torch.Generator().manual_seed(seed))
+
+
+def labels(n, num_strata):
+    return torch.randint(0, num_strata, (n,), generator=torch.Generator().manual_seed(n))
+
+
+def buffers(n):
+    return Buffers(torch.full((n,), -7, dtype=torch.int64), torch.full((n,), -7.0), torch.full((n,), -7, dtype=torch.int32))
+
+
+def assert_reference(scores, alpha=0.5, count=None, minimum=0.1, strata=None, seed=1, epoch=2):
+    count = max(1, scores.numel() // 2) if count is None else count
+    kept = plan_budget(scores, alpha=alpha, count=count, minimum=minimum, strata=strata, seed=seed, epoch=epoch)
+    pair = (None, None) if strata is None else (strata.labels, strata.sizes)
+    indices, weights, mean = reference.plan_budget(scores, alpha, count, minimum, *pair, seed, epoch)
+    testing.assert_same(kept.indices, indices)
+    testing.assert_same(kept.weights, weights)
+    assert kept.mean_weight == float(mean)
+    return kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", testing.INPUTS)
+def test_matches_reference(name, dtype):
+    for n in testing.SIZES[1:]:
+        scores = testing.named_keys(name, n, dtype)
+        for num_strata in (None, 3, 400):
+            strata = None if num_strata is None else checked_strata("test", labels(n, num_strata), n)
+            for alpha, ratio in ((0.5, 0.1), (1.0, 0.9), (0.0, 0.5)):
+                assert_reference(scores, alpha, max(1, round(ratio * n)), ratio / 5, strata)
+
+
+def test_same_for_threads_and_instruction_sets(threads):
+    scores = lognormal(LARGE)
+    scores[::7] = torch.nan
+    scores[3::70] = -1.0
+    strata = [None, *(checked_strata("test", labels(LARGE, number), LARGE) for number in (1, 24, 300))]
+    for count in (1, 2, 3, 8):
+        threads(count)
+        for each in strata:
+            assert_reference(scores, strata=each)
+    for name in testing.isas():
+        with testing.isa(name):
+            for each in strata:
+                assert_reference(scores, strata=each)
+                assert_reference(scores.double(), alpha=1.0, count=LARGE // 5 + LARGE // 7, minimum=0.01, strata=each)
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(
+    values=st.lists(st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, torch.nan, torch.inf]), min_size=1, max_size=90),
+    alpha=st.sampled_from([0.0, 0.5, 1.0, 0.3]),
+    ratio=st.floats(0.0, 1.0),
+    floor=st.floats(0.0, 1.0),
+    num_strata=st.sampled_from([None, 1, 2, 5]),
+)
+def test_any_scores(values, alpha, ratio, floor, num_strata):
+    scores = torch.tensor(values, dtype=torch.float32)
+    n = len(values)
+    count, minimum = round(ratio * n), floor * ratio
+    strata = None if num_strata is None else checked_strata("test", labels(n, num_strata), n)
+    if count == 0 and bool(torch.isfinite(scores).all()):
+        count = 1
+    kept = plan_budget(scores, alpha=alpha, count=count, minimum=minimum, strata=strata, seed=3, epoch=4)
+    probability = inclusion_budget(scores, alpha=alpha, count=count, minimum=minimum)
+    number = reference_budget.num_kept(scores, count, minimum)
+    assert len(kept.indices) == number
+    indices = reference_draw(probability, number, 3, 4)
+    weights = inverse_at(probability, indices)
+    if strata is not None:
+        calibrate(weights, indices, strata)
+    testing.assert_same(kept.indices, indices)
+    testing.assert_same(kept.weights, weights)
+
+
+def test_sum_of_rounded_probabilities_may_miss_the_count():
+    """The draw of a plan is exact also where float32 rounding of many equal probabilities adds up to several samples."""
+    n = 1 << 25
+    scores = torch.ones(n)
+    count = n // 2 + 1
+    p = inclusion_budget(scores, alpha=1.0, count=count, minimum=0.0)
+    assert float(p.double().sum()) == count - 1
+    kept = plan_budget(scores, alpha=1.0, count=count, minimum=0.0, seed=0, epoch=0)
+    assert len(kept.indices) == count
+    assert bool((kept.indices.diff() > 0).all())
+
+
+@pytest.mark.parametrize("num_strata", [None, 5, 400])
+def test_out_is_the_same_at_the_front_of_the_buffers(num_strata):
+    n = 40_001
+    scores = lognormal(n)
+    strata = None if num_strata is None else checked_strata("test", labels(n, num_strata), n)
+    arguments = {"alpha": 0.5, "count": 9_000, "minimum": 0.05, "seed": 1, "epoch": 2, "strata": strata}
+    wanted = plan_budget(scores, **arguments)
+    for size in (9_000, n):
+        out = buffers(size)
+        kept = plan_budget(scores, **arguments, out=out)
+        testing.assert_same(kept.indices, wanted.indices)
+        testing.assert_same(kept.weights, wanted.weights)
+        assert kept.mean_weight == wanted.mean_weight
+        assert kept.indices.data_ptr() == out.indices.data_ptr()
+        assert kept.weights.data_ptr() == out.weights.data_ptr()
+        for part in out[:2]:
+            assert bool((part[9_000:] == -7).all())
+    for small in range(3):
+        out = Buffers(*(part[: 8_999 if at == small else n] for at, part in enumerate(buffers(n))))
+        with pytest.raises(ValueError, match="plan_budget: out must have at least 9000 elements, got 8999"):
+            plan_budget(scores, **arguments, out=out)
+        for part in out[:2]:
+            assert bool((part == -7).all())
+
+
+def test_the_certain_alone_may_be_more_than_asked():
+    scores = lognormal(1000)
+    scores[:700] = torch.inf
+    kept = assert_reference(scores, count=500, minimum=0.1)
+    assert len(kept.indices) == 700 + 30
+    assert bool((kept.weights[:700] == 1).all())
+    out = buffers(1000)
+    assert len(plan_budget(scores, alpha=0.5, count=500, minimum=0.1, seed=1, epoch=2, out=out).indices) == 730
+
+
+def test_plan_epoch_is_this_plan():
+    scores = lognormal(5000)
+    cut = labels(5000, 4)
+    for strata in (None, cut):
+        plan = stprune.plan_epoch(scores, keep_ratio=0.3, epoch=2, seed=1, strata=strata)
+        given_strata = None if strata is None else checked_strata("test", strata, 5000)
+        kept = plan_budget(scores, alpha=0.5, count=1500, minimum=0.3 / 5.0, seed=1, epoch=2, strata=given_strata)
+        assert torch.equal(plan.indices, kept.indices)
+        assert torch.equal(plan.weights, kept.weights)
+        assert plan.mean_weight == kept.mean_weight
+
+
+def test_a_method_that_replaces_a_step_is_asked_for_it():
+    class Half(stprune.methods.STPrune):
+        def weights(self, probability):
+            return torch.full_like(probability, 0.5)
+
+    plan = stprune.plan_epoch(lognormal(1000), method=Half(), keep_ratio=0.3, epoch=2, seed=1)
+    assert bool((plan.weights == 0.5).all())
+    assert plan.mean_weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"scores": torch.ones(10, dtype=torch.float16)}, TypeError, "scores must be float32 or float64"),
+        ({"scores": torch.ones(2, 5)}, ValueError, "scores must have one dimension"),
+        ({"alpha": -1.0}, ValueError, "alpha must lie in"),
+        ({"minimum": 1.5}, ValueError, "minimum must lie in"),
+        ({"count": 11}, ValueError, r"count must lie in \[0, 10\], got 11"),
+        ({"count": 2.0}, TypeError, "count must be an integer"),
+        ({"seed": -1}, ValueError, "seed must lie in"),
+        ({"out": buffers(10)._replace(weights=torch.zeros(10, dtype=torch.float64))}, TypeError, "out weights must be"),
+        ({"out": Buffers(torch.zeros(10, dtype=torch.int64), *[torch.zeros(10)] * 2)}, TypeError, "out scratch must be"),
+    ],
+)
+def test_bad_input(change, error, message):
+    arguments = {"scores": torch.ones(10), "alpha": 0.5, "count": 5, "minimum": 0.1, "seed": 0, "epoch": 0} | change
+    with pytest.raises(error, match="plan_budget: " + message):
+        plan_budget(arguments.pop("scores"), **arguments)
+
+
+def test_buffers_must_not_overlap():
+    memory = torch.zeros(100, dtype=torch.int64)
+    out = Buffers(memory[:50], memory.view(torch.float32)[98:148], torch.zeros(50, dtype=torch.int32))
+    with pytest.raises(ValueError, match="plan_budget: out weights must not overlap"):
+        plan_budget(torch.ones(50), alpha=0.5, count=5, minimum=0.1, seed=0, epoch=0, out=out)
+
+
+@pytest.mark.skipif(not testing.isas(), reason="the compiled CPU library is not built")
+def test_labels_out_of_range_are_refused():
+    strata = checked_strata("test", labels(1000, 3), 1000)
+    strata.labels[500] = 3
+    with pytest.raises(RuntimeError, match="plan_budget: strata must lie in"):
+        plan_budget(torch.ones(1000), alpha=0.0, count=1000, minimum=0.1, seed=0, epoch=0, strata=strata)
+
+
+def test_nothing_there():
+    kept = plan_budget(torch.ones(0), alpha=0.5, count=0, minimum=0.1, seed=0, epoch=0)
+    assert (kept.indices.tolist(), kept.weights.tolist(), kept.mean_weight) == ([], [], 1.0)
+
+
+def test_opcheck():
+    scores, strata = lognormal(300), checked_strata("test", labels(300, 4), 300)
+    arguments = (scores, 0.5, 100, 0.1, strata.labels, strata.sizes, 1, 2)
+    check = torch.library.opcheck
+    check(torch.ops.stprune.plan_budget.default, arguments)
+    check(torch.ops.stprune.plan_budget_into.default, (*buffers(300), *arguments))
+    check(torch.ops.stprune.plan_budget.default, (scores, 0.5, 100, 0.1, None, None, 1, 2))
