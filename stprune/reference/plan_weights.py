@@ -23,11 +23,13 @@ def part_size(num_samples: int, num_strata: int) -> int:
     """Samples a part of the sums has: a function of the sizes alone, so that no thread count changes a total."""
     chunks = -(-num_samples // CHUNK)
     parts = max(1, min(MOST_PARTS, chunks, MOST_TOTALS // max(1, num_strata)))
-    return -(-chunks // parts) * CHUNK
+    return max(1, -(-chunks // parts)) * CHUNK
 
 
 def compact_strata(strata: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels [num_samples] int64 >= 0 as uint8 if that holds them, else as int32, and how many have each, [largest + 1]."""
+    if strata.numel() > 0 and not 0 <= int(strata.min()) <= int(strata.max()) < 2**31:
+        raise RuntimeError("compact_strata: strata must lie in [0, 2^31)")
     sizes = torch.bincount(strata)
     return strata.to(torch.uint8 if sizes.numel() <= 256 else torch.int32), sizes
 
