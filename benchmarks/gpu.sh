@@ -58,6 +58,7 @@ if command -v compute-sanitizer >/dev/null; then
   cat >"$work/every_op.py" <<'PYTHON'
 import torch
 import stprune
+from stprune.ops.budget import inclusion_budget
 keys = torch.randn(30_001, device="cuda").abs()
 p = keys.double() / (keys.max().double() * 2)
 p *= round(float(p.sum())) / float(p.sum())
@@ -71,6 +72,7 @@ for law in ("priority", "race"):
     assert len(stprune.draw_weighted(keys, 9000, seed=1, epoch=2, law=law)[0]) == 9000
 assert int(stprune.shuffle(ids, seed=1, epoch=2).sum()) == int(ids.sum())
 assert int(stprune.shuffle(ids[:500], seed=1, epoch=2).sum()) == int(ids[:500].sum())
+assert abs(float(inclusion_budget(keys, alpha=0.5, count=9000.0, minimum=0.06).double().sum()) - 9000) < 0.1
 for exact in (False, True):
     stprune.ops.draw_threshold(keys, 0.5, seed=1, epoch=2, exact_count=exact)
 for nodes in (170, 10_300):

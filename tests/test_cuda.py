@@ -13,6 +13,7 @@ import torch
 import stprune
 from stprune import testing
 from stprune.ops import draw_threshold, permute
+from stprune.ops.budget import inclusion_budget
 from stprune.ops.finite_mean import finite_stats
 from stprune.reference import check_range as reference_range
 from stprune.reference import draw as reference_draw
@@ -224,6 +225,16 @@ def test_shuffle_dtypes(dtype):
     for n in (0, 100, 3000):
         values = (torch.arange(n) % 251).to(dtype)
         same(stprune.shuffle(values.to(CUDA), seed=1, epoch=2), reference_shuffle.shuffle(values, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 4097, 20_001, 3_000_001])
+def test_inclusion_budget(n, dtype):
+    scores = torch.randn(n, generator=torch.Generator().manual_seed(31), dtype=dtype).exp()
+    scores[::7] = torch.inf
+    for alpha, ratio in ((0.5, 0.3), (1.0, 0.9), (0.0, 0.5)):
+        settings = {"alpha": alpha, "count": float(round(ratio * n)), "minimum": ratio / 5}
+        same(inclusion_budget(scores.to(CUDA), **settings), inclusion_budget(scores, **settings))
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["each", "exact"])

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from stprune import testing
+from stprune.reference import budget as reference_budget
 from stprune.reference import check_range as reference_range
 from stprune.reference import draw as reference_draw
 from stprune.reference import draw_nodes as reference_nodes
@@ -65,7 +66,7 @@ def library(tmp_path_factory):
     found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
     found.emulation_error.restype = ctypes.c_char_p
     sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
-    for name in (*sized, "finite_stats", "draw_threshold"):
+    for name in (*sized, "finite_stats", "draw_threshold", "budget"):
         getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
     found.emulation_launches.restype = ctypes.c_int64
     return found
@@ -127,6 +128,12 @@ class Kernels:
         wide, n = int(values.dtype == torch.float64), values.numel()
         out = self.empty((4,), torch.float64)
         self.call("finite_stats", wide, at(values), n, at(self.scratch("finite_stats", n)), at(out))
+        return out
+
+    def inclusion_budget(self, scores, alpha, count, minimum):
+        wide, n = int(scores.dtype == torch.float64), scores.numel()
+        out, numbers = self.empty((n,), torch.float32), [ctypes.c_double(x) for x in (alpha, count, minimum)]
+        self.call("budget", wide, at(scores), n, *numbers, at(self.scratch("budget", wide, n)), at(out))
         return out
 
     def draw_threshold(self, scores, keep, exact, seed, epoch):
@@ -442,6 +449,39 @@ def test_finite_stats(kernels, name, dtype):
     for n in (0, 1, 31, 33, 4095, 4096, 4097, 3 * 4096, 50_001) if kernels.all_sizes else (5 * 4096 + 7,):
         scores = scores_of(name, n, dtype) if n else torch.empty(0, dtype=dtype)
         testing.assert_same(kernels.finite_stats(scores), reference_finite.finite_stats(scores))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_inclusion_budget(kernels, name, dtype):
+    for n in (0, 1, 33, 4097, 20_001) if kernels.all_sizes else (9000,):
+        scores = scores_of(name, n, dtype) if n else torch.empty(0, dtype=dtype)
+        for alpha, ratio in ((0.5, 0.1), (0.5, 0.9), (1.0, 0.5), (0.0, 0.3)):
+            settings = (alpha, float(round(ratio * n)), ratio / 5)
+            expected = reference_budget.inclusion_budget(scores, *settings) if n else torch.empty(0)
+            testing.assert_same(kernels.inclusion_budget(scores, *settings), expected)
+
+
+@pytest.mark.parametrize("name", ["lognormal", "holes", "equal", "outlier", "misleading", "two groups"])
+def test_inclusion_budget_with_a_sample(kernels, name):
+    """Sampled, the bracket's few open sizes apart; and where the sample misleads, or leaves too many sizes open."""
+    n = reference_budget.SAMPLED + 12_345
+    if not kernels.all_sizes and name not in ("lognormal", "misleading"):
+        return
+    if name == "misleading":
+        scores = torch.full((n,), 1e-3)
+        words = reference_budget.words(reference_budget.SAMPLE, seed=0, epoch=0, stream=reference_budget.STREAM)
+        scores[words * (n >> 8) >> 24] = 5.0
+    elif name == "two groups":
+        # Half of the sizes lie within the bracket's reach of being certain.
+        scores = torch.ones(n)
+        scores[::2] = 1e-6
+    else:
+        scores = scores_of(name, n, torch.float32)
+    for alpha, ratio in ((0.5, 0.3), (1.0, 0.5)):
+        settings = (alpha, float(round(ratio * n)), ratio / 5)
+        expected = reference_budget.inclusion_budget(scores, *settings)
+        testing.assert_same(kernels.inclusion_budget(scores, *settings), expected)
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["each", "exact"])

@@ -47,6 +47,16 @@ STPRUNE_DEVICE T reduce(Block<THREADS>& block, SharedArray<T, WARP>& warps, PerT
   return total;
 }
 
+// The sum of the warp's values in each of its threads: the upper half of them is added to the lower half until one is
+// left.
+template <int THREADS, class T>
+STPRUNE_DEVICE void sum_warp(Block<THREADS>& block, PerThread<T>& value) {
+  for (int mask = WARP / 2; mask > 0; mask /= 2) {
+    const PerThread<T> other = block.shuffle_xor(value, mask);
+    block.own([&](int t) { value[t] += other[t]; });
+  }
+}
+
 struct Sum {
   template <class T>
   STPRUNE_DEVICE T operator()(T a, T b) const {

@@ -67,13 +67,11 @@ struct FiniteBlocks {
         }
       }
     });
+    sum_warp(block, sum);
+    sum_warp(block, count);
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
-      const PerThread<double> other_sum = block.shuffle_xor(sum, mask);
       const PerThread<double> other_low = block.shuffle_xor(low, mask), other_high = block.shuffle_xor(high, mask);
-      const PerThread<int> other_count = block.shuffle_xor(count, mask);
       block.own([&](int t) {
-        sum[t] += other_sum[t];
-        count[t] += other_count[t];
         low[t] = other_low[t] < low[t] ? other_low[t] : low[t];
         high[t] = other_high[t] > high[t] ? other_high[t] : high[t];
       });

@@ -36,6 +36,11 @@ int stprune_cuda_systematic(int wide, const void* probability, int64_t n, int64_
 int64_t stprune_cuda_finite_stats_scratch(int64_t n);
 int stprune_cuda_finite_stats(int wide, const void* values, int64_t n, void* scratch, double* out, void* stream);
 
+// alpha: 0, 0.5 or 1.
+int64_t stprune_cuda_budget_scratch(int wide, int64_t n);
+int stprune_cuda_budget(int wide, const void* scores, int64_t n, double alpha, double count, double minimum,
+                        void* scratch, float* out, void* stream);
+
 // Threshold draw: `mark` waits for the stream to learn how many are drawn; `emit` writes as many.
 int64_t stprune_cuda_draw_threshold_scratch(int64_t n);
 int stprune_cuda_draw_threshold_mark(int wide, const void* scores, int64_t n, double keep, int exact, int64_t seed,
