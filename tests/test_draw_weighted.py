@@ -177,6 +177,56 @@ def test_errors():
         draw(w, 1, seed=1 << 63, epoch=0)
 
 
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("law", ["priority", "race"])
+def test_bad_weights_anywhere_leave_the_buffers_alone(isa, law, threads):
+    """Weights are checked while keys are compared, or on their own where too many are tied: before anything is written."""
+    n = 2 * testing.CHUNK + 77
+    out = torch.full((n,), -7), torch.full((n,), -7.0)
+    for name in ("lognormal", "constant", "sparse"):
+        w = weights_of(name, n)
+        for place in (0, 63, 64, testing.CHUNK - 1, 2 * testing.CHUNK, n - 1):
+            for bad in (math.nan, math.inf, -1.0, -1e-45):
+                v = w.clone()
+                v[place] = bad
+                v[n // 2 + place // 2] = math.nan
+                with (
+                    testing.isa(isa),
+                    pytest.raises(ValueError, match=f"weights must be finite and not negative, got .* at index {place}$"),
+                ):
+                    stprune.draw_weighted(v, n // 4, seed=0, epoch=0, law=law, out=(out[0], None if law == "race" else out[1]))
+    v = weights_of("sparse", n)
+    positive = int((v > 0).sum())
+    for count in (1, 3):
+        threads(count)
+        for k in (positive + 1, n):
+            with testing.isa(isa), pytest.raises(ValueError, match=rf"k must lie in \[0, {positive}\].*got {k}"):
+                stprune.draw_weighted(v, k, seed=0, epoch=0, law=law, out=(out[0], None if law == "race" else out[1]))
+    assert int(out[0].max()) == -7
+    assert float(out[1].max()) == -7
+    assert stprune.draw_weighted(torch.full((9000,), -0.0), 0, seed=0, epoch=0, law=law)[0].numel() == 0
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("race", [False, True])
+@pytest.mark.parametrize("n", [4097, testing.CHUNK, testing.CHUNK + 2049, 2 * testing.CHUNK + 63])
+def test_keys_next_to_the_threshold(isa, race, n):
+    """Weights that make all keys nearly agree: whoever is taken for certain by too rough an estimate is seen."""
+    word = words_at(torch.arange(n), seed=7, epoch=8, stream=WEIGHTED)
+    u = (word.double() + 0.5) * 2.0**-32
+    numerator = -u.log() if race else u
+    for spread in (1e-6, 1e-4, 1e-2):
+        for scale in (1.0, 1e-28, 1e26):
+            target = 1 + spread * torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+            w = (numerator / target * scale).float()
+            for k in (n // 100, n // 2, n - 3):
+                expected = reference.draw_weighted(w, k, 7, 8, race)
+                with testing.isa(isa):
+                    got = stprune.draw_weighted(w, k, seed=7, epoch=8, law="race" if race else "priority")
+                assert torch.equal(got[0], expected[0]), (k, spread, scale)
+                assert race or torch.equal(got[1], expected[1])
+
+
 @pytest.mark.parametrize("race", [False, True])
 def test_opcheck(race):
     w = weights_of("sparse", 200)
@@ -185,15 +235,17 @@ def test_opcheck(race):
 
 @pytest.mark.parametrize("law", ["priority", "race"])
 def test_same_for_threads_and_instruction_sets(threads, law):
-    w = weights_of("sparse", 100_003)
-    expected = reference.draw_weighted(w, 9000, 3, 4, law == "race")
-    for number in (1, 2, 3, 8):
-        threads(number)
-        indices, weights = stprune.draw_weighted(w, 9000, seed=3, epoch=4, law=law)
-        assert torch.equal(indices, expected[0])
-        assert weights is None or torch.equal(weights, expected[1])
-    for name in testing.isas():
-        with testing.isa(name):
-            indices, weights = stprune.draw_weighted(w, 9000, seed=3, epoch=4, law=law)
-        assert torch.equal(indices, expected[0])
-        assert weights is None or torch.equal(weights, expected[1])
+    for kind in NAMES:
+        w = weights_of(kind, 100_003)
+        k = min(9000, int((w > 0).sum()))
+        expected = reference.draw_weighted(w, k, 3, 4, law == "race")
+        for number in (1, 2, 3, 8):
+            threads(number)
+            indices, weights = stprune.draw_weighted(w, k, seed=3, epoch=4, law=law)
+            assert torch.equal(indices, expected[0]), kind
+            assert weights is None or torch.equal(weights, expected[1]), kind
+        for name in testing.isas():
+            with testing.isa(name):
+                indices, weights = stprune.draw_weighted(w, k, seed=3, epoch=4, law=law)
+            assert torch.equal(indices, expected[0]), (kind, name)
+            assert weights is None or torch.equal(weights, expected[1]), (kind, name)

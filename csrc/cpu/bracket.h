@@ -21,11 +21,6 @@ inline int64_t sample_position(uint64_t i, int64_t n) {
   return static_cast<int64_t>((static_cast<unsigned __int128>(x) * static_cast<uint64_t>(n)) >> 64);
 }
 
-template <typename T>
-struct Bracket {
-  T low, high;
-};
-
 // Three deviations: one bracket in 400 misses, and is tried again with eight.
 constexpr double SIGMAS = 3.0, MORE_SIGMAS = 8.0;
 
@@ -103,13 +98,10 @@ Bracket<typename Source::Key> bracket(const Source& source, int64_t rank, double
 template <typename T>
 int64_t narrow(const T* values, int64_t n, Bracket<T> ends, std::vector<T>& inside) {
   int64_t num_above = 0;
-  uint64_t above[CHUNK_WORDS], middle[CHUNK_WORDS];
+  uint64_t above[CHUNK_WORDS];
   for (int64_t first = 0; first < n; first += CHUNK) {
-    const int64_t size = std::min(CHUNK, n - first);
-    int64_t count;
-    num_above += split_keys(values + first, size, ends.low, ends.high, above, middle, &count);
-    if (count == 0) continue;
-    for_set_bits(middle, (size + 63) / 64, [&](int64_t i) { inside.push_back(values[first + i]); });
+    num_above += split_block(values + first, std::min(CHUNK, n - first), ends, above,
+                             [&](int64_t, T key) { inside.push_back(key); });
   }
   return num_above;
 }

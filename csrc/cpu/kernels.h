@@ -20,6 +20,13 @@ struct BlockSums {
   int64_t sum, free, least, most;
 };
 
+// Of items of a weighted draw: how many are drawn for certain, how many may be, and of their weights how many are
+// positive and finite, and whether one is not even 0.
+struct WeightedSplit {
+  int64_t drawn, unsure, positive;
+  bool bad;
+};
+
 struct Kernels {
   const char* name;
   // Words of `blocks` runs of 64 indices: counter (c0 + 16 * block + lane, c1, c2, c3).  out [64 * blocks]
@@ -42,6 +49,14 @@ struct Kernels {
   // Minus the keys of weighted sampling (so that the largest are drawn): minus infinity where w = 0.
   void (*priority)(const float* w, const uint32_t* words, int64_t n, float* keys);
   void (*race)(const float* w, const uint32_t* words, int64_t n, float* keys);
+  // drawn: the key's numerator is at most sure * w by more than rounding; neither that nor above never * w by more than
+  // rounding: unsure.
+  void (*split_priority)(const float* w, const uint32_t* words, int64_t n, float sure, float never, uint64_t* drawn,
+                         uint64_t* unsure, WeightedSplit* out);
+  void (*split_race)(const float* w, const uint32_t* words, int64_t n, float sure, float never, uint64_t* drawn,
+                     uint64_t* unsure, WeightedSplit* out);
+  // float32(max(1, tau / w)) of the marked among w [n].  out [number of set bits]
+  void (*marked_weights)(const uint64_t* bits, const float* w, int64_t n, double tau, float* out);
   // float32(max(1, tau / w[index])).  out [n]
   void (*sample_weights)(const float* w, const int64_t* indices, int64_t n, double tau, float* out);
   // bit: word < p * 2^32. Returns the number of set bits.

@@ -30,6 +30,22 @@ inline int64_t compare_keys(const double* x, int64_t n, double t, uint64_t* grea
   return kernels().compare_f64(x, n, t, greater, equal, count);
 }
 
+template <typename T>
+struct Bracket {
+  T low, high;
+};
+
+// Marks keys in memory that lie above the bracket and calls aside(i, key) for those strictly inside; how many lie
+// above.
+template <typename T, typename Aside>
+int64_t split_block(const T* keys /* [size] */, int64_t size, Bracket<T> ends, uint64_t* above, const Aside& aside) {
+  uint64_t inside[CHUNK_WORDS];
+  int64_t num_inside;
+  const int64_t num_above = split_keys(keys, size, ends.low, ends.high, above, inside, &num_inside);
+  if (num_inside > 0) for_set_bits(inside, (size + 63) / 64, [&](int64_t i) { aside(i, keys[i]); });
+  return num_above;
+}
+
 // Keys that lie in memory. A source hands out its keys in blocks of at most BLOCK, through a buffer if it computes
 // them, and those of a sample in runs of RUN consecutive ones from a multiple of RUN on: what a line of the cache
 // holds, or what is computed together.
@@ -44,6 +60,11 @@ struct StoredKeys {
   T at(int64_t i) const { return keys[i]; }
   void run(int64_t first, T* out /* [RUN] */) const { std::memcpy(out, keys + first, RUN * sizeof(T)); }
   const T* block(int64_t first, int64_t, Buffer&) const { return keys + first; }
+  template <typename Aside>
+  int64_t split(int64_t first, int64_t size, Buffer&, Bracket<T> ends, uint64_t* above, const Aside& aside) const {
+    return split_block(keys + first, size, ends, above, aside);
+  }
+  void accept(bool) const {}
 };
 
 // Keys of 16 bits in memory, widened to float32 a block at a time: that is exact and keeps their order.
@@ -68,6 +89,12 @@ struct NarrowKeys {
     (kernels().*WIDEN)(keys + first, size, buffer.keys);
     return buffer.keys;
   }
+  template <typename Aside>
+  int64_t split(int64_t first, int64_t size, Buffer& buffer, Bracket<float> ends, uint64_t* above,
+                const Aside& aside) const {
+    return split_block(block(first, size, buffer), size, ends, above, aside);
+  }
+  void accept(bool) const {}
 };
 
 // Calls body(keys, first, size) for the blocks of a chunk.

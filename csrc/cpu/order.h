@@ -81,21 +81,19 @@ bool split_all(const Source& source, Bracket<typename Source::Key> ends, Scratch
   using T = typename Source::Key;
   std::atomic<bool> enough{true};
   for_chunks(num_chunks(source.n), [&](int64_t chunk) {
-    uint64_t inside[CHUNK_WORDS];
+    typename Source::Buffer buffer;
     T values[CHUNK];
     uint16_t positions[CHUNK];
     int64_t found = 0;
-    for_blocks(source, chunk, [&](const T* keys, int64_t first, int64_t size) {
-      int64_t num_inside;
+    const int64_t begin = chunk * CHUNK, end = begin + chunk_size(source.n, chunk);
+    for (int64_t first = begin; first < end; first += Source::BLOCK) {
+      const int64_t size = std::min(Source::BLOCK, end - first);
       counts.greater[chunk] +=
-          split_keys(keys, size, ends.low, ends.high, scratch.marks() + first / 64, inside, &num_inside);
-      const int64_t offset = first - chunk * CHUNK;
-      if (num_inside == 0) return;
-      for_set_bits(inside, (size + 63) / 64, [&](int64_t i) {
-        values[found] = keys[i];
-        positions[found++] = static_cast<uint16_t>(offset + i);
-      });
-    });
+          source.split(first, size, buffer, ends, scratch.marks() + first / 64, [&](int64_t i, T key) {
+            values[found] = key;
+            positions[found++] = static_cast<uint16_t>(first - begin + i);
+          });
+    }
     counts.equal[chunk] = found;
     if (!scratch.keep(chunk, values, positions, found)) enough.store(false, std::memory_order_relaxed);
   });
@@ -132,18 +130,20 @@ void emit_marked(const Scratch<T>& scratch, T threshold, const Counts& above, in
     }
     const int64_t total = counts.greater[chunk] + places.quota[chunk];
     kernels().emit(bits, (chunk_size(n, chunk) + 63) / 64, chunk * CHUNK, out + places.offset[chunk], total);
-    visit(threshold, places.offset[chunk], total);
+    visit(threshold, chunk, bits, places.offset[chunk]);
   });
 }
 
 // The rank-th largest key, 1 <= rank <= n, and the indices of the `take` largest, ascending; take is rank or rank - 1.
-// visit(threshold, first, count) is called, on any thread, for the stretches of `out` when they have been written.
+// visit(threshold, chunk, bits, first) is called, on any thread, when the indices of the marked of a chunk have been
+// written from `first` on.
 template <typename Source, typename Visit>
 typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, int64_t* out /* [take] */,
                                     const Visit& visit) {
   using T = typename Source::Key;
   T threshold;
   if (source.n <= SMALL_SELECT) {
+    source.accept(false);
     std::vector<T> values(source.n);
     for_blocks(source, 0, [&](const T* keys, int64_t first, int64_t size) {
       std::copy(keys, keys + size, values.begin() + first);
@@ -161,6 +161,7 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
         Counts counts(num_chunks(source.n));
         const bool enough = split_all(source, ends, scratch, counts);
         STD_TORCH_CHECK(enough, "select: out of memory");
+        source.accept(true);
         if (counts.holds(rank)) {
           std::vector<T> values;
           values.reserve(counts.total_equal);
@@ -173,6 +174,7 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
         }
         below_high = counts.total_greater < rank;
       }
+      source.accept(false);
       // It may equal the end of the bracket that it lies at.
       threshold = below_high ? ends.low : ends.high;
       const Counts counts = count_around(source, threshold);
@@ -189,7 +191,7 @@ typename Source::Key select_largest(const Source& source, int64_t rank, int64_t 
 
 template <typename Source>
 typename Source::Key select_largest(const Source& source, int64_t rank, int64_t take, int64_t* out /* [take] */) {
-  return select_largest(source, rank, take, out, [](typename Source::Key, int64_t, int64_t) {});
+  return select_largest(source, rank, take, out, [](typename Source::Key, int64_t, const uint64_t*, int64_t) {});
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ struct Places {
 };
 
 // Indices of the keys before the threshold and of the first that equal it: `take` in all, ascending. Calls
-// visit(threshold, first, count) for the stretches of the output, each while its indices still lie in a cache.
+// visit(threshold, chunk, bits, first) for the marked of every chunk, whose indices have been written from `first` on.
 template <typename Source, typename Visit>
 void emit_around(const Source& source, typename Source::Key threshold, const Counts& counts, int64_t take,
                  int64_t* out /* [take] */, const Visit& visit) {
@@ -109,7 +109,7 @@ void emit_around(const Source& source, typename Source::Key threshold, const Cou
     keep_first(equal, num_words, places.quota[chunk]);
     for (int64_t word = 0; word < num_words; ++word) greater[word] |= equal[word];
     kernels().emit(greater, num_words, chunk * CHUNK, out + places.offset[chunk], total);
-    visit(threshold, places.offset[chunk], total);
+    visit(threshold, chunk, greater, places.offset[chunk]);
   });
 }
 

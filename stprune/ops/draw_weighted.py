@@ -16,9 +16,25 @@ def _fake(weights: torch.Tensor, k: int, seed: int, epoch: int, race: bool) -> t
     return weights.new_empty((k,), dtype=torch.int64), weights.new_empty((0 if race else k,))
 
 
+def _check_values(weights: torch.Tensor, k: int) -> None:
+    """Raise ValueError unless the weights are finite and not negative and k of them positive."""
+    positive, _ = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
+    if k > positive:
+        raise ValueError(
+            f"draw_weighted: more samples asked than have weight: k must lie in [0, {positive}] (the positive weights), got {k}"
+        )
+
+
+def _reference(weights: torch.Tensor, k: int, seed: int, epoch: int, race: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference; on the CPU it refuses bad weights, as the compiled kernel does there."""
+    if weights.device.type == "cpu":
+        _check_values(weights, k)
+    return reference.draw_weighted(weights, k, seed, epoch, race)
+
+
 define(
     "draw_weighted(Tensor weights, SymInt k, int seed, int epoch, bool race) -> (Tensor, Tensor)",
-    reference.draw_weighted,
+    _reference,
     _fake,
 )
 
@@ -95,16 +111,18 @@ def draw_weighted(
     race = _check.choice("draw_weighted", "law", law, ("priority", "race")) == "race"
     buffers = None if out is None else _buffers(out, weights, k, race)
     weights = weights.contiguous()
-    positive, _ = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
-    if k > positive:
-        raise ValueError(
-            f"draw_weighted: more samples asked than have weight: k must lie in [0, {positive}] (the positive weights), got {k}"
-        )
-    if buffers is None:
-        indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race)
-    else:
-        indices, sample_weights = buffers
-        torch.ops.stprune.draw_weighted_into(indices, sample_weights, weights, seed, epoch, race)
+    if weights.device.type != "cpu":
+        _check_values(weights, k)
+    try:
+        if buffers is None:
+            indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race)
+        else:
+            indices, sample_weights = buffers
+            torch.ops.stprune.draw_weighted_into(indices, sample_weights, weights, seed, epoch, race)
+    except RuntimeError:
+        # The CPU's kernel looks at the weights while it draws, which costs no pass; what is wrong is only then looked for.
+        _check_values(weights, k)
+        raise
     return indices, None if race else sample_weights
 
 
