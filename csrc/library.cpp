@@ -3,4 +3,4 @@
 
 // Raised whenever the schema of an op changes. stprune/_load.py looks for this mark in the file and does not load a
 // library of another version, whose kernels would be called with arguments they do not know.
-extern "C" __attribute__((visibility("default"), used)) const char stprune_abi[] = "stprune-abi:3;";
+extern "C" __attribute__((visibility("default"), used)) const char stprune_abi[] = "stprune-abi:4;";

@@ -11,20 +11,22 @@ from torch import Tensor
 BLOCK_ID = 64
 BLOCK_OTHER = 128
 NUM_WARPS = 4
+# Mark of a visited entry: scored in this epoch (1), scored since ranks last exchanged their scores (2).
+SCORED = 3
 
 
 @triton.jit
 def _table_update_kernel(
     scores,  # [n] float32
-    stamp,  # [n] int32
-    fresh,  # [n] bool
+    marks,  # [n] uint8
     variance,  # [n] float32, or unused
-    state,  # [2] int64: epoch, samples counted
+    count,  # [1] int64: samples counted
     index,  # [B] int64
     values,  # [B] float32
     num_samples,
     size,
     BETA: tl.constexpr,
+    SCORED: tl.constexpr,
     REST: tl.constexpr,
     HAS_VARIANCE: tl.constexpr,
     COUNTED: tl.constexpr,
@@ -55,18 +57,16 @@ def _table_update_kernel(
         moved = BETA * before + REST * (change * change)
         tl.store(variance + ids, tl.where(smooth & (tl.abs(new) < float("inf")), moved, before), mask=winner)
     tl.store(scores + ids, tl.where(smooth, BETA * old + REST * new, new), mask=winner)
-    tl.store(stamp + ids, tl.load(state).to(tl.int32), mask=winner)
-    tl.store(fresh + ids, 1, mask=winner)
+    tl.store(marks + ids, SCORED, mask=winner)
     if COUNTED:
-        tl.store(state + 1, tl.load(state + 1) + size, mask=program == 0)
+        tl.store(count, tl.load(count) + size, mask=program == 0)
 
 
 def table_update(
     scores: Tensor,
-    stamp: Tensor,
-    fresh: Tensor,
+    marks: Tensor,
     variance: Tensor | None,
-    state: Tensor,
+    count: Tensor,
     index: Tensor,
     values: Tensor,
     beta: float,
@@ -76,8 +76,8 @@ def table_update(
     if index.numel() == 0:
         return
     _table_update_kernel[(triton.cdiv(index.numel(), BLOCK_ID),)](
-        scores, stamp, fresh, scores if variance is None else variance, state, index, values,
-        scores.numel(), index.numel(), BETA=beta, REST=1.0 - beta,
+        scores, marks, scores if variance is None else variance, count, index, values,
+        scores.numel(), index.numel(), BETA=beta, SCORED=SCORED, REST=1.0 - beta,
         HAS_VARIANCE=variance is not None, COUNTED=counted,
         BLOCK_ID=BLOCK_ID, BLOCK_OTHER=BLOCK_OTHER, num_warps=NUM_WARPS,
     )  # fmt: skip

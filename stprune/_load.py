@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """Version of the op schemas; csrc/library.cpp marks a library with the one it was built for."""
 
 

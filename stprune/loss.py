@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
-from stprune.ops.pruned_loss import Five, arranged, channels_of, checked_dims, checked_loss, pruned_loss
+from stprune.ops.pruned_loss import Five, arranged, channels_of, checked_dims, checked_loss, functorch_is_active, pruned_loss
+from stprune.ops.pruned_step import pruned_step
 from stprune.sampler import PruningSampler
 
 _OP = "PrunedLoss"
@@ -155,6 +156,42 @@ class PrunedLoss(torch.nn.Module):
                 RuntimeError).
             RuntimeError: a second derivative is asked for.
         """
+        if node is None and self.dims is None and self.training and not torch.compiler.is_compiling():
+            value = self._step(prediction, target, index, mask)
+            if value is not None:
+                return value
+        return self._general(prediction, target, index, node, mask)
+
+    def _step(
+        self, prediction: torch.Tensor, target: torch.Tensor, index: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """A step of training on the host by one op; None where it takes several, or an argument has to be explained."""
+        plain = type(prediction) is type(target) is torch.Tensor and (mask is None or type(mask) is torch.Tensor)
+        if not plain or type(index) is not torch.Tensor or not torch.is_grad_enabled():
+            return None
+        if not (prediction.is_cpu and target.is_cpu and index.is_cpu):
+            return None
+        if not (prediction.requires_grad or target.requires_grad) or functorch_is_active():
+            return None
+        arguments = self.sampler.step_arguments(per_step=self.rescale == "per_step")
+        if arguments is None:
+            return None
+        try:
+            affine = None if self.mean is None and self.node_scale is None else self._affine(prediction, None)
+            horizon = None if self.horizon_weights is None else self._horizon(prediction, self.horizon_weights)
+            options = (self.null_value, self.loss, self.parameter, self.spatial, self.temporal)
+            return pruned_step(prediction, target, mask, affine, horizon, index, *arguments, *options)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None  # Nothing was changed.
+
+    def _general(
+        self,
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        index: torch.Tensor | None,
+        node: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         _check_batch(prediction, target, mask, node, self.dims)
         affine = None if self.mean is None and self.node_scale is None else self._affine(prediction, node)
         horizon = None if self.horizon_weights is None else self._horizon(prediction, self.horizon_weights)

@@ -102,6 +102,10 @@ class PlanWeights:
         self._mean = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
         self._full = plan.is_full
 
+    def arguments(self, *, per_step: bool) -> tuple[torch.Tensor, torch.Tensor, bool, torch.Tensor | None]:
+        """Kept ids, their weights, whether all are kept, and what the weights are divided by: as `plan_lookup` takes them."""
+        return self._indices, self._weights, self._full, self._mean if per_step else None
+
     def of(self, index: torch.Tensor, *, per_step: bool) -> torch.Tensor:
         """The weights of samples.
 

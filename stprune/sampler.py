@@ -200,6 +200,21 @@ class PruningSampler(DistributedSampler[int]):
         """Plan the current epoch unless it is planned. Inside torch.compile that happens while the step is traced."""
         return len(self.plan) > 0
 
+    def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
+        """The plan's and the table's arguments of `pruned_step`; None where a step takes several ops.
+
+        That is where the table is not on the host or keeps no scores, and where `weights_of` or `update` are a subclass's own.
+        """
+        own = type(self)
+        if own.weights_of is not PruningSampler.weights_of or own.update is not PruningSampler.update:
+            return None
+        if self._weights is None:
+            self._plan_now()
+        table = self.table
+        if type(table) is not ScoreTable or not isinstance(self._weights, PlanWeights) or not table.columns[0].is_cpu:
+            return None
+        return *self._weights.arguments(per_step=per_step), *table.columns, table.beta
+
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
         return self.keep_ratio if self.fixed_length else self.schedule(epoch)

@@ -8,6 +8,7 @@ import torch
 
 from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
+from stprune.ops.host_memory import filled
 from stprune.ops.table_update import table_update
 
 NEVER = -1
@@ -61,14 +62,19 @@ class ScoreTable:
             raise ValueError("ScoreTable: beta must lie in [0, 1), got 1")
         self.decay = _check.real("ScoreTable", "decay", decay, 0.0, 1.0, low_open=True)
         self._epoch = 0
-        self._scores = torch.full((self.num_samples,), float("inf"), dtype=torch.float32, device=device)
+        device = "cpu" if device is None else device
+        self._scores = filled(self.num_samples, float("inf"), torch.float32, device)
+        # An update writes one byte beside a score, as every array more is a cache line more for each id. Whether an id was
+        # scored in this epoch (1) goes into the stamps when the epoch ends; whether it was scored since the last exchange
+        # between ranks (2) is for `synchronize`.
+        self._marks = filled(self.num_samples, 0, torch.uint8, device)
+        # The last epoch before this one in which each id was scored.
         self._stamp = torch.full((self.num_samples,), NEVER, dtype=torch.int32, device=device)
-        # Scored here since the last exchange between ranks.
-        self._fresh = torch.zeros(self.num_samples, dtype=torch.bool, device=device)
-        self._variance = torch.zeros_like(self._scores) if track_variance else None
-        # The epoch, and the samples counted since `restart_count`, beside the scores: an update reads and writes them without
-        # asking the host, also when a captured graph replays it.
-        self._state = torch.zeros(2, dtype=torch.int64, device=device)
+        self._variance = filled(self.num_samples, 0.0, torch.float32, device) if track_variance else None
+        # Samples counted since `restart_count`, beside the scores: an update adds to it without asking the host, also when a
+        # captured graph replays it.
+        self._count = torch.zeros(1, dtype=torch.int64, device=device)
+        self._columns = self._scores, self._marks, self._variance, self._count
 
     def __repr__(self) -> str:
         return f"ScoreTable(num_samples={self.num_samples}, device={self.device}, beta={self.beta}, decay={self.decay})"
@@ -81,11 +87,11 @@ class ScoreTable:
     @property
     def num_counted(self) -> int:
         """Samples of counted updates since `restart_count`. Waits for the table's device."""
-        return int(self._state[1])
+        return int(self._count)
 
     def restart_count(self) -> None:
         """Set `num_counted` to 0."""
-        self._state[1] = 0
+        self._count.zero_()
 
     @property
     def device(self) -> torch.device:
@@ -105,16 +111,27 @@ class ScoreTable:
     @property
     def age(self) -> torch.Tensor:
         """[num_samples] int32: epochs since a sample was last scored, -1 where never."""
-        return torch.where(self._stamp == NEVER, self._stamp, self.epoch - self._stamp)
+        stamp = self._stamps()
+        return torch.where(stamp == NEVER, stamp, self.epoch - stamp)
+
+    @property
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """What an update modifies, as `table_update` takes it: scores, marks, variance and count."""
+        return self._columns
+
+    def _stamps(self) -> torch.Tensor:
+        """[num_samples] int32: the epoch in which each id was last scored, this one included."""
+        return torch.where((self._marks & 1).bool(), self.epoch, self._stamp)
 
     def to(self, device: torch.device | str) -> ScoreTable:
         """Move the table to `device` in place; scores keep their bits."""
         self._scores = self._scores.to(device)
         self._stamp = self._stamp.to(device)
-        self._fresh = self._fresh.to(device)
-        self._state = self._state.to(device)
+        self._marks = self._marks.to(device)
+        self._count = self._count.to(device)
         if self._variance is not None:
             self._variance = self._variance.to(device)
+        self._columns = self._scores, self._marks, self._variance, self._count
         return self
 
     def update(self, index: torch.Tensor, scores: torch.Tensor, *, counted: bool = False) -> None:
@@ -130,6 +147,19 @@ class ScoreTable:
             ValueError: shapes differ, an id lies outside the table (checked where the table and `index` live on the CPU; on a
                 GPU the device asserts; a RuntimeError under torch.compile), or `scores` lives on another device.
         """
+        if (
+            not torch.compiler.is_compiling()
+            and type(index) is type(scores) is torch.Tensor
+            and index.is_cpu
+            and scores.is_cpu
+            and self._scores.is_cpu
+            and not scores.requires_grad
+        ):
+            try:
+                table_update(*self._columns, index, scores, beta=self.beta, counted=counted)
+                return
+            except RuntimeError:
+                pass  # Nothing was changed; what the op refuses is converted or explained below.
         op = "ScoreTable.update"
         index = _check.index(op, "index", index)
         scores = _check.vector(op, "scores", _check.floating(op, "scores", scores))
@@ -143,12 +173,11 @@ class ScoreTable:
         index, values = index.contiguous(), scores.detach().contiguous()
         if values.dtype != torch.float32:
             values = values.float()
-        arguments = (self._scores, self._stamp, self._fresh, self._variance, self._state, index, values)
         if torch.compiler.is_compiling():
-            table_update(*arguments, beta=self.beta, counted=counted)
+            table_update(*self._columns, index, values, beta=self.beta, counted=counted)
             return
         try:
-            table_update(*arguments, beta=self.beta, counted=counted)
+            table_update(*self._columns, index, values, beta=self.beta, counted=counted)
         except RuntimeError:
             # The op looks at the ids before it writes; what it says is said again as an error of the argument.
             _check.ids(op, "index", index, self.num_samples - 1)
@@ -161,23 +190,27 @@ class ScoreTable:
             num_epochs: how many epochs have passed, at least 1.
         """
         num_epochs = _check.integer("ScoreTable.advance", "num_epochs", num_epochs, 1)
-        if self.decay < 1.0:
-            mean = finite_mean(self._scores)
-            keep = self.decay**num_epochs
-            for scores, stamp in zip(self._scores.split(_CHUNK), self._stamp.split(_CHUNK), strict=True):
+        mean = finite_mean(self._scores) if self.decay < 1.0 else 0.0
+        keep = self.decay**num_epochs
+        columns = (column.split(_CHUNK) for column in (self._scores, self._stamp, self._marks))
+        for scores, stamp, marks in zip(*columns, strict=True):
+            stamp.masked_fill_((marks & 1).bool(), self.epoch)
+            marks &= 2
+            if self.decay < 1.0:
                 # +inf and NaN stay what they are; with no finite score at all there is no mean and nothing to move.
                 idle = (stamp != self.epoch) & torch.isfinite(scores)
                 scores.copy_(torch.where(idle, mean + keep * (scores - mean), scores))
-        self._set_epoch(self.epoch + num_epochs)
-
-    def _set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-        self._state[0] = epoch
+        self._epoch += num_epochs
 
     def num_nonfinite(self) -> int:
         """How many samples were scored NaN or infinite last time (never scored ones do not count)."""
-        pairs = zip(self._scores.split(_CHUNK), self._stamp.split(_CHUNK), strict=True)
-        return int(sum(((stamp != NEVER) & ~torch.isfinite(scores)).sum() for scores, stamp in pairs))
+        columns = (column.split(_CHUNK) for column in (self._scores, self._stamp, self._marks))
+        return int(
+            sum(
+                (((stamp != NEVER) | (marks & 1).bool()) & ~torch.isfinite(scores)).sum()
+                for scores, stamp, marks in zip(*columns, strict=True)
+            )
+        )
 
     def synchronize(self, group: Any = None) -> None:
         """Give every rank the scores that the others measured since the last call (one all-reduce over the table).
@@ -192,14 +225,15 @@ class ScoreTable:
 
         for start in range(0, self.num_samples, _CHUNK):
             part = slice(start, start + _CHUNK)
-            count = self._fresh[part].to(torch.float32)
+            fresh = (self._marks[part] & 2).bool()
+            count = fresh.to(torch.float32)
             distributed.all_reduce(count, group=group)
             for buffer in [self._scores] if self._variance is None else [self._scores, self._variance]:
-                total = torch.where(self._fresh[part], buffer[part], 0.0)
+                total = torch.where(fresh, buffer[part], 0.0)
                 distributed.all_reduce(total, group=group)
                 buffer[part] = torch.where(count > 0, total / count, buffer[part])
             self._stamp[part] = torch.where(count > 0, self.epoch, self._stamp[part])
-        self._fresh.zero_()
+        self._marks &= 1
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything, loadable under torch.load(weights_only=True)."""
@@ -209,7 +243,7 @@ class ScoreTable:
             "decay": self.decay,
             "epoch": self.epoch,
             "scores": self._scores.detach().clone(),
-            "stamp": self._stamp.detach().clone(),
+            "stamp": self._stamps(),
             "variance": None if self._variance is None else self._variance.detach().clone(),
         }
 
@@ -226,8 +260,9 @@ class ScoreTable:
                 )
         if (state["variance"] is None) != (self._variance is None):
             raise ValueError("ScoreTable.load_state_dict: track_variance must be the same in state and table")
-        self._set_epoch(int(state["epoch"]))
+        self._epoch = int(state["epoch"])
         self._scores.copy_(state["scores"])
         self._stamp.copy_(state["stamp"])
+        self._marks.zero_()
         if self._variance is not None:
             self._variance.copy_(state["variance"])

@@ -108,8 +108,8 @@ for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (
     scores = draw(n).float()
     scores[draw(n) < 0.2] = math.inf
     scores[draw(n) < 0.2] = math.nan
-    columns = [scores, torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.bool)]
-    columns += [draw(n).float() if with_variance else None, torch.tensor([5, 17])]
+    columns = [scores, torch.zeros(n, dtype=torch.uint8)]
+    columns += [draw(n).float() if with_variance else None, torch.tensor([17])]
     index = torch.randint(0, n, (size,), generator=generator)
     values = draw(size).float()
     values[::9] = math.nan
@@ -134,7 +134,7 @@ from triton.compiler import ASTSource
 
 INTEGERS = {"num_steps", "num_columns", "num_samples", "num_tiles", "inner", "size"}
 DOUBLES = {"rows", "spreads", "means", "sums"}
-WHOLE = {"count", "number", "state", "index"}
+WHOLE = {"count", "number", "index"}
 
 
 def compile_for_all(function, constants, pointers, num_warps):
@@ -185,9 +185,9 @@ for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
     compile_for_all(kernel._pruned_loss_sample_kernel, sample, pointers, 1)
     batch = {"HAS_WEIGHT": True, "BLOCK_SAMPLE": kernel.BLOCK_SAMPLE}
     compile_for_all(kernel._pruned_loss_batch_kernel, batch, pointers, kernel.NUM_WARPS)
-pointers = {"scores": "*fp32", "stamp": "*i32", "fresh": "*i1", "variance": "*fp32", "values": "*fp32"}
+pointers = {"scores": "*fp32", "marks": "*u8", "variance": "*fp32", "values": "*fp32"}
 for flag in (True, False):
-    constants = {"BETA": 0.3, "REST": 0.7, "HAS_VARIANCE": flag, "COUNTED": flag}
+    constants = {"BETA": 0.3, "REST": 0.7, "SCORED": table.SCORED, "HAS_VARIANCE": flag, "COUNTED": flag}
     constants |= {"BLOCK_ID": table.BLOCK_ID, "BLOCK_OTHER": table.BLOCK_OTHER}
     compile_for_all(table._table_update_kernel, constants, pointers, table.NUM_WARPS)
 """

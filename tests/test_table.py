@@ -160,23 +160,80 @@ def test_state_of_another_size_is_refused():
         table(4).load_state_dict(table(3).state_dict())
 
 
+def test_ages_count_from_the_last_score_of_any_epoch():
+    t = table(4)
+    t.update(torch.tensor([0, 1]), torch.rand(2))
+    assert t.age.tolist() == [0, 0, -1, -1]
+    t.advance()
+    t.update(torch.tensor([1, 2]), torch.rand(2))
+    assert t.age.tolist() == [1, 0, 0, -1]
+    t.advance(2)
+    assert t.age.tolist() == [3, 2, 2, -1]
+    assert t.state_dict()["stamp"].tolist() == [0, 1, 1, -1]
+
+
+def test_a_state_from_the_middle_of_an_epoch_knows_who_was_scored_in_it():
+    t = table(3, beta=0.0, decay=0.5)
+    t.update(torch.tensor([0, 1]), torch.tensor([1.0, 3.0]))
+    t.advance()
+    t.update(torch.tensor([0]), torch.tensor([1.0]))
+    other = table(3, beta=0.0, decay=0.5)
+    other.update(torch.tensor([2]), torch.tensor([9.0]))  # of a run that is given up
+    other.load_state_dict(t.state_dict())
+    for one in (t, other):
+        one.advance()
+        assert one.scores.tolist() == [1.0, 2.0 + 0.5 * (3.0 - 2.0), INF]
+        assert one.age.tolist() == [1, 2, -1]
+
+
+def test_scores_of_several_epochs_wait_for_one_exchange(tmp_path):
+    """What was scored since the last exchange is exchanged, also when epochs have ended since; then it is no longer new."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        t = table(3, decay=1.0)
+        t.update(torch.tensor([0]), torch.tensor([4.0]))
+        t.advance()
+        t.synchronize()
+        assert t.age.tolist() == [0, -1, -1]
+        t.advance()
+        t.synchronize()
+        assert t.age.tolist() == [1, -1, -1]
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_a_large_table_holds_what_a_small_one_does():
+    n = (8 << 20) // 4 + 3  # beyond the size from which the memory comes in large pages
+    t = table(n, track_variance=True)
+    index = torch.tensor([0, 5, n - 1])
+    assert bool((t.scores == INF).all())
+    t.update(index, torch.tensor([1.0, 2.0, 3.0]))
+    assert t.scores[index].tolist() == [1.0, 2.0, 3.0]
+    assert int(torch.isfinite(t.scores).sum()) == 3
+    assert int((t.age == 0).sum()) == 3
+    assert float(t.variance.sum()) == 0.0
+
+
+def test_scores_that_ask_for_a_gradient_leave_none_in_the_table():
+    t = table()
+    t.update(torch.tensor([1]), torch.tensor([2.0], requires_grad=True) * 2)
+    assert t.scores[1] == 4.0
+    assert not t.scores.requires_grad
+
+
 # the op ---------------------------------------------------------------------------------------------------
 
 
 def columns(n, *, variance=True, seed=0):
-    """scores, stamp, fresh, variance and state of a table in use, with entries that are not finite."""
+    """scores, marks, variance and count of a table in use, with entries that are not finite."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.rand(n, generator=g)
     scores[torch.rand(n, generator=g) < 0.2] = INF
     scores[torch.rand(n, generator=g) < 0.1] = math.nan
-    stamp = torch.randint(-1, 3, (n,), generator=g, dtype=torch.int32)
-    return [
-        scores,
-        stamp,
-        torch.rand(n, generator=g) < 0.3,
-        torch.rand(n, generator=g) if variance else None,
-        torch.tensor([5, 17]),
-    ]
+    marks = torch.randint(0, 4, (n,), generator=g, dtype=torch.uint8)
+    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17])]
 
 
 @pytest.mark.parametrize("variance", [False, True])

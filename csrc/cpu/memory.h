@@ -45,6 +45,29 @@ inline Tensor new_shaped(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
 
 inline Tensor new_output(const Tensor& like, int64_t size, ScalarType dtype) { return new_shaped(like, {size}, dtype); }
 
+// A tensor on the host, without the dispatcher's way (1 us) to it.
+inline Tensor new_host_tensor(const char* op, int64_t dim, const int64_t* sizes, const int64_t* strides,
+                              ScalarType dtype) {
+  const int32_t code = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::Long     ? aoti_torch_dtype_int64()
+                       : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                       : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
+                                                       : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STD_TORCH_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, aoti_torch_device_type_cpu(), 0, &handle) == 0,
+                  op, ": out of memory for a result");
+  return Tensor(handle);
+}
+
+inline Tensor new_host_vector(const char* op, int64_t size, ScalarType dtype) {
+  const int64_t stride = 1;
+  return new_host_tensor(op, 1, &size, &stride, dtype);
+}
+
+inline Tensor new_host_scalar(const char* op, ScalarType dtype) {
+  return new_host_tensor(op, 0, nullptr, nullptr, dtype);
+}
+
 // Uninitialised scratch that lives as long as the call. A mapping or a heap's end goes back to the system with every
 // call and comes back page by page (1.25 MB: 0.4 ms in pages of 4 KiB, 0.06 ms in one of 2 MiB), so scratch of a good
 // part of a huge page gets whole ones.

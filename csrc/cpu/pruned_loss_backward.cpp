@@ -1,10 +1,7 @@
 // pruned_loss_backward: gradient of the weighted batch loss, and of the losses of the samples, in one pass.
 #include <tuple>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "cpu/memory.h"
 #include "cpu/residual.h"
 
 namespace stprune {
@@ -13,16 +10,22 @@ namespace {
 // Entries of a flat piece: 32 KiB of each float tensor.
 constexpr int64_t PIECE = 8192;
 
-// Fresh memory of a gradient's size comes in pages of 4 KiB, whose first touch costs more than the kernel that fills
-// them; on request in pages of 2 MiB. Only advice: it changes no content and may be refused.
-void advise_huge(const Tensor& tensor) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uint64_t PAGE = uint64_t{2} << 20;
-  const uint64_t data = reinterpret_cast<uint64_t>(tensor.const_data_ptr());
-  const uint64_t bytes = static_cast<uint64_t>(tensor.numel()) * static_cast<uint64_t>(tensor.element_size());
-  const uint64_t begin = (data + PAGE - 1) / PAGE * PAGE, end = (data + bytes) / PAGE * PAGE;
-  if (bytes >= 2 * PAGE && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+// A tensor of the layout of `like`, whose entries are still to be written.
+Tensor new_gradient(const char* op, const Tensor& like) {
+  constexpr int64_t DIMS = 8;
+  if (like.dim() > DIMS || !like.is_contiguous()) {
+    Tensor out = torch::stable::empty_like(like);
+    advise_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
+    return out;
+  }
+  int64_t sizes[DIMS], strides[DIMS];
+  for (int64_t d = 0; d < like.dim(); ++d) {
+    sizes[d] = like.size(d);
+    strides[d] = like.stride(d);
+  }
+  Tensor out = new_host_tensor(op, like.dim(), sizes, strides, like.scalar_type());
+  advise_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
+  return out;
 }
 
 // What the slopes of a sample's entries are multiplied by.
@@ -178,31 +181,25 @@ std::vector<Coefficient> coefficients(const char* op, const Problem& problem, co
   return out;
 }
 
-std::tuple<Tensor, Tensor> pruned_loss_backward(
-    const std::optional<Tensor>& grad_value, const std::optional<Tensor>& grad_loss, const Tensor& prediction,
-    const Tensor& target, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon,
-    const std::optional<Tensor>& column_weight, std::optional<double> null_value, const std::string& loss,
-    double parameter, const Tensor& count, bool target_too) {
-  const char* op = "pruned_loss_backward";
-  const ResidualArguments arguments{op,      prediction,    target,     mask, affine,
-                                    horizon, column_weight, null_value, loss, parameter};
+// Gradients of prediction and, if asked for, of target (else empty).
+std::tuple<Tensor, Tensor> gradients(const ResidualArguments& arguments, const std::optional<Tensor>& grad_value,
+                                     const std::optional<Tensor>& grad_loss, const std::optional<Tensor>& weight,
+                                     const Tensor& count, bool target_too) {
+  const Tensor &prediction = arguments.prediction, &target = arguments.target;
+  const char* op = arguments.op;
   Problem problem = make_problem(arguments);
   const std::vector<Coefficient> coefficient =
       problem.wide ? coefficients<double>(op, problem, grad_value, grad_loss, weight, count)
                    : coefficients<float>(op, problem, grad_value, grad_loss, weight, count);
   if (problem.nodes == 1) problem.column_weight = nullptr;
-  Tensor to_prediction = torch::stable::empty_like(prediction);
-  advise_huge(to_prediction);
-  Tensor to_target =
-      target_too ? torch::stable::empty_like(target) : torch::stable::new_empty(target, {0}, target.scalar_type());
-  if (target_too) advise_huge(to_target);
+  Tensor to_prediction = new_gradient(op, prediction);
+  Tensor to_target = target_too ? new_gradient(op, target) : new_host_vector(op, 0, target.scalar_type());
   Gradients out{operand(to_prediction, problem.nodes), target_too ? operand(to_target, problem.nodes) : Operand{}};
   const bool same_dtype =
       problem.prediction.dtype == problem.target.dtype && problem.prediction.dtype != ScalarType::Half;
   const bool flat = same_dtype && problem.affine == nullptr && problem.horizon == nullptr &&
                     problem.column_weight == nullptr && is_flat(to_prediction, prediction) &&
-                    is_flat(to_prediction, target) && (!problem.has_mask || is_flat(to_prediction, *mask)) &&
+                    is_flat(to_prediction, target) && (!problem.has_mask || is_flat(to_prediction, *arguments.mask)) &&
                     is_flat(to_prediction, to_prediction) && (!target_too || is_flat(to_prediction, to_target));
   if (flat) {
     problem.storage = problem.wide                                       ? Storage::kDouble
@@ -219,8 +216,34 @@ std::tuple<Tensor, Tensor> pruned_loss_backward(
   return {to_prediction, to_target};
 }
 
+std::tuple<Tensor, Tensor> pruned_loss_backward(
+    const std::optional<Tensor>& grad_value, const std::optional<Tensor>& grad_loss, const Tensor& prediction,
+    const Tensor& target, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon,
+    const std::optional<Tensor>& column_weight, std::optional<double> null_value, const std::string& loss,
+    double parameter, const Tensor& count, bool target_too) {
+  const ResidualArguments arguments{"pruned_loss_backward", prediction, target, mask,     affine, horizon,
+                                    column_weight,          null_value, loss,   parameter};
+  return gradients(arguments, grad_value, grad_loss, weight, count, target_too);
+}
+
+std::tuple<Tensor, Tensor> pruned_step_backward(const Tensor& grad_value, const Tensor& prediction,
+                                                const Tensor& target, const std::optional<Tensor>& mask,
+                                                const std::optional<Tensor>& affine,
+                                                const std::optional<Tensor>& horizon, const Tensor& weight,
+                                                const Tensor& count, std::optional<double> null_value,
+                                                const std::string& loss, double parameter, bool target_too) {
+  const std::optional<Tensor> nothing;
+  const ResidualArguments arguments{
+      "pruned_step_backward", prediction, target, mask, affine, horizon, nothing, null_value, loss, parameter};
+  return gradients(arguments, grad_value, nothing, weight, count, target_too);
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("pruned_loss_backward", TORCH_BOX(&pruned_loss_backward)); }
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
+  m.impl("pruned_loss_backward", TORCH_BOX(&pruned_loss_backward));
+  m.impl("pruned_step_backward", TORCH_BOX(&pruned_step_backward));
+}
 
 }  // namespace stprune

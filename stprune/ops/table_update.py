@@ -15,10 +15,9 @@ from stprune.reference import table_update as reference
 
 def _fake(
     scores: torch.Tensor,
-    stamp: torch.Tensor,
-    fresh: torch.Tensor,
+    marks: torch.Tensor,
     variance: torch.Tensor | None,
-    state: torch.Tensor,
+    count: torch.Tensor,
     index: torch.Tensor,
     values: torch.Tensor,
     beta: float,
@@ -43,14 +42,14 @@ def _cuda(scores: torch.Tensor, *arguments: Any) -> None:
         # Indexing asserts on the device that ids are in range, as is done here for the kernel.
         reference.table_update(scores, *arguments)
         return
-    index, num_samples = arguments[4], scores.numel()
+    index, num_samples = arguments[3], scores.numel()
     inside = ((index >= 0) & (index < num_samples)).all()
     torch._assert_async(inside, f"table_update: index must lie in [0, {num_samples - 1}]")
     launcher(scores, *arguments)
 
 
 define(
-    "table_update(Tensor(a!) scores, Tensor(b!) stamp, Tensor(c!) fresh, Tensor(d!)? variance, Tensor(e!) state, "
+    "table_update(Tensor(a!) scores, Tensor(b!) marks, Tensor(c!)? variance, Tensor(d!) count, "
     "Tensor index, Tensor values, float beta, bool counted) -> ()",
     reference.table_update,
     _fake,
@@ -62,25 +61,23 @@ _OP = torch.ops.stprune.table_update.default
 
 def table_update(
     scores: torch.Tensor,
-    stamp: torch.Tensor,
-    fresh: torch.Tensor,
+    marks: torch.Tensor,
     variance: torch.Tensor | None,
-    state: torch.Tensor,
+    count: torch.Tensor,
     index: torch.Tensor,
     values: torch.Tensor,
     *,
     beta: float,
     counted: bool = False,
 ) -> None:
-    """Take in the scores of a batch: smoothing, variance, stamp and mark in one op without a sort (eq. 5).
+    """Take in the scores of a batch: smoothing, variance and mark in one op without a sort (eq. 5).
 
     Args:
         scores: [n] float32; visited entries move to `beta * old + (1 - beta) * new`. A stored value that is not finite is
             replaced. Modified.
-        stamp: [n] int32; visited entries become state[0]. Modified.
-        fresh: [n] bool; visited entries become True. Modified.
+        marks: [n] uint8; visited entries become SCORED. Modified.
         variance: [n] float32 running variance, or None. Modified.
-        state: [2] int64: the epoch, and the number of samples counted, which grows by B if `counted`. Modified.
+        count: [1] int64, the number of samples counted, which grows by B if `counted`. Modified.
         index: [B] int64 ids in [0, n); where one repeats, the last wins. Not modified.
         values: [B] float32 new scores. Not modified.
         beta: weight of the old score.
@@ -92,4 +89,4 @@ def table_update(
     Source:
         Eq. 5.
     """
-    _OP(scores, stamp, fresh, variance, state, index, values, beta, counted)
+    _OP(scores, marks, variance, count, index, values, beta, counted)

@@ -12,7 +12,7 @@ def plan_lookup(
     if indices.numel() == 0:
         known, weight = torch.zeros_like(index, dtype=torch.bool), torch.zeros(index.shape, device=index.device)
     else:
-        position = index if full else torch.searchsorted(indices, index)
+        position = index if full else torch.searchsorted(indices, index.contiguous())
         position = position.clamp(0, indices.numel() - 1)
         known = (indices[position] == index) if not full else (index >= 0) & (index < indices.numel())
         weight = weights[position]

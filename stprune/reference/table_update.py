@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import torch
 
+SCORED = 3
+"""Mark of a visited entry: scored in this epoch (1), scored since ranks last exchanged their scores (2)."""
+
 
 def table_update(
     scores: torch.Tensor,
-    stamp: torch.Tensor,
-    fresh: torch.Tensor,
+    marks: torch.Tensor,
     variance: torch.Tensor | None,
-    state: torch.Tensor,
+    count: torch.Tensor,
     index: torch.Tensor,
     values: torch.Tensor,
     beta: float,
     counted: bool,
 ) -> None:
-    """Move the visited samples to `beta * old + (1 - beta) * new`, stamp them, and count them in state[1] if asked."""
+    """Move the visited samples to `beta * old + (1 - beta) * new`, mark them, and add their number to `count` if asked."""
+    if (index.dtype, values.dtype) != (torch.int64, torch.float32) or index.dim() != 1 or values.shape != index.shape:
+        raise RuntimeError("table_update: index [B] must be int64 and values [B] float32")
     if index.device.type == "cpu" and index.numel():
         low, high = (int(bound) for bound in torch.aminmax(index))
         if low < 0 or high >= scores.numel():
@@ -32,10 +36,9 @@ def table_update(
         moved = beta * before + (1.0 - beta) * (new - old).square()
         variance[index] = torch.where(smooth & torch.isfinite(new), moved, before)
     scores[index] = mixed
-    stamp[index] = state[0].to(torch.int32)
-    fresh[index] = True
+    marks[index] = SCORED
     if counted:
-        state[1] += index.numel()
+        count += index.numel()
 
 
 def last_of_each(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
