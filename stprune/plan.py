@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stprune.methods import Method, resolve
+from stprune.methods import Full, Method, resolve
 from stprune.ops import _check, permute, shuffle
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.plan_budget import Buffers
@@ -85,6 +85,12 @@ class EpochPlan:
     def to(self, device: torch.device | str) -> EpochPlan:
         """The same plan with its tensors on `device`."""
         return replace(self, indices=self.indices.to(device), weights=self.weights.to(device))
+
+    def copied_into(self, out: Buffers) -> EpochPlan:
+        """The same plan in buffers of another device."""
+        indices = out.indices[: len(self)].copy_(self.indices)
+        weights = out.weights[: len(self)].copy_(self.weights)
+        return replace(self, indices=indices, weights=weights)
 
 
 class PlanWeights:
@@ -197,11 +203,13 @@ def planned(
         scores, keep_ratio, epoch, seed: as in `plan_epoch`.
         rule: the method.
         strata: the samples' strata, on the device of `scores`; or None.
-        out: see `stprune.ops.plan_budget`; num_samples elements. The plan may be views of them.
+        out: see `stprune.ops.plan_budget`; num_samples elements on the device of `scores`. The plan may be views of them.
     """
     num_samples = scores.numel()
-    if keep_ratio == 1.0 or num_samples == 0:
-        everything = torch.arange(num_samples, device=scores.device)
+    if keep_ratio == 1.0 or num_samples == 0 or type(rule) is Full:
+        everything = (
+            torch.arange(num_samples, device=scores.device) if out is None else torch.arange(num_samples, out=out.indices)
+        )
         weights = torch.ones(1, device=scores.device).expand(num_samples)
         return EpochPlan(epoch, everything, weights, num_samples, seed, 1.0)
     kept = rule.planned(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)

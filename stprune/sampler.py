@@ -17,7 +17,8 @@ from stprune.laws import NodeLaw
 from stprune.methods import Full, Method, SoftRandom, asked_count, resolve
 from stprune.ops import _check
 from stprune.ops.strata import checked_strata
-from stprune.plan import EpochPlan, PlanWeights, planned
+from stprune.plan import EpochPlan, PlanWeights
+from stprune.plan_memory import PlanMemory
 from stprune.ranks import is_distributed, length_of, ranks
 from stprune.resume import restore, save
 from stprune.schedule import Schedule
@@ -75,7 +76,7 @@ class PruningSampler(DistributedSampler[int]):
         (4, True)
 
     Source:
-        arXiv 2602.19113; method.md, eq. 5-14. Planning is O(num_samples) once per epoch.
+        arXiv 2602.19113; method.md, eq. 5-14. Planning is O(num_samples) once per epoch, in memory that the epochs share.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class PruningSampler(DistributedSampler[int]):
         self._weights: PlanWeights | UniformWeights | None = None
         self._start = 0  # position of the epoch's order that iteration begins at: 0 unless resumed
         self._reported = False
+        self._memory = PlanMemory(size)
 
     def __repr__(self) -> str:
         return (
@@ -234,9 +236,9 @@ class PruningSampler(DistributedSampler[int]):
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
-        plan = planned(scores, method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self._strata)
-        # Loaders ask for ids on the host: the kept ones come over once per epoch.
-        return plan.to("cpu")
+        # The last epoch's plan leaves its memory to this one, unless somebody still holds it.
+        self._plan = self._weights = None
+        return self._memory.planned(scores, method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self._strata)
 
     def _report_nonfinite(self) -> None:
         count = self.table.num_nonfinite()

@@ -9,12 +9,10 @@ import torch
 from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.host_memory import filled
+from stprune.ops.table_age import NEVER, count_nonfinite, table_age
 from stprune.ops.table_update import table_update
 
-NEVER = -1
-"""Epoch stamp of a sample that was never scored."""
-
-_CHUNK = 1 << 22  # passes over the table work in pieces of this size, so that temporaries stay under 100 MB
+_CHUNK = 1 << 22  # ranks exchange the table in pieces of this size, so that temporaries stay under 100 MB
 
 
 class ScoreTable:
@@ -190,27 +188,13 @@ class ScoreTable:
             num_epochs: how many epochs have passed, at least 1.
         """
         num_epochs = _check.integer("ScoreTable.advance", "num_epochs", num_epochs, 1)
-        mean = finite_mean(self._scores) if self.decay < 1.0 else 0.0
-        keep = self.decay**num_epochs
-        columns = (column.split(_CHUNK) for column in (self._scores, self._stamp, self._marks))
-        for scores, stamp, marks in zip(*columns, strict=True):
-            stamp.masked_fill_((marks & 1).bool(), self.epoch)
-            marks &= 2
-            if self.decay < 1.0:
-                # +inf and NaN stay what they are; with no finite score at all there is no mean and nothing to move.
-                idle = (stamp != self.epoch) & torch.isfinite(scores)
-                scores.copy_(torch.where(idle, mean + keep * (scores - mean), scores))
+        mean = finite_mean(self._scores) if self.decay < 1.0 else None
+        table_age(self._scores, self._stamp, self._marks, epoch=self.epoch, mean=mean, keep=self.decay**num_epochs)
         self._epoch += num_epochs
 
     def num_nonfinite(self) -> int:
         """How many samples were scored NaN or infinite last time (never scored ones do not count)."""
-        columns = (column.split(_CHUNK) for column in (self._scores, self._stamp, self._marks))
-        return int(
-            sum(
-                (((stamp != NEVER) | (marks & 1).bool()) & ~torch.isfinite(scores)).sum()
-                for scores, stamp, marks in zip(*columns, strict=True)
-            )
-        )
+        return count_nonfinite(self._scores, self._stamp, self._marks)
 
     def synchronize(self, group: Any = None) -> None:
         """Give every rank the scores that the others measured since the last call (one all-reduce over the table).

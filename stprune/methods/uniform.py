@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from stprune.methods.base import Method, asked_count
-from stprune.ops import permute
+from stprune.ops import draw, permute
+from stprune.ops.plan_budget import Budgeted, Buffers
+from stprune.ops.strata import Strata
+
+_EXACT = 1 << 24
+"""Up to so many samples the float32 probabilities of a draw add up to its count within half a sample."""
 
 
 class Full(Method):
@@ -35,6 +40,26 @@ class SoftRandom(Method):
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         count = asked_count(keep_ratio, scores.numel())
         return torch.full_like(scores, count / max(1, scores.numel()), dtype=torch.float32)
+
+    def planned(
+        self,
+        scores: torch.Tensor,
+        *,
+        keep_ratio: float,
+        seed: int,
+        epoch: int,
+        strata: Strata | None = None,
+        out: Buffers | None = None,
+    ) -> Budgeted:
+        n = scores.numel()
+        count = asked_count(keep_ratio, n)
+        own = self._keeps(SoftRandom, "inclusion", "choose", "draw", "weights")
+        if out is None or not own or not 0 < n <= _EXACT:
+            return super().planned(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
+        probability = out.scratch[:n].view(torch.float32).fill_(count / n)
+        indices = draw(probability, seed=seed, epoch=epoch, count=count, out=out.indices)
+        weight = probability[:1].reciprocal()
+        return self._weighed(indices, out.weights[:count].copy_(weight.expand(count)), strata)
 
 
 class RS2(Method):
