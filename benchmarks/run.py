@@ -48,22 +48,26 @@ def main() -> int:
     device = torch.device(options.device)
     threads = [1] if device.type == "cuda" else sorted({1, torch.get_num_threads()})
     tested: set[str] = set()
-    rows = []
+    rows: list[records.Row] = []
+    start = time.perf_counter()
     for suite in SUITES if options.suite == "all" else (options.suite,):
-        found: list[records.Row] = []
+        path = pathlib.Path(options.out) / f"{suite}-{device.type}.jsonl"
         for case in _cases(suite, options, device):
-            if options.only not in case.job:
+            if not any(part in case.job for part in options.only or [""]):
                 continue
+            if time.perf_counter() - start > options.seconds:
+                print(f"{options.seconds:g} s are over: {case.job} and what follows is not timed")
+                break
             if not options.no_gate and case.op not in tested and not _green(case.op):
                 print(f"tests/test_{case.op}.py is red: nothing is timed", file=sys.stderr)
                 return 1
             tested.add(case.op)
             for count in threads:
                 torch.set_num_threads(count)
-                found += _time(case, count, device, options)
-        kept = records.keep(pathlib.Path(options.out) / f"{suite}-{device.type}.jsonl", found)
-        print(f"{len(found)} rows written to {kept}")
-        rows += found
+                found = _time(case, count, device, options)
+                records.keep(path, found)
+                rows += found
+        print(f"rows written to {path}")
     records.show(rows)
     return 0
 
@@ -73,7 +77,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--suite", choices=(*SUITES, "all"), default="selection")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sizes", default="1e5,1e6,1e7", help="numbers of keys, comma separated, up to 1e8")
-    parser.add_argument("--only", default="", help="time only jobs whose name contains this")
+    parser.add_argument("--only", action="append", help="time only jobs whose name contains this; given again: or this")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so many seconds")
     parser.add_argument("--budget", type=float, default=0.4, help="seconds per contender and case")
     parser.add_argument("--allocator", choices=("default", "tuned"), default="default", help="see benchmarks/README.md")
     parser.add_argument("--billion", action="store_true", help="select among 10^9 float32 keys: time and peak memory")

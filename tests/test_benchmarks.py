@@ -10,6 +10,7 @@ takes turns with the rivals):
 import importlib
 import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -96,3 +97,51 @@ def test_rivals_of_the_loss_have_its_value():
         for name, call in jobs[job].rivals.items():
             if not getattr(call, "compiles", False):
                 assert call().item() == pytest.approx(value, rel=1e-5), name
+
+
+STUB = """#!/bin/sh
+echo "$*" >>"$LOG"
+"""
+
+
+def test_the_gpu_check_fits_its_nine_minutes_and_calls_what_there_is(tmp_path):
+    """The script with `timeout` and what it runs replaced by stubs that write down how they are called."""
+    for name in ("timeout", "python", "nvcc", "compute-sanitizer"):
+        stub = tmp_path / name
+        stub.write_text(STUB)
+        stub.chmod(0o755)
+    log = tmp_path / "log"
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHON": str(tmp_path / "python"),
+        "LOG": str(log),
+    }
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path / "out")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = [line.split() for line in log.read_text().splitlines() if line.startswith("--kill-after=5 ")]
+    total = sum(int(step[1]) for step in steps)
+    assert total <= 540
+    assert f"add up to {total} s" in (BENCHMARKS / "gpu.sh").read_text()
+    timed = [step[step.index("benchmarks/run.py") :] for step in steps if "benchmarks/run.py" in step]
+    assert {"--suite", "loss"} <= {word for step in timed for word in step}
+    for step in timed:
+        known = subprocess.run(
+            [sys.executable, BENCHMARKS / "run.py", "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert all(word in known for word in step if word.startswith("--"))
+
+
+def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
+    """Rows of the jobs asked for, and none of a job that would begin too late."""
+    jobs = sorted({case.job for case in CASES if "select" in case.job})
+    asked, other = jobs[0], next(job for job in jobs if jobs[0] not in job)
+    command = [sys.executable, BENCHMARKS / "run.py", "--sizes", "1e4", "--no-gate", "--budget", "0.001", "--out", tmp_path]
+    result = subprocess.run([*command, "--only", asked, "--seconds", "-1"], check=True, capture_output=True, text=True)
+    assert f"{asked} and what follows is not timed" in result.stdout
+    assert not list(tmp_path.iterdir())
+    subprocess.run([*command, "--only", asked, "--only", "no such job"], check=True, capture_output=True)
+    rows = (tmp_path / "selection-cpu.jsonl").read_text()
+    assert f'"{asked}"' in rows
+    assert f'"{other}"' not in rows
