@@ -4,6 +4,7 @@ The references run on the CPU: they share no code with the kernels. tests/test_c
 without a GPU.
 """
 
+import itertools
 import subprocess
 import sys
 
@@ -261,8 +262,10 @@ def test_draw_threshold(n, dtype, exact):
 
 def test_a_plan_is_the_same_on_both_devices():
     scores = torch.randn(100_000, generator=torch.Generator().manual_seed(1)).exp()
-    for method in ("st-prune", "infobatch", "soft-random", "rs2", "top-k", "spaced"):
-        plans = [stprune.plan_epoch(s, method=method, keep_ratio=0.5, epoch=1, seed=0) for s in (scores.to(CUDA), scores)]
+    strata = torch.arange(100_000) % 24
+    for method, labels in itertools.product(("st-prune", "infobatch", "soft-random", "rs2", "top-k", "spaced"), (None, strata)):
+        settings = {"method": method, "keep_ratio": 0.5, "epoch": 1, "seed": 0, "strata": labels}
+        plans = [stprune.plan_epoch(s, **settings) for s in (scores.to(CUDA), scores)]
         same(plans[0].indices, plans[1].indices)
         same(plans[0].weights, plans[1].weights)
 

@@ -104,8 +104,7 @@ def stratum_totals(
 
     Returns:
         kept [num_strata] int64, totals [num_strata] float64, and members [K], the stratum of every kept sample. The
-        totals are added up in an order that depends on the sizes alone; on a GPU without compiled kernels the order is that
-        of torch.bincount.
+        totals are added up in an order that depends on the sizes alone, for tensors on a GPU on the host.
 
     Example:
         >>> import torch

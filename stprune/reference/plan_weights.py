@@ -57,8 +57,9 @@ def stratum_totals(
     parts = max(1, -(-strata.numel() // part))
     lane = torch.arange(indices.numel(), device=indices.device) % LANES
     place = ((indices // part) * num_strata + label) * LANES + lane
-    sums = torch.bincount(place, weights=weights.double(), minlength=parts * num_strata * LANES).double()
-    sums = sums.view(parts, num_strata, LANES)
+    # On the host: a GPU adds up in whatever order its threads come.
+    sums = torch.bincount(place.cpu(), weights=weights.double().cpu(), minlength=parts * num_strata * LANES).double()
+    sums = sums.view(parts, num_strata, LANES).to(strata.device)
     by_part = (sums[..., 0] + sums[..., 1]) + (sums[..., 2] + sums[..., 3])
     totals = torch.zeros(num_strata, dtype=torch.float64, device=strata.device)
     for one in by_part:
@@ -81,11 +82,12 @@ def merged(kept: list[int]) -> list[int]:
 
 def stratum_factors(sizes: torch.Tensor, kept: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
     """What brings the total of every stratum, or of its group, to its true size: [num_strata] float64."""
-    group = torch.tensor(merged(kept.tolist()), dtype=torch.int64, device=sizes.device)
-    nothing = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=sizes.device)
-    true, total = nothing.index_add(0, group, sizes.double()), nothing.index_add(0, group, totals)
+    group = torch.tensor(merged(kept.tolist()), dtype=torch.int64)
+    nothing = torch.zeros(int(group.max()) + 1, dtype=torch.float64)
+    # On the host, in the order of the strata.
+    true, total = (nothing.index_add(0, group, values.double().cpu()) for values in (sizes, totals))
     # A group without kept samples cannot be represented; merging leaves none unless nothing at all was kept.
-    return (true / total)[group]
+    return (true / total)[group].to(sizes.device)
 
 
 def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> None:
