@@ -1,5 +1,7 @@
 """draw against the reference bit for bit, and against the law it promises."""
 
+import math
+
 import pytest
 import torch
 
@@ -218,6 +220,47 @@ def test_errors():
         draw(p, seed=-1, epoch=0)
     with pytest.raises(ValueError, match="epoch must lie in"):
         draw(p, seed=0, epoch=1 << 32)
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 63, 64, 4097, testing.CHUNK + 65])
+def test_probabilities_next_to_their_words(isa, dtype, n):
+    """Chances at, just above and just below word / 2^32, and the ends of [0, 1]: a comparison rounded anywhere would show."""
+    at = words(n, seed=5, epoch=6, stream=DRAW, device=torch.device("cpu")).double() / 2**32
+    ends = torch.tensor([0.0, -0.0, 1.0, 1 - 2.0**-24, 1e-45, 2.0**-126, 2.0**-33, 0.5], dtype=dtype)
+    exact = at.to(dtype)
+    for p in (
+        exact,
+        torch.nextafter(exact, torch.ones((), dtype=dtype)),
+        torch.nextafter(exact, torch.zeros((), dtype=dtype)),
+        (at + 2.0**-32).to(dtype),
+        (at - 2.0**-33).clamp(min=0).to(dtype),
+        ends.repeat(n)[:n],
+        torch.where(torch.arange(n) % 64 == 63, ends[2], exact),
+    ):
+        with testing.isa(isa):
+            got = stprune.draw(p, seed=5, epoch=6)
+        assert torch.equal(got, reference.draw(p, None, 5, 6))
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_probabilities_anywhere_leave_the_buffer_alone(isa, dtype):
+    """They are looked at while the words are compared: before anything is written."""
+    n = 2 * testing.CHUNK + 77
+    p, out = torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=dtype), torch.full((n,), -7)
+    for place in (0, 63, 64, testing.CHUNK - 1, testing.CHUNK, n - 1):
+        for bad in (math.nan, math.inf, -1e-45, 1 + 2.0**-23):
+            v = p.clone()
+            v[place] = bad
+            v[-1] = -1.0
+            with (
+                testing.isa(isa),
+                pytest.raises(ValueError, match=rf"probability must lie in \[0, 1\], got .* at index {place}$"),
+            ):
+                stprune.draw(v, seed=1, epoch=1, out=out)
+    assert int(out.max()) == -7
 
 
 def test_opcheck():

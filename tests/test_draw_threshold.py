@@ -193,3 +193,18 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.stprune.draw_threshold.default, (lognormal(5000), 0.5, exact, 1, 2))
         out = (torch.zeros(5000, dtype=torch.int64), torch.zeros(5000))
         torch.library.opcheck(torch.ops.stprune.draw_threshold_into.default, (*out, lognormal(5000), 0.5, exact, 1, 2))
+
+
+@pytest.mark.parametrize("isa", testing.isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [63, 64, 65, 2049, testing.CHUNK - 1, testing.CHUNK + 1, 2 * testing.CHUNK + 63])
+def test_edges_of_words_and_chunks(isa, dtype, n):
+    for keep in (2.0**-33, 0.3, 1 - 2.0**-33, 1.0):
+        scores = lognormal(n).to(dtype)
+        scores[::64] = 0.01
+        scores[63::64] = math.inf
+        expected = reference.draw_threshold(scores, keep, False, 3, 4)
+        with testing.isa(isa):
+            got = draw_threshold(scores, keep, seed=3, epoch=4)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])

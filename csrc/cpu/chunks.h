@@ -16,6 +16,12 @@ constexpr int64_t CHUNK_WORDS = CHUNK / 64;
 inline int64_t num_chunks(int64_t n) { return (n + CHUNK - 1) / CHUNK; }
 inline int64_t chunk_size(int64_t n, int64_t chunk) { return std::min(CHUNK, n - chunk * CHUNK); }
 
+// The words of `stream` from index `first` on, a multiple of 64.
+inline PhiloxCounter words_from(PhiloxKey key, uint32_t epoch, uint32_t stream, int64_t first) {
+  const uint64_t c = philox_counter(first);
+  return {key.low, key.high, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), epoch, stream};
+}
+
 // Runs body(chunk) for every chunk on torch's threads. The body must not throw.
 template <typename Body>
 void for_chunks(int64_t chunks, const Body& body) {

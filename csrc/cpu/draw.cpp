@@ -1,4 +1,5 @@
 // draw: samples with given inclusion probabilities, independently (Bernoulli) or exactly `count` of them (systematic).
+#include <atomic>
 #include <optional>
 #include <vector>
 
@@ -7,17 +8,15 @@
 namespace stprune {
 namespace {
 
-// Words made at a time: 8 KiB stay in L1.
-constexpr int64_t WORD_BLOCK = 2048;
-
-inline int64_t keep(const float* p, const uint32_t* words, int64_t n, uint64_t* bits) {
-  return kernels().bernoulli_f32(p, words, n, bits);
+inline int64_t keep(const PhiloxCounter& at, const float* p, int64_t n, uint64_t* bits, bool* bad) {
+  return kernels().bernoulli_f32(&at, p, n, bits, bad);
 }
-inline int64_t keep(const double* p, const uint32_t* words, int64_t n, uint64_t* bits) {
-  return kernels().bernoulli_f64(p, words, n, bits);
+inline int64_t keep(const PhiloxCounter& at, const double* p, int64_t n, uint64_t* bits, bool* bad) {
+  return kernels().bernoulli_f64(&at, p, n, bits, bad);
 }
 
-// Index i is kept when its word is below p_i * 2^32. One pass marks, a second writes the indices.
+// Index i is kept when its word is below p_i * 2^32. One pass marks, and refuses what is no probability; a second
+// writes the indices.
 class Bernoulli {
  public:
   template <typename T>
@@ -47,19 +46,15 @@ class Bernoulli {
  private:
   template <typename T>
   void mark(const T* p) {
+    std::atomic<bool> any_bad{false};
     for_chunks(num_chunks(n_), [&](int64_t chunk) {
-      uint32_t words[WORD_BLOCK];
-      int64_t count = 0;
-      const int64_t end = chunk * CHUNK + chunk_size(n_, chunk);
-      for (int64_t first = chunk * CHUNK; first < end; first += WORD_BLOCK) {
-        const int64_t size = std::min(WORD_BLOCK, end - first);
-        const uint64_t c = philox_counter(first);
-        kernels().words(key_.low, key_.high, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), epoch_,
-                        STREAM_DRAW, (size + 63) / 64, words);
-        count += keep(p + first, words, size, marks_.data() + first / 64);
-      }
-      counts_[chunk] = count;
+      const int64_t first = chunk * CHUNK;
+      bool bad;
+      counts_[chunk] = keep(words_from(key_, epoch_, STREAM_DRAW, first), p + first, chunk_size(n_, chunk),
+                            marks_.data() + first / 64, &bad);
+      if (bad) any_bad.store(true, std::memory_order_relaxed);
     });
+    STD_TORCH_CHECK(!any_bad.load(), "draw: probability must lie in [0, 1]");
   }
 
   int64_t n_, total_ = 0;

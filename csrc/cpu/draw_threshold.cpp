@@ -8,8 +8,6 @@
 namespace stprune {
 namespace {
 
-// Words made at a time: 8 KiB stay in L1.
-constexpr int64_t THRESHOLD_WORDS = 2048;
 constexpr double TWO_32 = 0x1p32;
 
 inline int64_t mark_below(const float* x, int64_t n, float t, uint64_t* bits) {
@@ -17,6 +15,15 @@ inline int64_t mark_below(const float* x, int64_t n, float t, uint64_t* bits) {
 }
 inline int64_t mark_below(const double* x, int64_t n, double t, uint64_t* bits) {
   return plan_kernels().below_f64(x, n, t, bits);
+}
+
+inline int64_t keep_below(const PhiloxCounter& at, const float* x, int64_t n, float t, uint64_t limit, uint64_t* below,
+                          uint64_t* kept) {
+  return kernels().keep_below_f32(&at, x, n, t, limit, below, kept);
+}
+inline int64_t keep_below(const PhiloxCounter& at, const double* x, int64_t n, double t, uint64_t limit,
+                          uint64_t* below, uint64_t* kept) {
+  return kernels().keep_below_f64(&at, x, n, t, limit, below, kept);
 }
 
 struct Draw {
@@ -52,17 +59,10 @@ void mark_bernoulli(const T* scores, T threshold, const Draw& draw, Marks& marks
   // word < x for a whole word is word < ceil(x).
   const uint64_t limit = static_cast<uint64_t>(std::ceil(draw.keep * TWO_32));
   for_chunks(num_chunks(marks.n), [&](int64_t chunk) {
-    uint32_t words[THRESHOLD_WORDS];
-    const int64_t end = chunk * CHUNK + chunk_size(marks.n, chunk);
-    for (int64_t first = chunk * CHUNK; first < end; first += THRESHOLD_WORDS) {
-      const int64_t size = std::min(THRESHOLD_WORDS, end - first);
-      const uint64_t c = philox_counter(first);
-      mark_below(scores + first, size, threshold, marks.below + first / 64);
-      kernels().words(draw.key.low, draw.key.high, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), draw.epoch,
-                      STREAM_DRAW, (size + 63) / 64, words);
-      marks.counts[chunk] +=
-          plan_kernels().keep_words(marks.below + first / 64, words, size, limit, marks.kept + first / 64);
-    }
+    const int64_t first = chunk * CHUNK;
+    marks.counts[chunk] =
+        keep_below(words_from(draw.key, draw.epoch, STREAM_DRAW, first), scores + first, chunk_size(marks.n, chunk),
+                   threshold, limit, marks.below_of(chunk), marks.kept_of(chunk));
   });
 }
 

@@ -20,12 +20,12 @@ struct WeightsSeen {
 // numerator is at most sure * weight has a key of at most the smaller end, and one above never * weight a key of at
 // least the larger. 2^-20 is more than the product's rounding; where products could be subnormal no item is certain.
 struct CertainBounds {
-  static constexpr float SLACK = 0x1p-20f, LEAST = 0x1p-100f, MOST = 0x1p100f;
+  static constexpr float SLACK = 0x1p-20f, LEAST = 0x1p-90f, MOST = 0x1p90f;
   float sure, never;
 
   // Ends of negated keys.
   explicit CertainBounds(Bracket<float> ends)
-      : sure(-ends.high >= LEAST ? -ends.high * (1.0f - SLACK) : -1.0f),
+      : sure(-ends.high >= LEAST ? std::min(-ends.high, MOST) * (1.0f - SLACK) : -1.0f),
         never(-ends.low >= LEAST && -ends.low <= MOST ? -ends.low * (1.0f + SLACK)
                                                       : std::numeric_limits<float>::infinity()) {}
 };
@@ -47,9 +47,8 @@ struct WeightedKeys {
   WeightsSeen* seen;
 
   void make_words(int64_t first, int64_t size, uint32_t* words) const {
-    const uint64_t c = philox_counter(first);
-    kernels().words(key.low, key.high, static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), epoch, STREAM_WEIGHTED,
-                    (size + 63) / 64, words);
+    const PhiloxCounter at = words_from(key, epoch, STREAM_WEIGHTED, first);
+    kernels().words(at.key_low, at.key_high, at.c0, at.c1, at.c2, at.c3, (size + 63) / 64, words);
   }
 
   void fill(const float* w, const uint32_t* words, int64_t size, float* keys) const {
@@ -77,10 +76,10 @@ struct WeightedKeys {
     uint64_t unsure[BLOCK / 64];
     uint16_t places[BLOCK];
     float few[BLOCK];
-    make_words(first, size, buffer.words);
+    const PhiloxCounter at = words_from(key, epoch, STREAM_WEIGHTED, first);
     WeightedSplit found;
-    (race ? kernels().split_race : kernels().split_priority)(weights + first, buffer.words, size, bounds.sure,
-                                                             bounds.never, above, unsure, &found);
+    (race ? kernels().split_race : kernels().split_priority)(&at, weights + first, size, bounds.sure, bounds.never,
+                                                             above, unsure, buffer.words, &found);
     seen->positive.fetch_add(found.positive, std::memory_order_relaxed);
     if (found.bad) seen->bad.store(true, std::memory_order_relaxed);
     int64_t count = 0;

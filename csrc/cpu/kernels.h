@@ -27,6 +27,11 @@ struct WeightedSplit {
   bool bad;
 };
 
+// Where a run of words starts; chunks.h makes it.
+struct PhiloxCounter {
+  uint32_t key_low, key_high, c0, c1, c2, c3;
+};
+
 struct Kernels {
   const char* name;
   // Words of `blocks` runs of 64 indices: counter (c0 + 16 * block + lane, c1, c2, c3).  out [64 * blocks]
@@ -50,18 +55,23 @@ struct Kernels {
   void (*priority)(const float* w, const uint32_t* words, int64_t n, float* keys);
   void (*race)(const float* w, const uint32_t* words, int64_t n, float* keys);
   // drawn: the key's numerator is at most sure * w by more than rounding; neither that nor above never * w by more than
-  // rounding: unsure.
-  void (*split_priority)(const float* w, const uint32_t* words, int64_t n, float sure, float never, uint64_t* drawn,
-                         uint64_t* unsure, WeightedSplit* out);
-  void (*split_race)(const float* w, const uint32_t* words, int64_t n, float sure, float never, uint64_t* drawn,
-                     uint64_t* unsure, WeightedSplit* out);
+  // rounding: unsure.  words [n rounded up to 64], made here
+  void (*split_priority)(const PhiloxCounter* at, const float* w, int64_t n, float sure, float never, uint64_t* drawn,
+                         uint64_t* unsure, uint32_t* words, WeightedSplit* out);
+  void (*split_race)(const PhiloxCounter* at, const float* w, int64_t n, float sure, float never, uint64_t* drawn,
+                     uint64_t* unsure, uint32_t* words, WeightedSplit* out);
   // float32(max(1, tau / w)) of the marked among w [n].  out [number of set bits]
   void (*marked_weights)(const uint64_t* bits, const float* w, int64_t n, double tau, float* out);
   // float32(max(1, tau / w[index])).  out [n]
   void (*sample_weights)(const float* w, const int64_t* indices, int64_t n, double tau, float* out);
-  // bit: word < p * 2^32. Returns the number of set bits.
-  int64_t (*bernoulli_f32)(const float* p, const uint32_t* words, int64_t n, uint64_t* bits);
-  int64_t (*bernoulli_f64)(const double* p, const uint32_t* words, int64_t n, uint64_t* bits);
+  // bit: word < p * 2^32. Returns the number of set bits; *bad: whether a p does not lie in [0, 1].
+  int64_t (*bernoulli_f32)(const PhiloxCounter* at, const float* p, int64_t n, uint64_t* bits, bool* bad);
+  int64_t (*bernoulli_f64)(const PhiloxCounter* at, const double* p, int64_t n, uint64_t* bits, bool* bad);
+  // below: x < t. kept: not below, or word < limit, which is at most 2^32. Returns the number kept.
+  int64_t (*keep_below_f32)(const PhiloxCounter* at, const float* x, int64_t n, float t, uint64_t limit,
+                            uint64_t* below, uint64_t* kept);
+  int64_t (*keep_below_f64)(const PhiloxCounter* at, const double* x, int64_t n, double t, uint64_t limit,
+                            uint64_t* below, uint64_t* kept);
   // q = round(p * 2^32), half to even.  q [n]
   void (*fixed_point_f32)(const float* p, int64_t n, int64_t* q);
   void (*fixed_point_f64)(const double* p, int64_t n, int64_t* q);

@@ -29,7 +29,19 @@ def _into_fake(out: torch.Tensor, probability: torch.Tensor, count: int | None, 
     return probability.new_empty((1,), dtype=torch.int64)
 
 
-define("draw(Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", reference.draw, _fake)
+def _range(probability: torch.Tensor, *, total: bool) -> int:
+    """The sum in units of 2^-32 if `total`; raise ValueError where a probability does not lie in [0, 1]."""
+    return in_range("draw", "probability", "lie in [0, 1]", probability, 1.0, total=total)[1]
+
+
+def _reference(probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
+    """The reference; on the CPU it refuses bad probabilities where the compiled kernel does."""
+    if count is None and probability.device.type == "cpu":
+        _range(probability, total=False)
+    return reference.draw(probability, count, seed, epoch)
+
+
+define("draw(Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", _reference, _fake)
 define("draw_into(Tensor(a!) out, Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", _into, _into_fake)
 
 
@@ -90,12 +102,20 @@ def draw(
     if out is not None:
         out = _check.buffer("draw", "out", out, torch.int64, probability)
     probability = probability.contiguous()
-    _, units = in_range("draw", "probability", "lie in [0, 1]", probability, 1.0, total=count is not None)
-    # 0.5, and half a unit of rounding for each item.
-    if count is not None and abs(units - (count << 32)) > (1 << 31) + n // 2 + 1:
-        raise ValueError(
-            f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {units / 2**32:g}"
-        )
-    if out is None:
-        return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]
-    return _check.room("draw", "out", out, int(torch.ops.stprune.draw_into(out, probability, count, seed, epoch)))
+    # Without a count the CPU's kernel looks at the probabilities while it draws.
+    if count is not None or probability.device.type != "cpu":
+        units = _range(probability, total=count is not None)
+        # 0.5, and half a unit of rounding for each item.
+        if count is not None and abs(units - (count << 32)) > (1 << 31) + n // 2 + 1:
+            raise ValueError(
+                f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {units / 2**32:g}"
+            )
+    try:
+        if out is None:
+            return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]
+        size = int(torch.ops.stprune.draw_into(out, probability, count, seed, epoch))
+    except RuntimeError:
+        # What is wrong with them is only then looked for.
+        _range(probability, total=False)
+        raise
+    return _check.room("draw", "out", out, size)
