@@ -3,7 +3,10 @@
 // stprune/reference/budget.py in their order.
 #pragma once
 
+#include <bit>
+#include <cmath>
 #include <new>
+#include <type_traits>
 
 #include "cpu/blocks.h"
 
@@ -27,13 +30,13 @@ inline void clip_sizes(const float* x, int64_t n, Power power, double scale, dou
 inline void clip_sizes(const double* x, int64_t n, Power power, double scale, double minimum, Clipped* out) {
   plan_kernels().clip_f64(x, n, power, scale, minimum, out);
 }
-inline int64_t split_block(const float* x, int64_t n, Power power, double low, double high, double minimum,
-                           uint64_t* aside, Split* out) {
-  return plan_kernels().split_f32(x, n, power, low, high, minimum, aside, out);
+inline int64_t split_block(const float* x, int64_t n, Power power, const Cuts<float>& cuts, uint64_t* aside,
+                           Split* out) {
+  return plan_kernels().split_f32(x, n, power, &cuts, aside, out);
 }
-inline int64_t split_block(const double* x, int64_t n, Power power, double low, double high, double minimum,
-                           uint64_t* aside, Split* out) {
-  return plan_kernels().split_f64(x, n, power, low, high, minimum, aside, out);
+inline int64_t split_block(const double* x, int64_t n, Power power, const Cuts<double>& cuts, uint64_t* aside,
+                           Split* out) {
+  return plan_kernels().split_f64(x, n, power, &cuts, aside, out);
 }
 inline void write_block(const float* x, int64_t n, Power power, double scale, double minimum, float* out) {
   plan_kernels().probability_f32(x, n, power, scale, minimum, out);
@@ -56,6 +59,44 @@ inline double halfway(double low, double high) {
   double out;
   std::memcpy(&out, &middle, sizeof(out));
   return out;
+}
+
+inline float size_of(float x, Power power) { return power == Power::kRoot ? std::sqrt(x) : x; }
+inline double size_of(double x, Power power) { return power == Power::kRoot ? std::sqrt(x) : x; }
+
+// The least score >= 0 whose size fulfils a condition that no larger one breaks; infinity where none does. Numbers >= 0
+// are ordered as their bits are.
+template <typename T, typename Condition>
+T first_score(Power power, const Condition& holds) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  constexpr T NONE = std::numeric_limits<T>::infinity();
+  // Every score has the size 1.
+  if (power == Power::kZero) return holds(1.0) ? -NONE : NONE;
+  Bits low = 0, high = std::bit_cast<Bits>(NONE);
+  while (low < high) {
+    const Bits middle = low + (high - low) / 2;
+    if (holds(static_cast<double>(size_of(std::bit_cast<T>(middle), power)))) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return std::bit_cast<T>(low);
+}
+
+// The largest score for which the condition does not hold yet; minus infinity where there is none.
+template <typename T>
+T before(T first) {
+  return std::nextafter(first, -std::numeric_limits<T>::infinity());
+}
+
+// Where sizes times any constant in [low, high] lie against `minimum` and 1.
+template <typename T>
+Cuts<T> cuts_of(Power power, double low, double high, double minimum) {
+  return {first_score<T>(power, [=](double size) { return size * low >= 1.0; }),
+          before(first_score<T>(power, [=](double size) { return size * high > minimum; })),
+          first_score<T>(power, [=](double size) { return size * low > minimum; }),
+          before(first_score<T>(power, [=](double size) { return size * high >= 1.0; }))};
 }
 
 template <typename Measure>
@@ -201,9 +242,10 @@ class Budget {
     std::vector<std::vector<T>> open(num_chunks(n_));
     std::atomic<int64_t> num_open{0};
     std::atomic<bool> full{false};
+    const Cuts<T> cuts = cuts_of<T>(power_, low, high, minimum_);
     for_sum_blocks(n_, [&](int64_t block, int64_t first, int64_t size) {
       uint64_t bits[SUM_BLOCK / 64];
-      const int64_t count = split_block(scores_ + first, size, power_, low, high, minimum_, bits, &blocks[block]);
+      const int64_t count = split_block(scores_ + first, size, power_, cuts, bits, &blocks[block]);
       if (count == 0 || num_open.fetch_add(count, std::memory_order_relaxed) + count > most) return;
       std::vector<T>& to = open[first / CHUNK];
       try {

@@ -27,7 +27,14 @@ struct Clipped {
   double middle;
 };
 
-// Sizes that are certainly clipped or certainly not, whatever the constant between two bounds.
+// Where the sizes of scores x are certainly clipped or certainly not, whatever the constant between two bounds: at 1
+// where x >= high, at the minimum where x <= low, not at all where from <= x <= to.
+template <typename T>
+struct Cuts {
+  T high, low, from, to;
+};
+
+// What lies where.
 struct Split {
   int64_t known, positive;
   Clipped sure;
@@ -39,11 +46,9 @@ struct PlanKernels {
   // x [n], n at most SUM_BLOCK: sizes times `scale` against `minimum` and 1.
   void (*clip_f32)(const float* x, int64_t n, Power power, double scale, double minimum, Clipped* out);
   void (*clip_f64)(const double* x, int64_t n, Power power, double scale, double minimum, Clipped* out);
-  // aside: the sizes that fall on different sides for `low` and `high`. Returns how many.
-  int64_t (*split_f32)(const float* x, int64_t n, Power power, double low, double high, double minimum, uint64_t* aside,
-                       Split* out);
-  int64_t (*split_f64)(const double* x, int64_t n, Power power, double low, double high, double minimum,
-                       uint64_t* aside, Split* out);
+  // aside: the finite scores that lie nowhere. Returns how many.
+  int64_t (*split_f32)(const float* x, int64_t n, Power power, const Cuts<float>* cuts, uint64_t* aside, Split* out);
+  int64_t (*split_f64)(const double* x, int64_t n, Power power, const Cuts<double>* cuts, uint64_t* aside, Split* out);
   // clip(size * scale, minimum, 1), 1 where x is not finite.  out [n]
   void (*probability_f32)(const float* x, int64_t n, Power power, double scale, double minimum, float* out);
   void (*probability_f64)(const double* x, int64_t n, Power power, double scale, double minimum, float* out);

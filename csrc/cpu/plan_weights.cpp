@@ -71,19 +71,20 @@ uint64_t count_labels(const int64_t* label, int64_t n, int64_t places, Label* to
     uint32_t* count = lanes.data() + part * width;
     const int64_t begin = part * part_size, end = std::min(n, begin + part_size);
     uint64_t bits = 0;
-    int64_t i = begin;
-    for (; i + TOTAL_LANES <= end; i += TOTAL_LANES) {
-      for (int64_t lane = 0; lane < TOTAL_LANES; ++lane) {
-        const int64_t one = label[i + lane];
-        bits |= static_cast<uint64_t>(one);
-        to[i + lane] = static_cast<Label>(one);
-        ++count[(one & mask) * TOTAL_LANES + lane];
+    // A stage at a time: bytes that are written may alias anything, which would hold up the counting.
+    for (int64_t first = begin; first < end; first += STAGE) {
+      const int64_t size = std::min(STAGE, end - first);
+      Label copy[STAGE];
+      for (int64_t i = 0; i < size; ++i) {
+        bits |= static_cast<uint64_t>(label[first + i]);
+        copy[i] = static_cast<Label>(label[first + i]);
       }
-    }
-    for (; i < end; ++i) {
-      bits |= static_cast<uint64_t>(label[i]);
-      to[i] = static_cast<Label>(label[i]);
-      ++count[(label[i] & mask) * TOTAL_LANES];
+      int64_t i = 0;
+      for (; i + TOTAL_LANES <= size; i += TOTAL_LANES) {
+        for (int64_t lane = 0; lane < TOTAL_LANES; ++lane) ++count[(copy[i + lane] & mask) * TOTAL_LANES + lane];
+      }
+      for (; i < size; ++i) ++count[(copy[i] & mask) * TOTAL_LANES];
+      std::copy(copy, copy + size, to + first);
     }
     seen[part] = bits;
   });

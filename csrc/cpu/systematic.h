@@ -96,7 +96,19 @@ struct BlockItems {
     // What pads the last word.
     std::fill(kept + n / 64 * 64, kept + (n + 63) / 64 * 64, 0);
     uint32_t sum = static_cast<uint32_t>(before);
-    for (int64_t j = 0; j < n; ++j) {
+    int64_t j = 0;
+    // Four at a time: their loads and the additions in front of them overlap.
+    for (; j + 4 <= n; j += 4) {
+      const uint32_t a = order[j], b = order[j + 1], c = order[j + 2], d = order[j + 3];
+      const uint32_t share_a = low[a], share_b = low[b], share_c = low[c], share_d = low[d];
+      const uint32_t to_a = sum + share_a, to_b = to_a + share_b, to_c = to_b + share_c;
+      sum = to_c + share_d;
+      kept[a] = to_a < share_a;
+      kept[b] = to_b < share_b;
+      kept[c] = to_c < share_c;
+      kept[d] = sum < share_d;
+    }
+    for (; j < n; ++j) {
       const uint32_t item = order[j], share = low[item];
       sum += share;
       kept[item] = sum < share;
