@@ -20,7 +20,7 @@ def _table_update_kernel(
     scores,  # [n] float32
     marks,  # [n] uint8
     variance,  # [n] float32, or unused
-    count,  # [1] int64: samples counted
+    count,  # [2] int64: samples counted; unused
     index,  # [B] int64
     values,  # [B] float32
     num_samples,

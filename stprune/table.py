@@ -10,7 +10,7 @@ from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.host_memory import filled
 from stprune.ops.table_age import NEVER, count_nonfinite, table_age
-from stprune.ops.table_update import table_update
+from stprune.ops.table_update import TABLE_UPDATE, table_update
 
 _CHUNK = 1 << 22  # ranks exchange the table in pieces of this size, so that temporaries stay under 100 MB
 
@@ -69,10 +69,11 @@ class ScoreTable:
         # The last epoch before this one in which each id was scored.
         self._stamp = torch.full((self.num_samples,), NEVER, dtype=torch.int32, device=device)
         self._variance = filled(self.num_samples, 0.0, torch.float32, device) if track_variance else None
-        # Samples counted since `restart_count`, beside the scores: an update adds to it without asking the host, also when a
-        # captured graph replays it.
-        self._count = torch.zeros(1, dtype=torch.int64, device=device)
+        # Samples counted since `restart_count`, and a number of the kernel's own, beside the scores: an update adds to them
+        # without asking the host, also when a captured graph replays it.
+        self._count = torch.zeros(2, dtype=torch.int64, device=device)
         self._columns = self._scores, self._marks, self._variance, self._count
+        self._on_host = self._scores.is_cpu
 
     def __repr__(self) -> str:
         return f"ScoreTable(num_samples={self.num_samples}, device={self.device}, beta={self.beta}, decay={self.decay})"
@@ -85,11 +86,11 @@ class ScoreTable:
     @property
     def num_counted(self) -> int:
         """Samples of counted updates since `restart_count`. Waits for the table's device."""
-        return int(self._count)
+        return int(self._count[0])
 
     def restart_count(self) -> None:
         """Set `num_counted` to 0."""
-        self._count.zero_()
+        self._count[0] = 0
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +131,7 @@ class ScoreTable:
         if self._variance is not None:
             self._variance = self._variance.to(device)
         self._columns = self._scores, self._marks, self._variance, self._count
+        self._on_host = self._scores.is_cpu
         return self
 
     def update(self, index: torch.Tensor, scores: torch.Tensor, *, counted: bool = False) -> None:
@@ -150,11 +152,11 @@ class ScoreTable:
             and type(index) is type(scores) is torch.Tensor
             and index.is_cpu
             and scores.is_cpu
-            and self._scores.is_cpu
+            and self._on_host
             and not scores.requires_grad
         ):
             try:
-                table_update(*self._columns, index, scores, beta=self.beta, counted=counted)
+                TABLE_UPDATE(*self._columns, index, scores, self.beta, counted)
                 return
             except RuntimeError:
                 pass  # Nothing was changed; what the op refuses is converted or explained below.

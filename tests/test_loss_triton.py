@@ -109,7 +109,7 @@ for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (
     scores[draw(n) < 0.2] = math.inf
     scores[draw(n) < 0.2] = math.nan
     columns = [scores, torch.zeros(n, dtype=torch.uint8)]
-    columns += [draw(n).float() if with_variance else None, torch.tensor([17])]
+    columns += [draw(n).float() if with_variance else None, torch.tensor([17, 0])]
     index = torch.randint(0, n, (size,), generator=generator)
     values = draw(size).float()
     values[::9] = math.nan

@@ -232,12 +232,12 @@ def columns(n, *, variance=True, seed=0):
     scores = torch.rand(n, generator=g)
     scores[torch.rand(n, generator=g) < 0.2] = INF
     scores[torch.rand(n, generator=g) < 0.1] = math.nan
-    marks = torch.randint(0, 4, (n,), generator=g, dtype=torch.uint8)
-    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17])]
+    marks = torch.randint(0, 256, (n,), generator=g, dtype=torch.uint8)  # of any batch, the next one's number included
+    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5])]
 
 
 @pytest.mark.parametrize("variance", [False, True])
-@pytest.mark.parametrize(("n", "size"), [(1, 1), (50, 0), (50, 64), (1000, 257), (1 << 20, 40_000), (3000, 40_000)])
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (50, 0), (50, 64), (1000, 257), (1 << 20, 140_000), (3000, 140_000)])
 def test_the_op_is_the_reference_bit_for_bit(n, size, variance, threads):
     from stprune.reference import table_update as reference
 
@@ -252,8 +252,27 @@ def test_the_op_is_the_reference_bit_for_bit(n, size, variance, threads):
         threads(count)
         actual = columns(n, variance=variance)
         torch.ops.stprune.table_update(*actual, index, values, 0.3, True)
-        for a, b in zip(actual, expected, strict=True):
+        for columns_of in (actual, expected):
+            columns_of[1] &= 3  # the other bits are the kernel's own
+        for a, b in zip(actual[:3], expected[:3], strict=True):
             assert a is b is None or torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+        assert int(actual[3][0]) == int(expected[3][0]) == 17 + size
+
+
+def test_many_batches_in_a_row_are_the_reference(threads):
+    """The same ids come again and again, some twice in a batch: whether one is of this batch is never mistaken."""
+    from stprune.reference import table_update as reference
+
+    threads(1)
+    g = torch.Generator().manual_seed(0)
+    actual, expected = columns(40), columns(40)
+    for _ in range(200):
+        index = torch.randint(0, 40, (25,), generator=g)
+        values = torch.rand(25, generator=g)
+        reference.table_update(*expected, index, values, 0.3, False)
+        torch.ops.stprune.table_update(*actual, index, values, 0.3, False)
+    for a, b in zip((actual[0], actual[1] & 3, actual[2]), (expected[0], expected[1] & 3, expected[2]), strict=True):
+        assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
 
 
 def test_the_op_checks_ids_before_it_writes():

@@ -51,8 +51,8 @@ Step launch(const ResidualArguments& arguments, const Score& weights, const Tens
     values = narrowed.data();
   }
   table_update_kernel(table,
-                      ScoredBatch{ids, values, samples, static_cast<float>(beta), static_cast<float>(1.0 - beta)});
-  *table.count += samples;
+                      ScoredBatch{ids, values, samples, static_cast<float>(beta), static_cast<float>(1.0 - beta)}, op);
+  table.count[0] += samples;
   return {value, weight, count};
 }
 

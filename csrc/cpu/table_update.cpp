@@ -16,8 +16,8 @@ void table_update(Tensor scores, Tensor marks, std::optional<Tensor> variance, T
   const ScoredBatch batch{index.const_data_ptr<int64_t>(), values.const_data_ptr<float>(), index.numel(),
                           static_cast<float>(beta), static_cast<float>(1.0 - beta)};
   check_ids(op, batch.index, batch.size, table.n);
-  table_update_kernel(table, batch);
-  if (counted) *table.count += batch.size;
+  table_update_kernel(table, batch, op);
+  if (counted) table.count[0] += batch.size;
 }
 
 }  // namespace

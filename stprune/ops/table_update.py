@@ -56,7 +56,8 @@ define(
 )
 
 define_cuda("table_update", _cuda)
-_OP = torch.ops.stprune.table_update.default
+TABLE_UPDATE = torch.ops.stprune.table_update.default
+"""The op itself, for callers whose arguments are what it takes."""
 
 
 def table_update(
@@ -75,9 +76,9 @@ def table_update(
     Args:
         scores: [n] float32; visited entries move to `beta * old + (1 - beta) * new`. A stored value that is not finite is
             replaced. Modified.
-        marks: [n] uint8; visited entries become SCORED. Modified.
+        marks: [n] uint8; visited entries get SCORED; bits above it are the kernel's own. Modified.
         variance: [n] float32 running variance, or None. Modified.
-        count: [1] int64, the number of samples counted, which grows by B if `counted`. Modified.
+        count: [2] int64: samples counted, which B is added to if `counted`, and a number of the kernel's own. Modified.
         index: [B] int64 ids in [0, n); where one repeats, the last wins. Not modified.
         values: [B] float32 new scores. Not modified.
         beta: weight of the old score.
@@ -89,4 +90,4 @@ def table_update(
     Source:
         Eq. 5.
     """
-    _OP(scores, marks, variance, count, index, values, beta, counted)
+    TABLE_UPDATE(scores, marks, variance, count, index, values, beta, counted)

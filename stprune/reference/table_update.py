@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 SCORED = 3
-"""Mark of a visited entry: scored in this epoch (1), scored since ranks last exchanged their scores (2)."""
+"""Mark of a visited entry: scored in this epoch (1), scored since ranks last exchanged their scores (2).
+
+Kernels may use the bits above these for their own ends."""
 
 
 def table_update(
@@ -18,7 +20,7 @@ def table_update(
     beta: float,
     counted: bool,
 ) -> None:
-    """Move the visited samples to `beta * old + (1 - beta) * new`, mark them, and add their number to `count` if asked."""
+    """Move the visited samples to `beta * old + (1 - beta) * new`, mark them, and add their number to `count[0]` if asked."""
     if (index.dtype, values.dtype) != (torch.int64, torch.float32) or index.dim() != 1 or values.shape != index.shape:
         raise RuntimeError("table_update: index [B] must be int64 and values [B] float32")
     if index.device.type == "cpu" and index.numel():
@@ -38,7 +40,7 @@ def table_update(
     scores[index] = mixed
     marks[index] = SCORED
     if counted:
-        count += index.numel()
+        count[0] += index.numel()
 
 
 def last_of_each(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
