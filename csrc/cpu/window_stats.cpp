@@ -14,13 +14,16 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/aligned.h"
 #include "cpu/kernels.h"
 
 namespace stprune {
 namespace {
 
 // Windows of a panel: their sums over nodes (512 bytes each) and the rows they span stay in the second-level cache.
-constexpr int64_t PANEL = 256;
+constexpr int64_t PANEL = 96;
+constexpr int64_t PANEL_GROUPS = 4;      // of long windows: each panel copies one group more than it has
+constexpr int64_t READ_AHEAD = 1 << 19;  // bytes of a panel that are read in their order before they are worked on
 constexpr int64_t LONGEST_WINDOW = 1 << 16;
 
 const WindowKernels& window_kernels() {
@@ -85,8 +88,11 @@ struct Shape {
 
 Shape make_shape(int64_t rows, int64_t history, int64_t horizon, int64_t stride, int64_t phase) {
   const int64_t length = history + horizon, windows = rows < length ? 0 : (rows - length) / stride + 1;
-  Shape shape{history, length, stride, phase, windows, 0, std::max<int64_t>(1, PANEL / length), {}, {}};
+  Shape shape{history, length, stride, phase, windows, 0, 1, {}, {}};
   shape.groups = windows == 0 ? 0 : shape.group_of(windows - 1) + 1;
+  // Several panels for each thread, so that none waits for long at the end.
+  const int64_t shared = shape.groups / (4 * torch::stable::get_num_threads());
+  shape.panel_groups = std::max(PANEL / length, std::clamp<int64_t>(shared, 1, PANEL_GROUPS));
   shape.centre.resize(length);
   shape.inverse_spread.resize(length);
   for (int64_t r = 0; r < length; ++r) {
@@ -104,7 +110,7 @@ Shape make_shape(int64_t rows, int64_t history, int64_t horizon, int64_t stride,
 }
 
 // Tiles copied at a time: their two blocks of rows stay in the second-level cache.
-int64_t tiles_of(int64_t length) { return std::clamp<int64_t>(1280 / length, 1, WINDOW_TILES); }
+int64_t tiles_of(int64_t length) { return std::clamp<int64_t>(2400 / length, 1, WINDOW_TILES); }
 
 // A block of [length] rows of some tiles, and their rows with gaps.
 struct Block {
@@ -120,7 +126,7 @@ struct Workspace {
         sums(per_node ? 0 : panel_windows * NUM_WINDOW_SUMS * WINDOW_LANES),
         counts(per_node ? 0 : panel_windows * 3) {}
 
-  std::vector<double> blocks, scratch, sums;
+  Aligned blocks, scratch, sums;
   std::vector<int64_t> counts;  // [windows, 3] nodes, drifts and entries of complete tiles
 };
 
@@ -159,15 +165,30 @@ struct Panel {
   int64_t begin, end;
   float* nodes;      // of all windows, or null
   int64_t node_row;  // values of one window
+  // Adds what complete tiles hold to the counts of windows [from, to).
+  void count(int64_t from, int64_t to, int64_t present, int64_t measurable) const {
+    for (int64_t i = from; i < to && nodes == nullptr; ++i) {
+      int64_t* counts = work.counts.data() + 3 * (i - begin);
+      counts[0] += present;
+      counts[1] += measurable;
+      counts[2] += present * shape.length;
+    }
+  }
+};
+
+// What the tiles without any gap hold, counted once for all windows of a group.
+struct Whole {
+  int64_t present, measurable;
 };
 
 // Windows [window, stop) of group g for one tile. Returns whether a valid entry is infinite.
 bool run_tile(const Panel& panel, int64_t window, int64_t stop, int64_t g, double* current, double* next,
               const Gaps& current_gaps, const Gaps& next_gaps, int64_t column, int64_t columns,
-              const double* inverse_std) {
+              const double* inverse_std, Whole& whole) {
   const Shape& shape = panel.shape;
   const int64_t length = shape.length, base = g * length - shape.phase;
-  const int64_t measurable = std::count_if(inverse_std, inverse_std + WINDOW_TILE, [](double x) { return x > 0.0; });
+  int64_t measurable = 0;
+  for (int64_t i = 0; i < WINDOW_TILE; ++i) measurable += inverse_std[i] > 0.0;
   WindowGroup group{};
   group.current = current;
   group.next = next;
@@ -198,11 +219,11 @@ bool run_tile(const Panel& panel, int64_t window, int64_t stop, int64_t g, doubl
       return;
     }
     window_kernels().complete(group);
-    for (int64_t i = from; i < to && panel.nodes == nullptr; ++i) {
-      int64_t* count = panel.work.counts.data() + 3 * (i - panel.begin);
-      count[0] += columns;
-      count[1] += measurable;
-      count[2] += columns * length;
+    if (from == window && to == stop) {
+      whole.present += columns;
+      whole.measurable += measurable;
+    } else {
+      panel.count(from, to, columns, measurable);
     }
   };
   const int64_t first_row = window * shape.stride - base, last_row = (stop - 1) * shape.stride - base;
@@ -211,8 +232,8 @@ bool run_tile(const Panel& panel, int64_t window, int64_t stop, int64_t g, doubl
     run(window, stop, false);
     return false;
   }
-  // Complete windows begin behind the last gap of this block and end before the first of the next.
-  // First window behind a row; the first group may begin before the series, and rows before it are negative.
+  // Complete windows begin behind the last gap of this block (rows before the series are negative) and end before the
+  // first of the next.
   const auto behind = [&](int64_t row) { return row < 0 ? 0 : row / shape.stride + 1; };
   const int64_t from = left_gap ? std::clamp(behind(base + current_gaps.last), window, stop) : window;
   const int64_t to = right_gap ? std::clamp(behind(base + next_gaps.first), from, stop) : stop;
@@ -220,6 +241,20 @@ bool run_tile(const Panel& panel, int64_t window, int64_t stop, int64_t g, doubl
   run(from, to, false);
   run(to, stop, true);
   return has_infinity(current, first_row, length, columns) || has_infinity(next, 0, last_row, columns);
+}
+
+// Touches the panel's rows in their order: the strips that tiles are copied in take twice as long from memory.
+template <typename T>
+void read_ahead(const Series<T>& series, const Panel& panel, int64_t left, int64_t right) {
+  const Shape& shape = panel.shape;
+  const int64_t first = panel.begin * shape.stride, last = (panel.end - 1) * shape.stride + shape.length;
+  if ((last - first) * (right - left) * static_cast<int64_t>(sizeof(T)) > READ_AHEAD) return;
+  for (int64_t r = first; r < last; ++r) {
+    const T* row = series.data + r * series.row_stride;
+    for (int64_t i = left; i < right; i += 64 / static_cast<int64_t>(sizeof(T))) {
+      static_cast<void>(*static_cast<const volatile T*>(row + i));
+    }
+  }
 }
 
 // Windows [panel.begin, panel.end) of columns [left, right); either the sums [windows, NUM_WINDOW_SUMS] over the
@@ -230,7 +265,8 @@ bool run_panel(const Series<T>& series, const Panel& panel, const double* invers
   const Shape& shape = panel.shape;
   Workspace& work = panel.work;
   const int64_t plane = shape.length * WINDOW_TILE, tiles = tiles_of(shape.length), begin = panel.begin;
-  std::fill(work.sums.begin(), work.sums.end(), 0.0);
+  read_ahead(series, panel, left, right);
+  work.sums.clear();
   std::fill(work.counts.begin(), work.counts.end(), int64_t{0});
   bool infinite = false;
   for (int64_t column = left; column < right; column += tiles * WINDOW_TILE) {
@@ -246,12 +282,14 @@ bool run_panel(const Series<T>& series, const Panel& panel, const double* invers
       if ((stop - 1) * shape.stride > g * shape.length - shape.phase) {
         fill(series, shape, g + 1, column, columns, next);
       }
+      Whole whole{};
       for (int64_t tile = 0; tile * WINDOW_TILE < columns; ++tile) {
         const int64_t first = tile * WINDOW_TILE;
         infinite |= run_tile(panel, window, stop, g, current.values + tile * plane, next.values + tile * plane,
                              current.gaps[tile], next.gaps[tile], column + first,
-                             std::min(WINDOW_TILE, columns - first), padded_std + first);
+                             std::min(WINDOW_TILE, columns - first), padded_std + first, whole);
       }
+      panel.count(window, stop, whole.present, whole.measurable);
       window = stop;
     }
   }

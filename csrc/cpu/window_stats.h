@@ -17,7 +17,7 @@ constexpr int64_t WINDOW_TILE = 16;
 // Sums over nodes are kept in this many lanes, column i in lane i % 8.
 constexpr int64_t WINDOW_LANES = 8;
 // Tiles copied at a time: rows are read in runs long enough for the memory.
-constexpr int64_t WINDOW_TILES = 4;
+constexpr int64_t WINDOW_TILES = 8;
 // Columns whose sums are added up without a break; partial sums of spans are added in order.
 constexpr int64_t WINDOW_SPAN = 4096;
 // Rows of one block of moments.
