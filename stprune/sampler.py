@@ -132,6 +132,7 @@ class PruningSampler(DistributedSampler[int]):
         self.shuffle = True
         self._plan: EpochPlan | UniformPlan | None = None
         self._weights: PlanWeights | UniformWeights | None = None
+        self._step: tuple[Any, bool, tuple[Any, ...]] | None = None  # what step_arguments gave, until the next plan
         self._start = 0  # position of the epoch's order that iteration begins at: 0 unless resumed
         self._reported = False
         self._memory = PlanMemory(size)
@@ -185,7 +186,7 @@ class PruningSampler(DistributedSampler[int]):
         return self._plan
 
     def _set_plan(self, plan: EpochPlan | UniformPlan) -> EpochPlan | UniformPlan:
-        self._plan = plan
+        self._plan, self._step = plan, None
         device = self.table.device
         self._weights = PlanWeights(plan, device) if isinstance(plan, EpochPlan) else UniformWeights(plan, device)
         return plan
@@ -203,19 +204,23 @@ class PruningSampler(DistributedSampler[int]):
         return len(self.plan) > 0
 
     def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
-        """The plan's and the table's arguments of `pruned_step`; None where a step takes several ops.
-
-        That is where the table is not on the host or keeps no scores, and where `weights_of` or `update` are a subclass's own.
-        """
+        """The plan's and the table's arguments of `pruned_step`; None with a table that is not on the host or keeps no scores,
+        and where `weights_of` or `update` are a subclass's own."""
+        ready, table = self._step, self.table
+        if type(table) is not ScoreTable:
+            return None
+        if ready is not None and ready[0] is table.columns and ready[1] is per_step:
+            return ready[2]
         own = type(self)
         if own.weights_of is not PruningSampler.weights_of or own.update is not PruningSampler.update:
             return None
         if self._weights is None:
             self._plan_now()
-        table = self.table
-        if type(table) is not ScoreTable or not isinstance(self._weights, PlanWeights) or not table.columns[0].is_cpu:
+        if not isinstance(self._weights, PlanWeights) or not table.columns[0].is_cpu:
             return None
-        return *self._weights.arguments(per_step=per_step), *table.columns, table.beta
+        arguments = *self._weights.arguments(per_step=per_step), *table.columns, table.beta
+        self._step = table.columns, per_step, arguments
+        return arguments
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
@@ -237,7 +242,7 @@ class PruningSampler(DistributedSampler[int]):
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
         # The last epoch's plan leaves its memory to this one, unless somebody still holds it.
-        self._plan = self._weights = None
+        self._plan = self._weights = self._step = None
         return self._memory.planned(scores, method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self._strata)
 
     def _report_nonfinite(self) -> None:

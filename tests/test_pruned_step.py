@@ -341,3 +341,23 @@ def test_the_next_epochs_plan_and_a_moved_table_are_used():
     assert made.table.age[new[:5]].tolist() == [0] * 5
     with pytest.raises(ValueError, match="plan of epoch 2"):
         criterion(prediction, target, gone[:1].expand(5).contiguous())
+
+
+def test_the_last_plans_memory_is_free_for_the_next():
+    """What a step keeps at hand of a plan goes with the plan: a third epoch's takes the first one's place."""
+    made = sampler("soft-random", size=100_000)
+    criterion = stprune.PrunedLoss(made, null_value=0.0)
+    prediction, target, _ = batch()
+    places = set()
+    for epoch in (1, 2, 3):
+        made.set_epoch(epoch)
+        criterion(prediction, target, made.plan.indices[:5].clone()).backward()
+        places.add(made.plan.indices.data_ptr())
+    assert len(places) <= 2
+
+
+def test_a_table_that_was_moved_by_itself_is_not_mistaken():
+    made = sampler("full")
+    assert made.step_arguments(per_step=True) is not None
+    made.table.to("meta")
+    assert made.step_arguments(per_step=True) is None

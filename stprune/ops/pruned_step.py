@@ -59,8 +59,9 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, rest: tuple[Any, ...]) -> torch.Tensor:
         # One tuple: torch looks into every argument of its own.
         value, weight, count = _OP(prediction, target, *rest)
-        ctx.save_for_backward(prediction, target, *rest[:3], weight, count)
-        ctx.options = rest[13:16]
+        # What nobody else can change needs no watch.
+        ctx.save_for_backward(prediction, target, *rest[:3])
+        ctx.own = weight, count, *rest[13:16]
         result: torch.Tensor = value
         return result
 
@@ -68,12 +69,13 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         to_prediction, to_target, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph: this op's autograd refuses the second derivative
-            prediction, target, mask, affine, horizon, weight, count = ctx.saved_tensors
+            prediction, target, mask, affine, horizon = ctx.saved_tensors
+            weight, count, *options = ctx.own
             grad_prediction, grad_target = torch.ops.stprune.pruned_loss_backward.default(
-                grad, None, prediction, target, mask, weight, affine, horizon, None, *ctx.options, count, to_target
+                grad, None, prediction, target, mask, weight, affine, horizon, None, *options, count, to_target
             )
         else:
-            grad_prediction, grad_target = _BACKWARD(grad, *ctx.saved_tensors, *ctx.options, to_target)
+            grad_prediction, grad_target = _BACKWARD(grad, *ctx.saved_tensors, *ctx.own, to_target)
         return grad_prediction if to_prediction else None, grad_target if to_target else None, None
 
 
