@@ -9,6 +9,10 @@ import torch
 from cases import Call, Case, scores
 
 import stprune
+from stprune.methods import Method, resolve
+from stprune.ops.plan_budget import Buffers
+from stprune.ops.strata import Strata, checked_strata
+from stprune.plan import planned
 
 STRATA = 24
 
@@ -17,6 +21,9 @@ def plans(n: int, device: torch.device) -> Iterator[Case]:
     """plan_epoch on n scores; every plan includes its whole shuffled order, as the original returns one."""
     keys = scores(n, "lognormal", device)
     strata = torch.arange(n, device=device) % STRATA
+    # What a sampler keeps from one epoch to the next.
+    order = torch.zeros(n, dtype=torch.int64, device=device)
+    buffers = Buffers(torch.zeros_like(order), torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int32, device=device))
     rivals: dict[str, Call] = {}
     if device.type == "cpu" and n <= 10**7:
         rivals["InfoBatch's prune()"] = _original(keys.numpy())
@@ -34,6 +41,15 @@ def plans(n: int, device: torch.device) -> Iterator[Case]:
             plan = made()
             return plan.order(0, len(plan))
 
+        rule, shared = resolve(method), None if labels is None else checked_strata("benchmark", labels, n)
+
+        def into(rule: Method = rule, shared: Strata | None = shared) -> stprune.EpochPlan:
+            return planned(keys, rule, keep_ratio=0.5, epoch=1, seed=0, strata=shared, out=buffers)
+
+        def with_order_into(into: Call = into) -> torch.Tensor:
+            plan = into()
+            return stprune.shuffle(plan.indices, seed=0, epoch=1, out=order)
+
         yield Case(
             "plan",
             job,
@@ -41,7 +57,7 @@ def plans(n: int, device: torch.device) -> Iterator[Case]:
             4 * n,
             with_order,
             rivals if method == "infobatch" else {},
-            {"order left lazy": made},
+            {"order left lazy": made, "out=": with_order_into, "out=, order left lazy": into},
         )
 
 
