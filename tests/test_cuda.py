@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from named_inputs import PROBABILITIES, WEIGHTS, probabilities, sample_positions, weights_of, window_with_a_tie
 
 import stprune
 from stprune import testing
@@ -78,15 +79,6 @@ def test_select_of_many(dtype):
     same(stprune.select(rising, 70_000), torch.arange(n - 70_000, n))
 
 
-def sample_positions(n, size=16_384):
-    mask = (1 << 64) - 1
-    for i in range(size):
-        x = (i + 1) * 0x9E3779B97F4A7C15 & mask
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
-        yield (x ^ (x >> 31)) * n >> 64
-
-
 def test_select_when_the_sample_lies():
     n = 300_000
     keys = torch.zeros(n)
@@ -112,23 +104,8 @@ def test_more_keys_than_32_bits_can_count():
     same(chosen, torch.cat([torch.arange(1000), torch.arange(n - 1000, n)]))
 
 
-def probabilities(name, n, dtype):
-    generator = torch.Generator().manual_seed(11)
-    p = torch.rand(n, generator=generator, dtype=dtype)
-    if name == "mixed":
-        p[torch.rand(n, generator=generator) < 0.2] = 0.0
-        p[torch.rand(n, generator=generator) < 0.2] = 1.0
-    elif name == "constant":
-        p.fill_(0.3)
-    elif name == "tiny":
-        p *= 1e-12
-    elif name == "denormal":
-        p *= torch.finfo(dtype).tiny
-    return p
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["uniform", "mixed", "constant", "tiny", "denormal"])
+@pytest.mark.parametrize("name", PROBABILITIES)
 def test_draw(name, dtype):
     for n in (*SIZES, 300_007):
         p = probabilities(name, n, dtype)
@@ -161,24 +138,8 @@ def test_draw_of_more_items_than_a_float_can_count():
     assert int((torch.bincount(kept >> 20, minlength=17)[:16] - 1024).abs().max()) <= 1
 
 
-def weights_of(name, n):
-    generator = torch.Generator().manual_seed(21)
-    w = torch.randn(n, generator=generator).exp()
-    if name == "sparse":
-        w[torch.rand(n, generator=generator) < 0.7] = 0.0
-    elif name == "constant":
-        w.fill_(2.0)
-    elif name == "tiny":
-        w *= 1e-37
-    elif name == "huge":
-        w *= 1e30
-    elif name == "denormal":
-        w *= 1e-42
-    return w
-
-
 @pytest.mark.parametrize("law", ["priority", "race"])
-@pytest.mark.parametrize("name", ["lognormal", "sparse", "constant", "tiny", "huge", "denormal"])
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_draw_weighted(name, law):
     for n in (*SIZES, 1_000_003):
         w = weights_of(name, n)
@@ -278,17 +239,6 @@ def test_draw_nodes(num_nodes, count):
     index = torch.tensor([0, 1, 63, (1 << 32) - 1, 1 << 32, (1 << 56) - 1, *range(100, 120)])
     got = stprune.draw_nodes(index.to(CUDA), num_nodes=num_nodes, count=count, seed=5, epoch=6)
     same(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
-
-
-def window_with_a_tie(num_nodes):
-    """A window in which two nodes of different tiles have the same word, and that word's rank (from 1)."""
-    for window in range(2000):
-        word = reference_nodes.node_words(torch.tensor([window]), num_nodes, 5, 6)[0]
-        ordered, order = word.sort(stable=True)
-        equal = (ordered[1:] == ordered[:-1]).nonzero().flatten()
-        if equal.numel() and int(order[equal[0]]) // 1024 < int(order[equal[0] + 1]) // 1024:
-            return window, int(equal[0]) + 1
-    raise AssertionError("no window has a tie")
 
 
 def test_draw_nodes_with_equal_words():

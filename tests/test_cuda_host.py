@@ -15,6 +15,7 @@ import subprocess
 
 import pytest
 import torch
+from named_inputs import PROBABILITIES, WEIGHTS, probabilities, sample_positions, weights_of, window_with_a_tie
 
 from stprune import testing
 from stprune.reference import budget as reference_budget
@@ -255,15 +256,6 @@ def test_select_every_rank(kernels, dtype):
         assert torch.equal(kernels.select(keys, k), order[:k].sort().values), k
 
 
-def sample_positions(n, size=16_384):
-    mask = (1 << 64) - 1
-    for i in range(size):
-        x = (i + 1) * 0x9E3779B97F4A7C15 & mask
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
-        yield (x ^ (x >> 31)) * n >> 64
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_select_when_the_sample_lies(kernels, dtype):
     """Keys that differ where the sample looks: the bracket misses, on either side, and all keys are searched."""
@@ -323,25 +315,8 @@ def test_check_range(kernels, dtype):
     assert kernels.check_range(w, torch.finfo(torch.float32).max, False).tolist() == [-1, 2, 0]
 
 
-def probabilities(name, n, dtype):
-    generator = torch.Generator().manual_seed(11)
-    p = torch.rand(n, generator=generator, dtype=dtype)
-    if name == "mixed":
-        p[torch.rand(n, generator=generator) < 0.2] = 0.0
-        p[torch.rand(n, generator=generator) < 0.2] = 1.0
-    elif name == "constant":
-        p.fill_(0.3)
-    elif name == "tiny":
-        p *= 1e-12
-    elif name == "zero_one":
-        p = (p < 0.4).to(dtype)
-    elif name == "denormal":
-        p *= torch.finfo(dtype).tiny
-    return p
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["uniform", "mixed", "constant", "tiny", "zero_one", "denormal"])
+@pytest.mark.parametrize("name", PROBABILITIES)
 def test_draw(kernels, name, dtype):
     for n in (1, 63, 1023, 1024, 1025, 4095, 4096, 4097, 5130, 20_001) if kernels.all_sizes else (5130, 8193):
         p = probabilities(name, n, dtype)
@@ -388,27 +363,8 @@ def test_draw_of_a_wrong_count_is_an_error_not_a_wild_write(library):
         Kernels(library).draw(torch.full((100,), 0.5), 60, 0, 0)
 
 
-def weights_of(name, n):
-    generator = torch.Generator().manual_seed(21)
-    w = torch.randn(n, generator=generator).exp()
-    if name == "sparse":
-        w[torch.rand(n, generator=generator) < 0.7] = 0.0
-    elif name == "constant":
-        w.fill_(2.0)
-    elif name == "tiny":
-        w *= 1e-37
-    elif name == "huge":
-        w *= 1e30
-    elif name == "denormal":
-        w *= 1e-42
-    elif name == "one":
-        w.zero_()
-        w[n // 2 : n // 2 + 1] = 1.0
-    return w
-
-
 @pytest.mark.parametrize("race", [False, True], ids=["priority", "race"])
-@pytest.mark.parametrize("name", ["lognormal", "sparse", "constant", "tiny", "huge", "denormal", "one"])
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_draw_weighted(kernels, name, race):
     for n in (1, 65, 1025, 8193, 20_001) if kernels.all_sizes else (1025, 17_000):
         w = weights_of(name, n)
@@ -543,17 +499,6 @@ def test_draw_nodes(kernels, num_nodes, count):
     index = torch.tensor([0, 1, 63, (1 << 32) - 1, 1 << 32, (1 << 56) - 1] if num_nodes < 2000 else [7, (1 << 40) + 3])
     got = kernels.draw_nodes(index, num_nodes, count, 5, 6)
     assert torch.equal(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
-
-
-def window_with_a_tie(num_nodes):
-    """A window in which two nodes of different tiles have the same word, and that word's rank (from 1)."""
-    for window in range(2000):
-        word = reference_nodes.node_words(torch.tensor([window]), num_nodes, 5, 6)[0]
-        ordered, order = word.sort(stable=True)
-        equal = (ordered[1:] == ordered[:-1]).nonzero().flatten()
-        if equal.numel() and int(order[equal[0]]) // 1024 < int(order[equal[0] + 1]) // 1024:
-            return window, int(equal[0]) + 1
-    raise AssertionError("no window has a tie")
 
 
 def test_draw_nodes_with_equal_words(kernels):

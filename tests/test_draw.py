@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from named_inputs import PROBABILITIES, probabilities
 
 import stprune
 from stprune import testing
@@ -15,28 +16,8 @@ from stprune.testing import assert_chi_square
 DTYPES = (torch.float32, torch.float64)
 
 
-def probabilities(name, n, dtype):
-    generator = torch.Generator().manual_seed(11)
-    p = torch.rand(n, generator=generator, dtype=dtype)
-    if name == "mixed":
-        p[torch.rand(n, generator=generator) < 0.2] = 0.0
-        p[torch.rand(n, generator=generator) < 0.2] = 1.0
-    elif name == "constant":
-        p.fill_(0.3)
-    elif name == "tiny":
-        p *= 1e-12
-    elif name == "zero_one":
-        p = (p < 0.4).to(dtype)
-    elif name == "denormal":
-        p *= torch.finfo(dtype).tiny
-    return p
-
-
-NAMES = ("uniform", "mixed", "constant", "tiny", "zero_one", "denormal")
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROBABILITIES)
 def test_matches_reference(name, dtype):
     for n in testing.SIZES:
         p = probabilities(name, n, dtype)

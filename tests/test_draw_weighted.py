@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from named_inputs import WEIGHTS, weights_of
 
 import stprune
 from stprune import testing
@@ -12,30 +13,9 @@ from stprune.reference import draw_weighted as reference
 from stprune.reference.random import WEIGHTED, words_at
 from stprune.testing import assert_chi_square
 
-NAMES = ("lognormal", "sparse", "constant", "tiny", "huge", "denormal", "one")
-
-
-def weights_of(name, n):
-    generator = torch.Generator().manual_seed(21)
-    w = torch.randn(n, generator=generator).exp()
-    if name == "sparse":
-        w[torch.rand(n, generator=generator) < 0.7] = 0.0
-    elif name == "constant":
-        w.fill_(2.0)
-    elif name == "tiny":
-        w *= 1e-37
-    elif name == "huge":
-        w *= 1e30
-    elif name == "denormal":
-        w *= 1e-42
-    elif name == "one":
-        w.zero_()
-        w[n // 2 : n // 2 + 1] = 1.0
-    return w
-
 
 @pytest.mark.parametrize("law", ["priority", "race"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_matches_reference(name, law):
     for n in testing.SIZES:
         w = weights_of(name, n)
@@ -235,7 +215,7 @@ def test_opcheck(race):
 
 @pytest.mark.parametrize("law", ["priority", "race"])
 def test_same_for_threads_and_instruction_sets(threads, law):
-    for kind in NAMES:
+    for kind in WEIGHTS:
         w = weights_of(kind, 100_003)
         k = min(9000, int((w > 0).sum()))
         expected = reference.draw_weighted(w, k, 3, 4, law == "race")
