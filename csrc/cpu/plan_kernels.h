@@ -55,8 +55,6 @@ struct PlanKernels {
   // bit: x < t. Returns the number of set bits.
   int64_t (*below_f32)(const float* x, int64_t n, float t, uint64_t* bits);
   int64_t (*below_f64)(const double* x, int64_t n, double t, uint64_t* bits);
-  // kept: not below, or word < limit. Returns the number of set bits.  words [n rounded up to 64]
-  int64_t (*keep_words)(const uint64_t* below, const uint32_t* words, int64_t n, uint64_t limit, uint64_t* kept);
   // bit: the permutation has element start + i among its first `head`; n >= PERMUTATION_SMALL.  bits [count]
   void (*in_head)(const Permutation* p, int64_t start, int64_t count, int64_t head, uint64_t* bits);
   // kept: not below, or the next bit of `chosen`. Returns the number of set bits.  chosen [one word more than needed]
