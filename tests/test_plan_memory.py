@@ -70,6 +70,22 @@ def test_epochs_share_memory_and_plan_what_a_pure_function_plans(method):
     assert len(places) == 1
 
 
+def test_training_steps_leave_the_memory_free():
+    sampler = sampler_of()
+    criterion = stprune.PrunedLoss(sampler)
+    x, y = (torch.rand(2000, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    weight = torch.ones(4, 4, requires_grad=True)
+    places = set()
+    for epoch in range(1, 5):
+        sampler.set_epoch(epoch)
+        places.add(sampler.plan.indices.data_ptr())
+        for ids in sampler.batches(500):
+            loss = criterion(x[ids] @ weight, y[ids], torch.from_numpy(ids))
+            loss.backward()
+        del loss
+    assert len(places) == 1
+
+
 HOLDERS = {
     "plan": lambda sampler: sampler.plan,
     "ids": lambda sampler: sampler.plan.indices,
