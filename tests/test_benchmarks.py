@@ -8,6 +8,7 @@ takes turns with the rivals):
 """
 
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -145,3 +146,36 @@ def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
     rows = (tmp_path / "selection-cpu.jsonl").read_text()
     assert f'"{asked}"' in rows
     assert f'"{other}"' not in rows
+
+
+def row(n, contender, milliseconds, allocator="default"):
+    about = {"device": "a processor", "cores": 2, "torch": "2", "numpy": "2", "date": "2026-01-01", "allocator": allocator}
+    return {
+        "job": "select k=n/2",
+        "n": n,
+        "threads": 1,
+        "contender": contender,
+        "median_ms": milliseconds,
+        "passes": 1.0,
+        **about,
+    }
+
+
+def test_the_table_is_of_one_size_and_one_allocator(tmp_path):
+    """Rows of larger sizes, where slow rivals are left out, and of another allocator do not mix with it."""
+    rows = [row(10**7, "stprune, out=", 2.0), row(10**7, "torch.sort", 50.0), row(10**7, "np.argpartition", 30.0)]
+    more = [row(10**8, "stprune, out=", 40.0), row(10**8, "np.argpartition", 900.0)]
+    more += [row(10**7, "stprune, out=", 1.0, "tuned"), row(10**7, "torch.sort", 8.0, "tuned")]
+    printed = []
+    for content in (rows, rows + more):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(one) + "\n" for one in content))
+        command = [sys.executable, "plot.py", "--table", "--rows", str(file)]
+        printed.append(subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=True).stdout)
+    assert "| 2.00 ms | np.argpartition, 30.0 ms | 15.0x |" in printed[0]
+    assert printed[1] == printed[0]
+    tuned = subprocess.run(
+        [*command, "--allocator", "tuned"], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    ).stdout
+    assert "| 1.00 ms | torch.sort, 8.0 ms | 8.0x |" in tuned
+    assert "; tuned allocator." in tuned
