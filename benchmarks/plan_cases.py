@@ -13,6 +13,7 @@ from stprune.methods import Method, resolve
 from stprune.ops.plan_budget import Buffers
 from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import planned
+from stprune.plan_memory import PlanMemory
 
 STRATA = 24
 
@@ -23,7 +24,12 @@ def plans(n: int, device: torch.device) -> Iterator[Case]:
     strata = torch.arange(n, device=device) % STRATA
     # What a sampler keeps from one epoch to the next.
     order = torch.zeros(n, dtype=torch.int64, device=device)
-    buffers = Buffers(torch.zeros_like(order), torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int32, device=device))
+    if device.type == "cpu":
+        buffers = PlanMemory(n).take(n)
+    else:
+        buffers = Buffers(
+            torch.zeros_like(order), torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int32, device=device)
+        )
     rivals: dict[str, Call] = {}
     if device.type == "cpu" and n <= 10**7:
         rivals["InfoBatch's prune()"] = _original(keys.numpy())

@@ -148,8 +148,9 @@ def draw(rows: list[records.Row], target: pathlib.Path) -> None:
             if last < right:
                 # A rival that larger sizes leave out: named above its own end, where nothing else begins.
                 axis.annotate(
-                    label, (last, line[last]), (-2, 5), textcoords="offset points", color=colour, ha="right", fontsize=7
-                )
+                    label, (last, line[last]), (-2, 5), textcoords="offset points", color=colour, ha="right", fontsize=7,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
+                )  # fmt: skip
             else:
                 end.append((line[last], label, colour, ours))
         _label_lines(axis, end, right)
