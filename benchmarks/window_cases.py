@@ -171,7 +171,7 @@ def epochs(series: Tensor) -> Iterator[Case]:
 
         return epoch
 
-    def ours(prefetch: int) -> Call:
+    def ours(prefetch: int | None) -> Call:
         return deliver(
             stprune.WindowLoader(
                 series,
@@ -199,9 +199,9 @@ def epochs(series: Tensor) -> Iterator[Case]:
         f"epoch of {count} windows, {nodes} nodes",
         count,
         count * (HISTORY + HORIZON) * nodes * series.element_size(),
-        ours(2),
+        ours(None),
         rivals,
-        variants={"prefetch=0": ours(0)},
+        variants={"prefetch=2": ours(2)},
     )
 
 

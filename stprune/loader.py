@@ -35,11 +35,11 @@ class WindowLoader:
     at row ``start + stride * i``, and the same sampler gives the same batches, bit for bit. Iterating yields ``(index, x, y)``
     or, where the sampler draws nodes (``node_ratio`` < 1) or pairs, ``(index, node, x, y)``, on `device`.
 
-    Where the series lies says how: a series on the GPU is gathered there; one in host memory is gathered by a thread
-    `prefetch` batches ahead and, for a GPU, copied from pinned memory beside the computation; of a memory-mapped file only the
-    rows of the windows are read, and no more than about 64 MiB of it stay in the process. Batches are the caller's to keep; on
-    the CPU their memory is used again once nothing refers to it. `iter` has no side effect: two iterators over one epoch give
-    the same, in any interleaving. An iterator that is dropped half-way ends its thread.
+    Where the series lies says how: a series on the GPU is gathered there; one in host memory is gathered on the host, for a
+    GPU by a thread `prefetch` batches ahead and copied from pinned memory beside the computation; of a memory-mapped file only
+    the rows of the windows are read, and no more than about 64 MiB of it stay in the process. Batches are the caller's to keep;
+    on the CPU their memory is used again once nothing refers to it. `iter` has no side effect: two iterators over one epoch
+    give the same, in any interleaving. An iterator that is dropped half-way ends its thread.
 
     Args:
         series: [time, node, channel] or [time, node], float32, float64, float16, bfloat16 or int16; tensor, array,
@@ -57,7 +57,8 @@ class WindowLoader:
         layout, mean, std, normalize_target, scale, offset, missing, fill, dtype: as in `gather_windows`.
         device: of the batches; None is that of the series.
         prefetch: batches made ahead, at least 0; 0 makes each when it is asked for. Memory holds the batch in use and so many
-            more. Means nothing for a series on the GPU, whose batches are asynchronous anyway.
+            more. None is 0 from memory to the CPU, where a thread of its own costs what it saves, and 2 where a file is read
+            or a GPU waits. Means nothing for a series on the GPU, whose batches are asynchronous anyway.
         drop_last: leave out a last batch that is not full.
         order: "sampler", or "chunk": the epoch's ids shuffled by `chunk_order`, so that each chunk of a stored series is read
             about once. Exact resume and sharding stay as they are; ranks read the same chunks at the same time.
@@ -106,7 +107,7 @@ class WindowLoader:
         fill: float | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         drop_last: bool = False,
         order: str = "sampler",
         chunk_rows: int | None = None,
@@ -116,7 +117,6 @@ class WindowLoader:
         self.history = _check.integer(_OP, "history", history, 1)
         self.horizon = _check.integer(_OP, "horizon", horizon, 1)
         self.stride = _check.integer(_OP, "stride", stride, 1)
-        self.prefetch = _check.integer(_OP, "prefetch", prefetch, 0)
         self.drop_last = bool(drop_last)
         self._stored = StoredWindows(series) if isinstance(series, ChunkedSeries) else None
         source = series if self._stored is None else self._stored.placeholder()
@@ -154,6 +154,8 @@ class WindowLoader:
             if self.device not in (tensor.device, torch.device(tensor.device.type)):
                 raise RuntimeError(f"{_OP}: series must be on the CPU or on device {self.device}, got {tensor.device}")
             self.device = tensor.device
+        ahead = 0 if self.device.type == "cpu" and self._stored is None and not self._pages else 2
+        self.prefetch = ahead if prefetch is None else _check.integer(_OP, "prefetch", prefetch, 0)
         self.sampler = _checked_sampler(sampler, self.num_windows, tensor.shape[1])
         # Our own sampler's ids lie in range by construction.
         self._checks_ids = sampler is not None and not isinstance(sampler, PruningSampler)
@@ -248,7 +250,7 @@ class WindowLoader:
 
     def _index(self, ids: np.ndarray[Any, Any]) -> Tensor:
         if self._checks_ids:
-            low, high = int(ids.min()), int(ids.max())
+            low, high = int(np.minimum.reduce(ids)), int(np.maximum.reduce(ids))
             if low < 0 or high >= self.num_windows:
                 bad = low if low < 0 else high
                 raise ValueError(f"{_OP}: sampler must yield ids in [0, {self.num_windows - 1}], got {bad}")
@@ -264,27 +266,30 @@ class WindowLoader:
         index = self._index(ids)
         node = None if draw is None else draw(index)
         num_nodes = self._recipe.series.shape[1] if node is None else node.shape[1]
-        shapes = self._recipe.shapes(len(index), num_nodes, self.history, self.horizon)
-        dtype = self._recipe.dtype
+        count, recipe = len(ids), self._recipe
+        shapes = recipe.shapes(count, num_nodes, self.history, self.horizon)
+        dtype = recipe.dtype
         if pinned:
             x, y = (torch.empty(shape, dtype=dtype, pin_memory=True) for shape in shapes)
         else:
             x, y = (
                 # A block takes a full batch, so that a smaller one does not need its own.
-                memory.empty(shape, dtype, capacity=math.prod(shape) // len(index) * self.batch_size)
+                memory.empty(shape, dtype, capacity=math.prod(shape) // count * self.batch_size)
                 for memory, shape in zip(self._memory, shapes, strict=True)
             )
         # A thread beside training on the CPU takes one core and leaves the others alone; it is far ahead even so.
         parallel = pinned or self.prefetch == 0
-        rows = self.start + self.stride * self._windows(index)
-        if self._stored is None:
+        # Small numbers are NumPy's: a call of torch takes longer than their whole work.
+        rows = torch.from_numpy(self.start + self.stride * self._windows(index).numpy())
+        if self._stored is not None:
+            with self._stored.staged(recipe, rows, self.history + self.horizon) as (staged, first):
+                staged.fill_in(first, node, x, y, parallel=parallel)
+        elif self._pages:
             # A layout that does not begin with the batch cannot be filled by parts.
-            parts = self._pages.portions(len(index), self._window_bytes, whole=self._recipe.layout[0] != "B")
-            for part in parts:
-                self._recipe.fill_in(rows[part], None if node is None else node[part], x[part], y[part], parallel=parallel)
+            for part in self._pages.portions(count, self._window_bytes, whole=recipe.layout[0] != "B"):
+                recipe.fill_in(rows[part], None if node is None else node[part], x[part], y[part], parallel=parallel)
         else:
-            with self._stored.staged(self._recipe, rows, self.history + self.horizon) as (recipe, first):
-                recipe.fill_in(first, node, x, y, parallel=parallel)
+            recipe.fill_in(rows, node, x, y, parallel=parallel)
         batch = (index, x, y) if node is None else (index, node, x, y)
         return batch if pinned or self.device.type == "cpu" else tuple(part.to(self.device) for part in batch)
 

@@ -22,6 +22,9 @@ Result = TypeVar("Result")
 _ALIGNMENT = 64
 """Bytes; a cache line."""
 
+_WORDS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
+"""Types by bytes: torch reads the same bytes as any type of that size."""
+
 
 class Memory:
     """CPU tensors on memory that comes back when the last tensor, view or autograd graph on it is gone.
@@ -34,15 +37,22 @@ class Memory:
 
     def __init__(self, spare: int) -> None:
         self._spare: collections.deque[np.ndarray[Any, Any]] = collections.deque(maxlen=spare)
+        # id(reference): the reference to what was lent, and its block.
+        self._lent: dict[int, tuple[weakref.ref[Any], np.ndarray[Any, Any]]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, capacity: int = 0) -> Tensor:
         """An uninitialised contiguous tensor; a new block is made for at least `capacity` elements."""
         size = math.prod(shape) * dtype.itemsize
         block = self._block(size, max(size, capacity * dtype.itemsize))
-        # torch holds on to this array object for as long as anything uses its storage; then the block is spare again.
-        lent = block[:size]
-        weakref.finalize(lent, self._spare.append, block).atexit = False
-        return torch.from_numpy(lent).view(dtype).view(shape)
+        # torch holds on to this array object for as long as anything uses its storage; then the block is spare again. A
+        # bare reference: weakref.finalize costs more than all the rest.
+        shaped = block[:size].view(_WORDS[dtype.itemsize]).reshape(shape)
+        reference = weakref.ref(shaped, self._take_back)
+        self._lent[id(reference)] = reference, block
+        return torch.from_numpy(shaped).view(dtype)
+
+    def _take_back(self, reference: weakref.ref[Any]) -> None:
+        self._spare.append(self._lent.pop(id(reference))[1])
 
     def _block(self, size: int, capacity: int) -> np.ndarray[Any, Any]:
         try:

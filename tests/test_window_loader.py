@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from stprune.loader import WindowLoader
 from stprune.models import STID
 from stprune.prefetch import Memory, in_background
 from stprune.testing import assert_same
+from stprune.windows import ChunkedSeries
 from stprune.windows import mapped as mapped_module
 from stprune.windows.clock import time_features
 from stprune.windows.mapped import RELEASE_BYTES
@@ -312,6 +314,21 @@ def test_errors_in_the_thread_reach_the_caller(prefetch):
         list(WindowLoader(make_series(), [0.5], batch_size=1))
 
 
+def test_what_lies_in_memory_is_cut_when_asked_for_and_files_are_read_ahead(tmp_path):
+    series = make_series()
+    np.save(tmp_path / "series.npy", series.numpy())
+    mapped = np.load(tmp_path / "series.npy", mmap_mode="r")
+    for source, ahead in ((series, 0), (series.numpy(), 0), (mapped, 2), (ChunkedSeries(mapped, chunk=50, memory_chunks=2), 2)):
+        loader = WindowLoader(source, batch_size=32)
+        assert loader.prefetch == ahead
+        iterator = iter(loader)
+        next(iterator)
+        assert len(workers()) == (ahead > 0)
+        del iterator
+        gc.collect()
+        assert WindowLoader(source, batch_size=32, prefetch=1).prefetch == 1
+
+
 def test_no_more_is_made_ahead_than_asked_for():
     class Counting:
         taken = 0
@@ -395,11 +412,24 @@ def test_memory_in_use_is_never_given_out(keep):
     assert place in {part.data_ptr() for part in both}
 
 
+def test_a_lender_that_is_gone_takes_nothing_back():
+    memory = Memory(2)
+    x = memory.empty((4, 3), torch.float64).fill_(2.5)
+    gone = weakref.ref(memory)
+    del memory
+    gc.collect()
+    assert gone() is None
+    assert torch.equal(x, torch.full((4, 3), 2.5, dtype=torch.float64))
+    del x
+    gc.collect()
+
+
 def test_spare_memory_is_bounded():
     memory = Memory(2)
     held = [memory.empty((10,), torch.float32) for _ in range(8)]
     del held
     assert len(memory._spare) == 2
+    assert len(memory._lent) == 0
     assert memory.empty((100,), torch.float64).numel() == 100
 
 

@@ -19,8 +19,9 @@
 namespace stprune {
 namespace {
 
-// Bytes per thread below which starting a thread costs more than it saves.
+// Bytes per thread below which starting a thread costs more than it saves; copies are sooner done.
 constexpr int64_t kGrainBytes = 1 << 18;
+constexpr int64_t kCopyGrainBytes = 1 << 20;
 
 struct Inputs {
   const Tensor &series, &start;
@@ -100,7 +101,8 @@ void gather(const Inputs& in) {
   const int64_t a_window = x.tiles + y.tiles, items = in.start.numel() * a_window;
   if (items == 0) return;
   const int64_t bytes = (in.x.numel() + in.y.numel()) * static_cast<int64_t>(sizeof(Out)) / items;
-  const int64_t grain = in.parallel ? std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes)) : items;
+  const int64_t least = std::is_unsigned_v<In> ? kCopyGrainBytes : kGrainBytes;
+  const int64_t grain = in.parallel ? std::max<int64_t>(1, least / std::max<int64_t>(1, bytes)) : items;
   torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t number = item % a_window;

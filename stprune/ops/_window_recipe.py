@@ -64,7 +64,7 @@ class WindowRecipe:
 
     def fill_in(self, start: Tensor, node: Tensor | None, x: Tensor, y: Tensor, *, parallel: bool = True) -> None:
         """Write the windows that begin at `start` [B] into contiguous x and y of the layout; ids must be in range."""
-        torch.ops.stprune.gather_windows(
+        torch.ops.stprune.gather_windows.default(
             self.series,
             start,
             node,
@@ -238,4 +238,6 @@ def _canonical(out: Tensor, layout: str) -> Tensor:
         return out
     if "C" not in layout:
         out, layout = out.unsqueeze(-1), layout + "C"
+    if layout == "BTNC":
+        return out
     return out.permute([layout.index(axis) for axis in "BTNC"])

@@ -64,6 +64,10 @@ class MappedPages:
                 break
             series = series.base
 
+    def __bool__(self) -> bool:
+        """Whether there is a map."""
+        return self._map is not None
+
     def portions(self, count: int, item_bytes: int, *, whole: bool = False) -> Iterator[slice]:
         """Cut `count` items, each of which reads `item_bytes`, so that pages can be given back between them.
 
