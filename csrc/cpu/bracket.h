@@ -51,22 +51,22 @@ T kth_largest(const T* values, int64_t n, int64_t rank);
 // How many times the variance of a sample's rank exceeds that of keys drawn one by one, where the keys of a run
 // resemble each other (as those of neighbouring windows do): estimated from the spread of the runs around a key near
 // the rank.
-template <typename T>
-double run_effect(const T* sample, int64_t size, int64_t run, double share) {
-  std::vector<T> few(sample, sample + std::min<int64_t>(size, 1024));
+template <int64_t RUN, typename T>
+double run_effect(const T* sample, int64_t size, double share) {
+  std::vector<T> few(sample, sample + std::min<int64_t>(size, 256));
   const int64_t near = std::clamp<int64_t>(static_cast<int64_t>(share * static_cast<double>(few.size())), 0,
                                            static_cast<int64_t>(few.size()) - 1);
   std::nth_element(few.begin(), few.begin() + near, few.end(), std::greater<T>());
   const T pivot = few[near];
   int64_t sum = 0, squares = 0;
-  for (int64_t first = 0; first < size; first += run) {
+  for (int64_t first = 0; first < size; first += RUN) {
     int32_t count = 0;
-    for (int64_t i = 0; i < run; ++i) count += sample[first + i] >= pivot;
+    for (int64_t i = 0; i < RUN; ++i) count += sample[first + i] >= pivot;
     sum += count;
     squares += int64_t{count} * count;
   }
-  const double runs = static_cast<double>(size / run), mean = static_cast<double>(sum) / runs;
-  const double single = mean * (1.0 - mean / static_cast<double>(run));
+  const double runs = static_cast<double>(size / RUN), mean = static_cast<double>(sum) / runs;
+  const double single = mean * (1.0 - mean / static_cast<double>(RUN));
   return single > 0.0 ? std::max(1.0, (static_cast<double>(squares) / runs - mean * mean) / single) : 1.0;
 }
 
@@ -85,7 +85,7 @@ Bracket<typename Source::Key> bracket(const Source& source, int64_t rank, double
   for (int64_t i = 0; i < size; ++i) sample[i] = sample[i] <= INFINITE ? sample[i] : INFINITE;
   const double share = static_cast<double>(rank) / static_cast<double>(source.n);
   const double middle = share * static_cast<double>(size);
-  const double width = half_width(sigmas * std::sqrt(run_effect(sample, size, RUN, share)), middle, size);
+  const double width = half_width(sigmas * std::sqrt(run_effect<RUN>(sample, size, share)), middle, size);
   const int64_t first = static_cast<int64_t>(std::floor(middle - width)) + 1;
   const int64_t last = static_cast<int64_t>(std::ceil(middle + width)) + 1;
   Bracket<T> found{-INFINITE, INFINITE};
