@@ -79,6 +79,7 @@ def test_same_for_threads_and_instruction_sets(threads):
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.example(values=[0.0, 1.0, math.nan], alpha=0.5, ratio=2.044165674211621e-31, floor=1.0)
 @hypothesis.given(
     values=st.lists(st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf]), min_size=1, max_size=90),
     alpha=st.sampled_from([0.0, 0.5, 1.0]),

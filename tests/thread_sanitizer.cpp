@@ -18,6 +18,7 @@
 #include "cpu/draw.cpp"
 #include "cpu/draw_threshold.cpp"
 #include "cpu/draw_weighted.cpp"
+#include "cpu/plan_budget.cpp"
 #include "cpu/select.cpp"
 #include "cpu/shuffle.cpp"
 
@@ -93,6 +94,13 @@ Results run_all(const std::vector<float>& keys) {
     const Drawn drawn(weights.data(), n, Draw{0.5, philox_key(1), 2}, exact);
     drawn.write(ids(drawn.total()), values(drawn.total()));
   }
+  std::vector<uint8_t> labels(keys.size());
+  std::vector<int64_t> sizes(3);
+  for (size_t i = 0; i < keys.size(); ++i) ++sizes[labels[i] = i % 3];
+  const Planned<float> plan(weights.data(), n, Power::kRoot, k, 0.01, philox_key(1), 2);
+  plan.write(ids(plan.num_kept()), values(plan.num_kept()));
+  std::vector<uint8_t> members(plan.num_kept());
+  plan.write(labels.data(), Sizes{sizes.data(), 3}, ids(plan.num_kept()), values(plan.num_kept()), members.data());
   shuffle_kernel(keys.data(), n, 1, 2, values(n));
   return out;
 }

@@ -146,7 +146,9 @@ class Budget {
     num_kept_ = n_ - base_.known + std::llround(wanted);
     if (base_.positive == 0) return {0.0, base_.known > 0 ? wanted / known : 1.0};
     if (positive + minimum_ * (known - positive) <= wanted) {
-      return {INFINITE, positive < known ? std::min((wanted - positive) / (known - positive), 1.0) : 1.0};
+      // A minimum so small that the comparison rounds it away still bounds what the zeros share.
+      const double share = positive < known ? (wanted - positive) / (known - positive) : 1.0;
+      return {INFINITE, std::min(std::max(share, minimum_), 1.0)};
     }
     if (wanted <= minimum_ * known) return {0.0, minimum_};
     const double start = 0.0 < middle && middle < LARGEST ? middle : wanted / sum_of_sizes();

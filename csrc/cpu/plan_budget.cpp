@@ -29,14 +29,13 @@ struct OfScores {
   }
 };
 
-struct Strata {
-  const Tensor& labels;  // [n]
-  const int64_t* sizes;  // [num]
+struct Sizes {
+  const int64_t* of;  // [num]
   int64_t num;
 };
 
 // What the weights of each stratum are multiplied by so that they add up to its true size (eq. 10).
-std::vector<double> stratum_factors(const StratumTotals& totals, const Strata& strata) {
+std::vector<double> stratum_factors(const StratumTotals& totals, Sizes strata) {
   std::vector<int64_t> group(strata.num);
   std::vector<double> total(strata.num), group_size, group_total;
   int64_t complete = 0, members = 0;
@@ -55,7 +54,7 @@ std::vector<double> stratum_factors(const StratumTotals& totals, const Strata& s
   for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
     // What is left over at the end joins the last complete group.
     group[stratum] = std::min(group[stratum], std::max<int64_t>(0, complete - 1));
-    group_size[group[stratum]] += static_cast<double>(strata.sizes[stratum]);
+    group_size[group[stratum]] += static_cast<double>(strata.of[stratum]);
     group_total[group[stratum]] += total[stratum];
   }
   std::vector<double> factor(strata.num);
@@ -68,35 +67,27 @@ std::vector<double> stratum_factors(const StratumTotals& totals, const Strata& s
 template <typename T>
 class Planned {
  public:
-  Planned(const Tensor& scores, Power power, int64_t count, double minimum, PhiloxKey key, uint32_t epoch)
-      : n_(scores.numel()), budget_(scores.const_data_ptr<T>(), n_, power, static_cast<double>(count), minimum) {
+  Planned(const T* scores /* [n] */, int64_t n, Power power, int64_t count, double minimum, PhiloxKey key,
+          uint32_t epoch)
+      : n_(n), budget_(scores, n, power, static_cast<double>(count), minimum) {
     const Scale found = budget_.find();
-    source_ = {scores.const_data_ptr<T>(), power, found};
+    source_ = {scores, power, found};
     drawn_ = {n_, budget_.num_kept(), key, epoch};
   }
 
   int64_t num_kept() const { return drawn_.count; }
 
-  // The kept samples and their weights, and scratch where there are strata, [num_kept] each. Returns the mean of the
-  // weights.
-  double write(const std::optional<Strata>& strata, int64_t* indices, float* weights, void* scratch) const {
-    SystematicDraw<OfScores<T>> draw(source_, drawn_);
-    STD_TORCH_CHECK(draw.spread(), "plan_budget: the probabilities must add up to a whole number");
-    if (!strata.has_value()) {
-      for_chunks(drawn_.blocks(), [&](int64_t block) { write_block_of(draw, block, indices, weights); });
-      return mean_of(finite_stats_of(weights, num_kept()));
-    }
-    double mean = 0.0;
-    with_labels(strata->labels, "plan_budget", [&]<typename Label>(const Label* labels) {
-      mean = write_calibrated(draw, *strata, labels, indices, weights, static_cast<Label*>(scratch));
-    });
-    return mean;
+  // The kept samples and their weights, [num_kept] each. Returns the mean of the weights.
+  double write(int64_t* indices, float* weights) const {
+    const auto draw = drawn();
+    for_chunks(drawn_.blocks(), [&](int64_t block) { write_block_of(draw, block, indices, weights); });
+    return mean_of(finite_stats_of(weights, num_kept()));
   }
 
- private:
+  // The same with weights that add up to each stratum's size.  labels [n], members [num_kept] scratch
   template <typename Label>
-  double write_calibrated(const SystematicDraw<OfScores<T>>& draw, const Strata& strata, const Label* labels,
-                          int64_t* indices, float* weights, Label* members) const {
+  double write(const Label* labels, Sizes strata, int64_t* indices, float* weights, Label* members) const {
+    const auto draw = drawn();
     StratumTotals totals(n_, strata.num);
     std::atomic<bool> good{true};
     for_chunks(totals.parts(), [&](int64_t part) {
@@ -118,6 +109,13 @@ class Planned {
       block_stats(weights + first, size, &blocks[block]);
     });
     return mean_of(stats_of(blocks));
+  }
+
+ private:
+  SystematicDraw<OfScores<T>> drawn() const {
+    SystematicDraw<OfScores<T>> draw(source_, drawn_);
+    STD_TORCH_CHECK(draw.spread(), "plan_budget: the probabilities must add up to a whole number");
+    return draw;
   }
 
   void write_block_of(const SystematicDraw<OfScores<T>>& draw, int64_t block, int64_t* indices, float* weights) const {
@@ -142,7 +140,7 @@ struct Arguments {
   double alpha;
   int64_t count;
   double minimum;
-  std::optional<Strata> strata;
+  const std::optional<Tensor>&strata, &sizes;
   int64_t seed, epoch;
 };
 
@@ -159,16 +157,14 @@ Arguments checked(const Tensor& scores, double alpha, int64_t count, double mini
                   ": scores must have 1 to 2^30 elements");
   STD_TORCH_CHECK(count >= 0 && count <= scores.numel(), op, ": count must lie in [0, n]");
   STD_TORCH_CHECK(strata.has_value() == sizes.has_value(), op, ": strata and sizes belong together");
-  Arguments found{scores, alpha, count, minimum, std::nullopt, seed, epoch};
   if (strata.has_value()) {
     check_vector(*strata, op, "strata");
     check_vector(*sizes, op, "sizes");
     check_dtype(*sizes, ScalarType::Long, op, "sizes");
     STD_TORCH_CHECK(strata->numel() == scores.numel(), op, ": strata must have one label for each score");
     STD_TORCH_CHECK(sizes->numel() <= std::numeric_limits<int32_t>::max(), op, ": sizes must have fewer than 2^31");
-    found.strata.emplace(*strata, sizes->const_data_ptr<int64_t>(), sizes->numel());
   }
-  return found;
+  return {scores, alpha, count, minimum, strata, sizes, seed, epoch};
 }
 
 // Calls body(a plan of the scores' type).
@@ -178,10 +174,23 @@ void with_plan(const Arguments& given, const Body& body) {
   const PhiloxKey key = philox_key(given.seed);
   const uint32_t epoch = static_cast<uint32_t>(given.epoch);
   if (given.scores.scalar_type() == ScalarType::Float) {
-    body(Planned<float>(given.scores, power, given.count, given.minimum, key, epoch));
+    body(Planned<float>(given.scores.const_data_ptr<float>(), given.scores.numel(), power, given.count, given.minimum,
+                        key, epoch));
   } else {
-    body(Planned<double>(given.scores, power, given.count, given.minimum, key, epoch));
+    body(Planned<double>(given.scores.const_data_ptr<double>(), given.scores.numel(), power, given.count, given.minimum,
+                         key, epoch));
   }
+}
+
+template <typename T>
+double write_plan(const Planned<T>& plan, const Arguments& given, int64_t* indices, float* weights, void* scratch) {
+  if (!given.strata.has_value()) return plan.write(indices, weights);
+  const Sizes sizes{given.sizes->const_data_ptr<int64_t>(), given.sizes->numel()};
+  double mean = 0.0;
+  with_labels(*given.strata, "plan_budget", [&]<typename Label>(const Label* labels) {
+    mean = plan.write(labels, sizes, indices, weights, static_cast<Label*>(scratch));
+  });
+  return mean;
 }
 
 std::tuple<Tensor, Tensor, Tensor> plan_budget(const Tensor& scores, double alpha, int64_t count, double minimum,
@@ -194,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> plan_budget(const Tensor& scores, double alph
     indices = new_output(scores, plan.num_kept(), ScalarType::Long);
     weights = new_output(scores, plan.num_kept(), ScalarType::Float);
     const Workspace<int32_t> members(given.strata.has_value() ? plan.num_kept() : 0, "plan_budget");
-    *mean.mutable_data_ptr<double>() = plan.write(given.strata, indices->mutable_data_ptr<int64_t>(),
+    *mean.mutable_data_ptr<double>() = write_plan(plan, given, indices->mutable_data_ptr<int64_t>(),
                                                   weights->mutable_data_ptr<float>(), members.data());
   });
   return {*indices, *weights, mean};
@@ -218,7 +227,7 @@ Tensor plan_budget_into(Tensor indices, Tensor weights, Tensor scratch, const Te
     to[0] = static_cast<double>(plan.num_kept());
     to[1] = std::numeric_limits<double>::quiet_NaN();
     if (plan.num_kept() > std::min({indices.numel(), weights.numel(), scratch.numel()})) return;
-    to[1] = plan.write(given.strata, indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
+    to[1] = write_plan(plan, given, indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
                        scratch.mutable_data_ptr<int32_t>());
   });
   return result;

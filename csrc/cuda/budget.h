@@ -398,6 +398,8 @@ struct BudgetSolve {
       // Every positive size is certain, and the zeros share what is left.
       scale = infinity();
       bound = positive < known ? (wanted - positive) / (known - positive) : 1.0;
+      // A minimum so small that the comparison rounds it away still bounds them.
+      if (bound < minimum) bound = minimum;
       bound = bound < 1.0 ? bound : 1.0;
       return;
     }

@@ -159,7 +159,8 @@ def scale_of(scores: torch.Tensor, alpha: float, count: float, minimum: float) -
         return 0.0, wanted / known if known else 1.0
     if positive + minimum * (known - positive) <= wanted:
         # Every positive size is certain, and the zeros share what is left evenly.
-        return math.inf, min((wanted - positive) / (known - positive), 1.0) if positive < known else 1.0
+        # A minimum so small that the comparison rounds it away still bounds them.
+        return math.inf, min(max((wanted - positive) / (known - positive), minimum), 1.0) if positive < known else 1.0
     if wanted <= minimum * known:
         return 0.0, minimum
 
