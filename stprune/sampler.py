@@ -198,10 +198,12 @@ class PruningSampler(DistributedSampler[int]):
         assert self._weights is not None
         return self._weights.of(index, per_step=per_step)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _plan_now(self) -> bool:
         """Plan the current epoch unless it is planned. Inside torch.compile that happens while the step is traced."""
         return len(self.plan) > 0
+
+    # All that torch.compiler.assume_constant_result does; calling it would import the compiler with the package.
+    _plan_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
         """The plan's and the table's arguments of `pruned_step`; None with a table that is not on the host or keeps no scores,
