@@ -206,8 +206,7 @@ class PruningSampler(DistributedSampler[int]):
     _plan_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
-        """The plan's and the table's arguments of `pruned_step`; None with a table that is not on the host or keeps no scores,
-        and where `weights_of` or `update` are a subclass's own."""
+        """The plan's and the table's arguments of `pruned_step`; None without scores on the host or with a subclass's own steps."""
         ready, table = self._step, self.table
         if type(table) is not ScoreTable:
             return None
