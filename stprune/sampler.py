@@ -206,7 +206,7 @@ class PruningSampler(DistributedSampler[int]):
     _plan_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
-        """The plan's and the table's arguments of `pruned_step`; None without scores on the host or with a subclass's own steps."""
+        """Plan's and table's arguments of `pruned_step`; None without scores on the host or for steps of one's own."""
         ready, table = self._step, self.table
         if type(table) is not ScoreTable:
             return None
