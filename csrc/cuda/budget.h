@@ -94,24 +94,6 @@ struct Solver {
   Power power;
   double minimum;
 
-  // Sum of the blocks' sums, neighbour by neighbour. They are overwritten.
-  STPRUNE_DEVICE double tree(int64_t blocks) {
-    double *from = memory.sums[0], *to = memory.sums[1];
-    for (int64_t left = blocks; left > 1; left = blocks_of(left, 2)) {
-      block.phase([&](int t) {
-        for (int64_t i = t; i < blocks_of(left, 2); i += SOLVE_THREADS) {
-          to[i] = from[2 * i] + (2 * i + 1 < left ? from[2 * i + 1] : 0.0);
-        }
-      });
-      double* const next = from;
-      from = to;
-      to = next;
-    }
-    const double sum = blocks > 0 ? from[0] : 0.0;
-    block.sync();
-    return sum;
-  }
-
   STPRUNE_DEVICE int64_t count(PerThread<int64_t> value) { return reduce(block, shared.counts, value, Sum{}); }
   STPRUNE_DEVICE int64_t count(const uint32_t* values, int64_t blocks) {
     PerThread<int64_t> sum;
@@ -160,7 +142,7 @@ struct Solver {
     Clipped all;
     all.low = count(low);
     all.high = count(high);
-    all.middle = tree(blocks);
+    all.middle = tree_sum(block, memory.sums, blocks);
     return all;
   }
 
@@ -385,7 +367,7 @@ struct BudgetSolve {
     Clipped base;
     base.low = solver.count(memory.low, blocks);
     base.high = solver.count(memory.high, blocks);
-    base.middle = solver.tree(blocks);
+    base.middle = tree_sum(solver.block, memory.sums, blocks);
     const double known = static_cast<double>(num_known), positive = static_cast<double>(num_positive);
     double wanted = count - static_cast<double>(n - num_known);
     if (wanted < minimum * known) wanted = ceil(minimum * known);

@@ -87,6 +87,26 @@ struct FiniteBlocks {
   }
 };
 
+// Sum of the blocks' sums[0], neighbour by neighbour, in every thread; zero when there are none. Both levels are
+// overwritten.
+template <int THREADS>
+STPRUNE_DEVICE double tree_sum(Block<THREADS>& block, double* const sums[2], int64_t blocks) {
+  double *from = sums[0], *to = sums[1];
+  for (int64_t left = blocks; left > 1; left = blocks_of(left, 2)) {
+    block.phase([&](int t) {
+      for (int64_t i = t; i < blocks_of(left, 2); i += THREADS) {
+        to[i] = from[2 * i] + (2 * i + 1 < left ? from[2 * i + 1] : 0.0);
+      }
+    });
+    double* const next = from;
+    from = to;
+    to = next;
+  }
+  const double sum = blocks > 0 ? from[0] : 0.0;
+  block.sync();
+  return sum;
+}
+
 // One block adds up what the blocks found.
 struct FiniteSettle {
   static constexpr int THREADS = 1024;
@@ -114,20 +134,10 @@ struct FiniteSettle {
     const int64_t all = reduce(block, shared.counts, count, Sum{});
     const double all_low = reduce(block, shared.ends, low, Least{});
     const double all_high = reduce(block, shared.ends, high, Most{});
-    double *from = memory.sums[0], *to = memory.sums[1];
-    for (int64_t left = blocks; left > 1; left = blocks_of(left, 2)) {
-      block.phase([&](int t) {
-        for (int64_t i = t; i < blocks_of(left, 2); i += THREADS) {
-          to[i] = from[2 * i] + (2 * i + 1 < left ? from[2 * i + 1] : 0.0);
-        }
-      });
-      double* const next = from;
-      from = to;
-      to = next;
-    }
+    const double sum = tree_sum(block, memory.sums, blocks);
     block.own([&](int t) {
       if (t != 0) return;
-      out[0] = blocks > 0 ? from[0] : 0.0;
+      out[0] = sum;
       out[1] = static_cast<double>(all);
       // Adding zero makes one zero of the two.
       out[2] = all_low + 0.0;
