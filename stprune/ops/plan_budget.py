@@ -13,7 +13,7 @@ from stprune.ops.finite_mean import finite_stats
 from stprune.ops.strata import Strata, calibrate
 from stprune.reference import budget as reference_budget
 from stprune.reference import draw as reference_draw
-from stprune.reference.plan_budget import mean_of
+from stprune.reference.plan_budget import mean_weight
 
 MOST = 1 << 30
 """Scores one call takes: the sum of so many fixed-point probabilities fits into int64."""
@@ -66,7 +66,7 @@ def _composed(
     weights = torch.ops.stprune.inverse_at(probability, indices)
     if strata is not None and sizes is not None:
         calibrate(weights, indices, Strata(strata, sizes))
-    return indices, weights, mean_of(weights)
+    return indices, weights, mean_weight(weights)
 
 
 def _composed_into(

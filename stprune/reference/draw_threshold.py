@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 
 from stprune.reference.draw import ONE
-from stprune.reference.finite_stats import finite_stats
+from stprune.reference.finite_stats import finite_stats, mean_of
 from stprune.reference.random import DRAW, SHUFFLE, words
 from stprune.reference.shuffle import permute
-
-
-def mean_of(stats: torch.Tensor) -> float:
-    """Mean of the finite entries from their `finite_stats`; NaN when there are none, exact when all are equal."""
-    total, count, least, largest = stats.tolist()
-    return float(least) if least == largest else total / count if count else float("nan")
 
 
 def below_mean(scores: torch.Tensor) -> torch.Tensor:

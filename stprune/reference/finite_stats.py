@@ -58,3 +58,9 @@ def finite_stats(values: torch.Tensor) -> torch.Tensor:
     least = torch.where(finite, values, torch.inf).min().double() + 0.0
     largest = torch.where(finite, values, -torch.inf).max().double() + 0.0
     return torch.stack([blocked_sum(values, finite), finite.sum().double(), least, largest])
+
+
+def mean_of(stats: torch.Tensor) -> float:
+    """Mean of the finite entries from their `finite_stats`; NaN when there are none, exact when all are equal."""
+    total, count, least, largest = stats.tolist()
+    return float(least) if least == largest else total / count if count else float("nan")

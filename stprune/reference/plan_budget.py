@@ -7,13 +7,12 @@ import torch
 from stprune.reference import plan_weights
 from stprune.reference.budget import inclusion_budget, num_kept
 from stprune.reference.draw import draw
-from stprune.reference.finite_stats import finite_stats
+from stprune.reference.finite_stats import finite_stats, mean_of
 
 
-def mean_of(weights: torch.Tensor) -> torch.Tensor:
+def mean_weight(weights: torch.Tensor) -> torch.Tensor:
     """The mean of weights [K], exact where all are equal, as [1] float64."""
-    total, count, least, largest = finite_stats(weights).unbind()
-    return torch.where(least == largest, least, total / count).unsqueeze(0)
+    return torch.tensor([mean_of(finite_stats(weights))], dtype=torch.float64, device=weights.device)
 
 
 def plan_budget(
@@ -33,4 +32,4 @@ def plan_budget(
     if strata is not None and sizes is not None:
         kept, totals, members = plan_weights.stratum_totals(strata, indices, weights, sizes.numel())
         plan_weights.scale_by_stratum(weights, members, plan_weights.stratum_factors(sizes, kept, totals))
-    return indices, weights, mean_of(weights)
+    return indices, weights, mean_weight(weights)
