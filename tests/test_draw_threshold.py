@@ -7,7 +7,7 @@ import torch
 
 import stprune
 from stprune import testing
-from stprune.methods import InfoBatch, Method
+from stprune.methods import InfoBatch
 from stprune.ops import draw_threshold, permute
 from stprune.reference import draw_threshold as reference
 from stprune.testing import assert_chi_square
@@ -75,20 +75,13 @@ def test_exact_count_is_the_head_of_a_permutation(n, keep):
 def test_infobatch_in_one_op_is_infobatch_in_three(n, keep_ratio):
     scores = lognormal(n)
     scores[0] = math.nan
-    arguments = {"keep_ratio": keep_ratio, "seed": 3, "epoch": 9}
-    for actual, expected in zip(
-        InfoBatch().choose(scores, **arguments), Method.choose(InfoBatch(), scores, **arguments), strict=True
-    ):
-        testing.assert_same(actual, expected)
-
-
-def test_infobatch_with_a_step_of_ones_own_takes_the_three():
-    class Heavier(InfoBatch):
-        def weights(self, probability):
-            return torch.full_like(probability, 9.0)
-
-    plan = stprune.plan_epoch(lognormal(100), method=Heavier(), keep_ratio=0.5, epoch=1, seed=0)
-    assert set(plan.weights.tolist()) == {9.0}
+    order = lambda size, seed, epoch: stprune.permute(size, 0, size, seed=seed, epoch=epoch)
+    plans = [
+        stprune.plan_epoch(scores, method=method, keep_ratio=keep_ratio, epoch=9, seed=3)
+        for method in (InfoBatch(), InfoBatch(permutation=order))
+    ]
+    testing.assert_same(plans[0].indices, plans[1].indices)
+    testing.assert_same(plans[0].weights, plans[1].weights)
 
 
 def test_inclusion_frequencies():

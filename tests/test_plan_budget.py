@@ -154,16 +154,6 @@ def test_plan_epoch_is_this_plan():
         assert plan.mean_weight == kept.mean_weight
 
 
-def test_a_method_that_replaces_a_step_is_asked_for_it():
-    class Half(stprune.methods.STPrune):
-        def weights(self, probability):
-            return torch.full_like(probability, 0.5)
-
-    plan = stprune.plan_epoch(lognormal(1000), method=Half(), keep_ratio=0.3, epoch=2, seed=1)
-    assert bool((plan.weights == 0.5).all())
-    assert plan.mean_weight == 0.5
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -176,13 +176,13 @@ def train(batches, sampler, model, epochs):
     return losses, sampler.table.scores
 
 
-@pytest.mark.parametrize(("node_ratio", "node_law"), [(1.0, "uniform"), (0.5, "uniform"), (0.5, "priority")])
-def test_training_through_either_loader_gives_the_same_losses(node_ratio, node_law):
+@pytest.mark.parametrize(("node_ratio", "node_sampler"), [(1.0, "uniform"), (0.5, "uniform"), (0.5, "priority")])
+def test_training_through_either_loader_gives_the_same_losses(node_ratio, node_sampler):
     series = make_series(nodes=8, channels=1)
     results = []
     for kind in ("torch", "stprune"):
         sampler = PruningSampler(
-            177, num_epochs=4, keep_ratio=0.5, num_nodes=8, node_ratio=node_ratio, node_law=node_law, seed=3
+            177, num_epochs=4, keep_ratio=0.5, num_nodes=8, node_ratio=node_ratio, node_sampler=node_sampler, seed=3
         )
         with torch.random.fork_rng():
             torch.manual_seed(0)
