@@ -10,7 +10,6 @@ from stprune.methods import Full, Method, resolve
 from stprune.ops import _check, permute, shuffle
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.plan_budget import Buffers
-from stprune.ops.plan_lookup import plan_lookup
 from stprune.ops.strata import Strata, checked_strata
 
 
@@ -108,38 +107,10 @@ class PlanWeights:
         self._mean = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
         self._full = plan.is_full
 
-    def arguments(self, *, per_step: bool) -> tuple[torch.Tensor, torch.Tensor, bool, torch.Tensor | None]:
-        """Kept ids, their weights, whether all are kept, and what the weights are divided by: as `plan_lookup` takes them."""
-        return self._indices, self._weights, self._full, self._mean if per_step else None
-
-    def of(self, index: torch.Tensor, *, per_step: bool) -> torch.Tensor:
-        """The weights of samples.
-
-        Args:
-            index: [B] int64 sample ids; not modified.
-            per_step: divide by the plan's mean weight.
-
-        Returns:
-            [B] float32, on the device of `index`.
-
-        Raises:
-            ValueError: an id is not in the plan. For ids on a GPU the weight is NaN instead, as asking would wait for the
-                device; under torch.compile it is a RuntimeError.
-        """
-        indices, weights, mean = self._indices, self._weights, self._mean
-        if index.device != indices.device:
-            indices, weights, mean = self._plan.indices, self._plan.weights, mean.to(index.device)
-        divisor = mean if per_step else None
-        if torch.compiler.is_compiling():
-            return plan_lookup(index, indices, weights, full=self._full, mean_weight=divisor)
-        try:
-            return plan_lookup(index, indices, weights, full=self._full, mean_weight=divisor)
-        except RuntimeError as error:
-            _, known = self._plan.lookup(index)
-            if bool(known.all()):
-                raise
-            bad = int(index[~known][0])
-            raise ValueError(f"PrunedLoss: index must hold ids of the plan of epoch {self._plan.epoch}, got {bad}") from error
+    def arguments(self, *, per_step: bool) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, int]:
+        """What `pruned_step` takes of a plan."""
+        ids = None if self._full else self._indices
+        return ids, self._weights, self._mean if per_step else None, self._plan.num_samples
 
 
 def plan_epoch(

@@ -132,7 +132,6 @@ class PruningSampler(DistributedSampler[int]):
         self.shuffle = True
         self._plan: EpochPlan | UniformPlan | None = None
         self._weights: PlanWeights | UniformWeights | None = None
-        self._step: tuple[Any, bool, tuple[Any, ...]] | None = None  # what step_arguments gave, until the next plan
         self._start = 0  # position of the epoch's order that iteration begins at: 0 unless resumed
         self._reported = False
         self._memory = PlanMemory(size)
@@ -186,17 +185,10 @@ class PruningSampler(DistributedSampler[int]):
         return self._plan
 
     def _set_plan(self, plan: EpochPlan | UniformPlan) -> EpochPlan | UniformPlan:
-        self._plan, self._step = plan, None
+        self._plan = plan
         device = self.table.device
         self._weights = PlanWeights(plan, device) if isinstance(plan, EpochPlan) else UniformWeights(plan, device)
         return plan
-
-    def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan, see `PlanWeights.of`."""
-        if torch.compiler.is_compiling() or self._weights is None:
-            self._plan_now()
-        assert self._weights is not None
-        return self._weights.of(index, per_step=per_step)
 
     def _plan_now(self) -> bool:
         """Plan the current epoch unless it is planned. Inside torch.compile that happens while the step is traced."""
@@ -205,23 +197,17 @@ class PruningSampler(DistributedSampler[int]):
     # All that torch.compiler.assume_constant_result does; calling it would import the compiler with the package.
     _plan_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
-        """Plan's and table's arguments of `pruned_step`; None without scores on the host or for steps of one's own."""
-        ready, table = self._step, self.table
-        if type(table) is not ScoreTable:
-            return None
-        if ready is not None and ready[0] is table.columns and ready[1] is per_step:
-            return ready[2]
-        own = type(self)
-        if own.weights_of is not PruningSampler.weights_of or own.update is not PruningSampler.update:
-            return None
-        if self._weights is None:
+    def step_arguments(self, *, per_step: bool) -> tuple[Any, ...]:
+        """Plan's and table's arguments of `pruned_step`."""
+        if torch.compiler.is_compiling() or self._weights is None:
             self._plan_now()
-        if not isinstance(self._weights, PlanWeights) or not table.columns[0].is_cpu:
-            return None
-        arguments = *self._weights.arguments(per_step=per_step), *table.columns, table.beta
-        self._step = table.columns, per_step, arguments
-        return arguments
+        assert self._weights is not None
+        return *self._weights.arguments(per_step=per_step), *self.table.columns, getattr(self.table, "beta", 0.0)
+
+    def take_in(self, index: torch.Tensor, node: torch.Tensor | None, pair_scores: torch.Tensor | None) -> None:
+        """Take in what a step measured beside the table."""
+        if node is not None and pair_scores is not None:
+            self.update_pairs(index, node, pair_scores)
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
@@ -243,7 +229,7 @@ class PruningSampler(DistributedSampler[int]):
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
         # The last epoch's plan leaves its memory to this one, unless somebody still holds it.
-        self._plan = self._weights = self._step = None
+        self._plan = self._weights = None
         return self._memory.planned(scores, method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self._strata)
 
     def _report_nonfinite(self) -> None:
@@ -315,7 +301,7 @@ class PruningSampler(DistributedSampler[int]):
         units, epoch = self._units, self.epoch
         return lambda index: units.nodes(index, epoch)
 
-    def node_weights_of(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
+    def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
 
         Args:

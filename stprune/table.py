@@ -10,7 +10,7 @@ from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.host_memory import filled
 from stprune.ops.table_age import NEVER, count_nonfinite, table_age
-from stprune.ops.table_update import TABLE_UPDATE, table_update
+from stprune.ops.table_update import table_update
 
 _CHUNK = 1 << 22  # ranks exchange the table in pieces of this size, so that temporaries stay under 100 MB
 
@@ -71,7 +71,7 @@ class ScoreTable:
         self._variance = filled(self.num_samples, 0.0, torch.float32, device) if track_variance else None
         # Samples counted since `restart_count`, and a number of the kernel's own, beside the scores: an update adds to them
         # without asking the host, also when a captured graph replays it.
-        self._count = torch.zeros(2, dtype=torch.int64, device=device)
+        self._count = torch.zeros(3, dtype=torch.int64, device=device)
         self._columns = self._scores, self._marks, self._variance, self._count
         self._on_host = self._scores.is_cpu
 
@@ -90,7 +90,7 @@ class ScoreTable:
 
     def restart_count(self) -> None:
         """Set `num_counted` to 0."""
-        self._count[0] = 0
+        self._count.zero_()
 
     @property
     def device(self) -> torch.device:
@@ -147,19 +147,6 @@ class ScoreTable:
             ValueError: shapes differ, an id lies outside the table (checked where the table and `index` live on the CPU; on a
                 GPU the device asserts; a RuntimeError under torch.compile), or `scores` lives on another device.
         """
-        if (
-            not torch.compiler.is_compiling()
-            and type(index) is type(scores) is torch.Tensor
-            and index.is_cpu
-            and scores.is_cpu
-            and self._on_host
-            and not scores.requires_grad
-        ):
-            try:
-                TABLE_UPDATE(*self._columns, index, scores, self.beta, counted)
-                return
-            except RuntimeError:
-                pass  # Nothing was changed; what the op refuses is converted or explained below.
         op = "ScoreTable.update"
         index = _check.index(op, "index", index)
         scores = _check.vector(op, "scores", _check.floating(op, "scores", scores))
@@ -174,10 +161,10 @@ class ScoreTable:
         if values.dtype != torch.float32:
             values = values.float()
         if torch.compiler.is_compiling():
-            table_update(*self._columns, index, values, beta=self.beta, counted=counted)
+            table_update(*self._columns, index, values, beta=self.beta, trained=counted)
             return
         try:
-            table_update(*self._columns, index, values, beta=self.beta, counted=counted)
+            table_update(*self._columns, index, values, beta=self.beta, trained=counted)
         except RuntimeError:
             # The op looks at the ids before it writes; what it says is said again as an error of the argument.
             _check.ids(op, "index", index, self.num_samples - 1)

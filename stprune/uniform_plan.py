@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stprune.ops import _check, permute
+from stprune.ops import permute
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,8 @@ class UniformWeights:
 
     def __init__(self, plan: UniformPlan, device: torch.device) -> None:
         self._num_samples = plan.num_samples
-        self._weight = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
+        self._weight = torch.tensor([plan.mean_weight], dtype=torch.float32, device=device)
 
-    def of(self, index: torch.Tensor, *, per_step: bool) -> torch.Tensor:
-        """The weights of samples; 1 per_step. Which samples the plan holds is not stored, so only the range is looked at.
-
-        Args:
-            index: [B] int64 sample ids; not modified.
-            per_step: divide by the plan's mean weight.
-
-        Returns:
-            [B] float32, on the device of `index`.
-
-        Raises:
-            ValueError: an id lies outside the data set (ids on a GPU are not looked at, as that would wait for the device).
-        """
-        _check.ids("PrunedLoss", "index", index, self._num_samples - 1)
-        if per_step:
-            return torch.ones(index.shape, device=index.device)
-        return self._weight.to(index.device).expand(index.shape).contiguous()
+    def arguments(self, *, per_step: bool) -> tuple[None, torch.Tensor, torch.Tensor | None, int]:
+        """What `pruned_step` takes of a plan."""
+        return None, self._weight, self._weight[0] if per_step else None, self._num_samples

@@ -20,7 +20,7 @@ class UnscoredTable:
     def __init__(self, num_samples: int, *, device: torch.device | str | None = None) -> None:
         self.num_samples = num_samples
         self.epoch = 0
-        self._state = torch.zeros(1, dtype=torch.int64, device=device)
+        self._state = torch.zeros(3, dtype=torch.int64, device=device)
 
     def __repr__(self) -> str:
         return f"UnscoredTable(num_samples={self.num_samples}, device={self.device})"
@@ -38,7 +38,12 @@ class UnscoredTable:
     @property
     def num_counted(self) -> int:
         """Samples of counted updates since `restart_count`. Waits for the device."""
-        return int(self._state)
+        return int(self._state[2])
+
+    @property
+    def columns(self) -> tuple[None, None, None, torch.Tensor]:
+        """What an update modifies, as `table_update` takes it."""
+        return None, None, None, self._state
 
     def restart_count(self) -> None:
         """Set `num_counted` to 0."""
@@ -48,7 +53,7 @@ class UnscoredTable:
         """Count a batch; `index` [B] int64, `scores` are not looked at."""
         index = _check.index("UnscoredTable.update", "index", index)
         if counted:
-            self._state += index.numel()
+            self._state[2] += index.numel()
 
     def advance(self, num_epochs: int = 1) -> None:
         """End an epoch."""
