@@ -134,7 +134,7 @@ def _draw_exactly(probability: torch.Tensor, total: float, *, keep_ratio: float,
             torch.where(certain, 1.0, (probability.double() * share).clamp_max(1.0)), seed=seed, epoch=epoch, count=count
         )
     # Past the door of `draw`, whose checks would read all probabilities once more.
-    return torch.ops.stprune.draw(probability.contiguous(), count, seed, epoch)  # type: ignore[no-any-return]
+    return torch.ops.stprune.draw(probability.contiguous(), count, seed, epoch, None)[0]  # type: ignore[no-any-return]
 
 
 class _Adapted(Method):
