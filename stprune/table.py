@@ -146,7 +146,7 @@ class ScoreTable:
         _check.ids(op, "index", index, self.num_samples - 1)
         index = index.to(self.device, non_blocking=True).contiguous()
         values = scores.detach().to(torch.float32).contiguous()
-        table_update(*self.columns, index, values, None, beta=self.beta, trained=trained)
+        table_update(*self.columns, index, values, beta=self.beta, trained=trained)
 
     def advance(self, num_epochs: int = 1) -> None:
         """End an epoch: samples not scored in it decay towards the mean, and nothing counts as trained on any more.

@@ -20,7 +20,7 @@ def lognormal(n, seed=0):
 
 
 def assert_reference(scores, keep, exact, seed=7, epoch=3):
-    drawn = torch.ops.stprune.draw_threshold(scores, keep, exact, seed, epoch)
+    drawn = draw_threshold(scores, keep, seed=seed, epoch=epoch, exact_count=exact)
     for actual, expected in zip(drawn, reference.draw_threshold(scores, keep, exact, seed, epoch), strict=True):
         testing.assert_same(actual, expected)
 
@@ -179,13 +179,6 @@ def test_errors(change, error, message):
     arguments = {"scores": torch.ones(3), "keep": 0.5, "seed": 0, "epoch": 0} | change
     with pytest.raises(error, match=f"draw_threshold: {message}"):
         draw_threshold(arguments.pop("scores"), arguments.pop("keep"), **arguments)
-
-
-def test_opcheck():
-    for exact in (False, True):
-        torch.library.opcheck(torch.ops.stprune.draw_threshold.default, (lognormal(5000), 0.5, exact, 1, 2))
-        out = (torch.zeros(5000, dtype=torch.int64), torch.zeros(5000))
-        torch.library.opcheck(torch.ops.stprune.draw_threshold_into.default, (*out, lognormal(5000), 0.5, exact, 1, 2))
 
 
 @pytest.mark.parametrize("isa", testing.isas())

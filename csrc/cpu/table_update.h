@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "cpu/memory.h"
+#include "marks.h"
 
 namespace stprune {
 namespace {
@@ -17,13 +18,6 @@ namespace {
 constexpr int64_t IDS_AHEAD = 16;
 // Ids from which threads pay.
 constexpr int64_t IDS_GRAIN = 32768;
-// Bits of a sample's mark: scored in this epoch, scored since ranks last exchanged their scores, trained on in this
-// epoch, scored at least once. Above these the number of the last batch, from 1 to BATCHES, which tells that an id may
-// have come before in this batch.
-enum Mark : uint8_t { SCORED = 1, FRESH = 2, TRAINED = 4, KNOWN = 8 };
-constexpr int BATCH_SHIFT = 4;
-constexpr int64_t BATCHES = 15;
-
 struct ScoreTable {
   float* scores;    // [n], or null: nothing is stored, only count[2] moves
   uint8_t* marks;   // [n]

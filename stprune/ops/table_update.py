@@ -9,6 +9,9 @@ import torch
 from stprune.ops._registry import define, define_cuda
 from stprune.ops._triton import kernel_module
 from stprune.reference import table_update as reference
+from stprune.reference.table_update import FRESH, KNOWN, SCORED, TRAINED
+
+__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update"]
 
 
 def _cuda(scores: torch.Tensor | None, *arguments: Any) -> None:
