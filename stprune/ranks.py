@@ -72,7 +72,7 @@ class Ranks:
             raise RuntimeError(
                 f"{self._op}: process_group must be the group whose {num_replicas} ranks train on shares of the data and "
                 f"exchange scores (num_replicas = {num_replicas}, but {group}). Call torch.distributed.init_process_group "
-                f"before the first plan, pass process_group=, or process_group={ALONE!r} where every rank shall keep its "
+                f'before the first plan, pass process_group=, or process_group="{ALONE}" where every rank shall keep its '
                 "scores to itself"
             )
         self._settled = num_replicas, rank

@@ -344,14 +344,19 @@ class PruningSampler(DistributedSampler[int]):
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
         return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
 
-    def begin_pass(self) -> tuple[Plan, int]:
-        """The plan of a pass that begins now, and the position of its order at which it does."""
-        if self._finished and self.epoch + 1 < self.num_epochs:
+    def begin_pass(self, position: int | None) -> tuple[Plan, int]:
+        """The plan of a pass that begins now, and the position of its order at which it does.
+
+        Args:
+            position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
+                the state of a finished one was loaded.
+        """
+        if position is None and self._finished and self.epoch + 1 < self.num_epochs:
             self.set_epoch(self.epoch + 1)
         plan = self._planned()
         if not self._agreed:
             self._agree(self.epoch)
-        return plan, self.begin_position
+        return plan, self.begin_position if position is None else position
 
     def end_pass(self, plan: Plan) -> None:
         """A pass has delivered its last id; the next one delivers the whole epoch."""

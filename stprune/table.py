@@ -204,9 +204,8 @@ class ScoreTable:
         return {name: getattr(self, name) for name in names} | {"track_variance": self._variance is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of everything, loadable under torch.load(weights_only=True)."""
-        copies = (None if column is None else column.detach().clone() for column in self.columns[:3])
-        return {"settings": self.settings(), "epoch": self.epoch} | dict(zip(_COLUMNS, copies, strict=True))
+        """Everything but the counts of the epoch, loadable under torch.load(weights_only=True): the table's own tensors."""
+        return {"settings": self.settings(), "epoch": self.epoch} | dict(zip(_COLUMNS, self.columns[:3], strict=True))
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuse a state of other settings or sizes, before anything is changed.
