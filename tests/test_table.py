@@ -1,5 +1,6 @@
 """ScoreTable: smoothing, ageing, duplicates, non-finite scores, state."""
 
+import copy
 import io
 import math
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import stprune
+from stprune.ops.table_update import FRESH, KNOWN, SCORED
 
 INF = float("inf")
 
@@ -15,10 +17,10 @@ def table(n=6, **kwargs):
     return stprune.ScoreTable(n, **kwargs)
 
 
-def test_never_scored_is_inf_and_age_minus_one():
+def test_never_scored_is_inf():
     t = table(3)
     assert torch.equal(t.scores, torch.full((3,), INF))
-    assert torch.equal(t.age, torch.full((3,), -1, dtype=torch.int32))
+    assert t.num_nonfinite() == 0
 
 
 def test_first_score_is_taken_whole_and_later_ones_are_smoothed():
@@ -45,15 +47,6 @@ def test_unvisited_decay_to_the_mean_and_visited_stay():
     t.advance()
     mean = (1 + 5 + 6) / 3
     assert t.scores.tolist() == [1.0, mean + 0.5 * (5 - mean), mean + 0.5 * (6 - mean), INF]
-    assert t.age.tolist() == [1, 2, 2, -1]
-
-
-def test_advancing_several_epochs_equals_advancing_one_by_one_for_the_age():
-    t = table(2, decay=1.0)
-    t.update(torch.tensor([0]), torch.tensor([1.0]))
-    t.advance(3)
-    assert t.age.tolist() == [3, -1]
-    assert t.scores[0] == 1.0
 
 
 def test_the_last_of_duplicates_wins():
@@ -119,12 +112,12 @@ def test_variance_follows_the_scores():
 def test_bad_updates_change_nothing(index, scores, error, message):
     t = table()
     t.update(torch.tensor([0]), torch.tensor([2.0]))
-    before = t.state_dict()
+    before = copy.deepcopy(t.state_dict())
     with pytest.raises(error, match="ScoreTable.update: " + message):
         t.update(index, scores)
     after = t.state_dict()
     assert torch.equal(before["scores"], after["scores"])
-    assert torch.equal(before["stamp"], after["stamp"])
+    assert torch.equal(before["marks"], after["marks"])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +144,6 @@ def test_state_round_trip_through_a_file():
     other = table(4, track_variance=True)
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(other.scores, t.scores) or torch.equal(other.scores.isnan(), t.scores.isnan())
-    assert torch.equal(other.age, t.age)
     assert other.epoch == t.epoch
 
 
@@ -160,16 +152,25 @@ def test_state_of_another_size_is_refused():
         table(4).load_state_dict(table(3).state_dict())
 
 
-def test_ages_count_from_the_last_score_of_any_epoch():
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.25}, "beta must be 0.5 as in this table, got 0.25"),
+        ({"track_variance": True}, "track_variance must be False as in this table, got True"),
+        ({"stored": False}, "stored must be True as in this table, got False"),
+    ],
+)
+def test_state_of_other_settings_is_refused_and_changes_nothing(settings, message):
     t = table(4)
-    t.update(torch.tensor([0, 1]), torch.rand(2))
-    assert t.age.tolist() == [0, 0, -1, -1]
-    t.advance()
-    t.update(torch.tensor([1, 2]), torch.rand(2))
-    assert t.age.tolist() == [1, 0, 0, -1]
-    t.advance(2)
-    assert t.age.tolist() == [3, 2, 2, -1]
-    assert t.state_dict()["stamp"].tolist() == [0, 1, 1, -1]
+    t.update(torch.tensor([1]), torch.tensor([2.0]))
+    with pytest.raises(ValueError, match=message):
+        t.load_state_dict(table(4, **settings).state_dict())
+    bad = t.state_dict() | {"scores": torch.zeros(3)}
+    with pytest.raises(ValueError, match="scores must be"):
+        t.load_state_dict(bad)
+    with pytest.raises(ValueError, match="state must have the entries"):
+        t.load_state_dict({"scores": t.scores})
+    assert t.scores.tolist() == [INF, 2.0, INF, INF]
 
 
 def test_a_state_from_the_middle_of_an_epoch_knows_who_was_scored_in_it():
@@ -183,7 +184,6 @@ def test_a_state_from_the_middle_of_an_epoch_knows_who_was_scored_in_it():
     for one in (t, other):
         one.advance()
         assert one.scores.tolist() == [1.0, 2.0 + 0.5 * (3.0 - 2.0), INF]
-        assert one.age.tolist() == [1, 2, -1]
 
 
 def test_scores_of_several_epochs_wait_for_one_exchange(tmp_path):
@@ -195,11 +195,11 @@ def test_scores_of_several_epochs_wait_for_one_exchange(tmp_path):
         t = table(3, decay=1.0)
         t.update(torch.tensor([0]), torch.tensor([4.0]))
         t.advance()
+        marks = t.columns[1]
+        assert bool(marks[0] & FRESH)
         t.synchronize()
-        assert t.age.tolist() == [0, -1, -1]
-        t.advance()
-        t.synchronize()
-        assert t.age.tolist() == [1, -1, -1]
+        # Everybody knows now that it was scored, in this epoch.
+        assert marks.tolist() == [SCORED | KNOWN, 0, 0]
     finally:
         distributed.destroy_process_group()
 
@@ -212,7 +212,6 @@ def test_a_large_table_holds_what_a_small_one_does():
     t.update(index, torch.tensor([1.0, 2.0, 3.0]))
     assert t.scores[index].tolist() == [1.0, 2.0, 3.0]
     assert int(torch.isfinite(t.scores).sum()) == 3
-    assert int((t.age == 0).sum()) == 3
     assert float(t.variance.sum()) == 0.0
 
 
@@ -290,13 +289,27 @@ def test_the_op_passes_opcheck():
         torch.library.opcheck(torch.ops.stprune.table_update.default, arguments)
 
 
-def test_counted_updates_are_counted():
-    t = table(6)
-    t.update(torch.tensor([0, 1]), torch.rand(2))
-    t.update(torch.tensor([0, 1, 1]), torch.rand(3), counted=True)
-    assert t.num_counted == 3
-    t.restart_count()
-    assert t.num_counted == 0
+def test_what_was_trained_on_counts_once_an_epoch():
+    t = table(6, beta=0.0)
+    t.update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    t.update(torch.tensor([0, 1, 1]), torch.tensor([3.0, 4.0, 5.0]), trained=True)
+    assert (t.num_trained, t.num_losses, t.scores[:2].tolist()) == (2, 3, [3.0, 5.0])
+    t.update(torch.tensor([1, 2]), torch.tensor([7.0, 8.0]), trained=True)
+    assert (t.num_trained, t.num_losses, t.scores[:3].tolist()) == (3, 5, [3.0, 5.0, 8.0])
+    for begin in (t.restart, t.advance):
+        begin()
+        assert (t.num_trained, t.num_losses) == (0, 0)
+        t.update(torch.tensor([1]), torch.tensor([9.0]), trained=True)
+        assert (t.num_trained, float(t.scores[1])) == (1, 9.0)
+
+
+def test_a_table_that_stores_nothing_counts():
+    t = table(10**12, stored=False)
+    t.update(torch.tensor([5, 5]), torch.rand(2), trained=True)
+    t.advance()
+    assert (t.num_losses, t.num_trained, t.num_nonfinite()) == (0, 0, 0)
+    assert t.scores.shape == t.variance.shape == (10**12,)
+    assert float(t.scores[3]) == INF
 
 
 def test_strided_ids_and_scores():
