@@ -109,6 +109,15 @@ def test_make_targets_exist(path):
             assert set(re.findall(r"^make (\w+)", token.content, re.MULTILINE)) <= targets
 
 
+def test_the_ways_through_the_code_are_short_and_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for way in ("one batch", "one epoch change"):
+        section = text.split(f"## The way of {way}")[1].split("\n## ")[0]
+        files = re.findall(r"`([\w/]+\.(?:py|cpp))`", section)
+        assert 4 <= len(re.findall(r"^\d+\. ", section, re.MULTILINE)) <= 8
+        assert not [file for file in files if not (ROOT / file).is_file()]
+
+
 def test_every_cited_equation_is_stated_and_every_stated_one_is_cited():
     method = (ROOT / "stprune/methods/README.md").read_text()
     stated = {int(number) for number in re.findall(r"^\((\d+)\) ", method, re.MULTILINE)}
