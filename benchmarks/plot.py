@@ -118,28 +118,20 @@ def short_lines(rows: list[records.Row]) -> list[str]:
 
 def table(rows: list[records.Row]) -> str:
     """The jobs that have rivals, at the largest size that has most of them, as markdown."""
-    threads = sorted({row["threads"] for row in rows})
     size = largest(rows)
-    head = ["job, n = 10^" + str(len(str(size)) - 1)]
-    for count in threads:
-        head += [f"ours, {count} thread{'s' * (count > 1)}", "fastest rival", "ratio", "passes"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- | --- | ---: | ---: |" * len(threads)]
-    jobs = list(dict.fromkeys(row["job"] for row in rows if row["n"] in (size, size // 2)))
-    for job in jobs:
-        cells = [str(job)]
-        for count in threads:
-            pair = best(rows, job, count, (size, size // 2))
-            if pair is None:
-                break
-            ours, rival = pair
-            cells += [
-                f"{ours['median_ms']:.2f} ms",
-                f"{rival['contender']}, {rival['median_ms']:.1f} ms",
-                f"{rival['median_ms'] / ours['median_ms']:.1f}x",
-                f"{ours['passes']:.1f}",
-            ]
-        if len(cells) == len(head):
-            lines.append("| " + " | ".join(cells) + " |")
+    sizes = (size, size // 2)
+    lines = [
+        f"| job, n = 10^{len(str(size)) - 1} | threads | passes | ours | fastest rival | ratio |",
+        "| --- | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for job in dict.fromkeys(row["job"] for row in rows if row["n"] in sizes):
+        for count in sorted({row["threads"] for row in rows}):
+            if pair := best(rows, job, count, sizes):
+                ours, rival = pair
+                lines.append(
+                    f"| {job} | {count} | {ours['passes']:.1f} | {ours['median_ms']:.2f} ms "
+                    f"| {rival['contender']}, {rival['median_ms']:.1f} ms | {rival['median_ms'] / ours['median_ms']:.1f}x |"
+                )
     about = rows[-1]
     lines += [
         "",
