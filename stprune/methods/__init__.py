@@ -1,4 +1,4 @@
-"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (method.md, 4-7).
+"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (methods/README.md).
 
 A method is a small class with two functions, `inclusion` and `weights`; the rest has defaults:
 

@@ -40,7 +40,7 @@ class Method:
         raise NotImplementedError
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        """[K] float32 weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 9)."""
+        """[K] float32 weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 10)."""
         return probability.reciprocal()
 
     def choose(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
