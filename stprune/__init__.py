@@ -4,6 +4,8 @@ Two changed lines in a PyTorch loop:
 
     sampler = stprune.PruningSampler(len(train_set), num_epochs=100, keep_ratio=0.5)
     criterion = stprune.PrunedLoss(sampler, loss="mae", null_value=0.0)
+
+Docstrings cite equations by number ("eq. 7"); methods/README.md, which is installed beside this file, states them.
 """
 
 from stprune import _load

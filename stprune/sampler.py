@@ -87,7 +87,7 @@ class PruningSampler(DistributedSampler[int]):
         (4, True)
 
     Source:
-        arXiv 2602.19113; method.md, eq. 5-14. Planning is O(num_samples) once per epoch, in memory that the epochs share.
+        arXiv 2602.19113; methods/README.md, eq. 5-14. Planning is O(num_samples) once per epoch.
     """
 
     def __init__(

@@ -674,6 +674,8 @@ def test_a_quick_demo_makes_every_run_and_writes_what_it_returns(outcome):
     assert [row["name"] for row in stored["rows"]] == list(DEFAULT_RUNS)
     assert [(run["seed"], run["name"]) for run in stored["runs"]] == [(s, name) for s in (0, 1) for name in DEFAULT_RUNS]
     assert stored["machine"]["cores"] >= 1
+    # More than torch alone, less than this machine has.
+    assert 100 < stored["peak_memory_mib"] < 2**20
     assert set(stored["delivery"]) == {"DataLoader", "WindowLoader"}
 
 
@@ -729,6 +731,8 @@ def test_a_demo_of_one_method_trains_it_and_the_full_run_only(tmp_path, capsys):
     assert re.search(r"all runs +100% .* 4/4 \[\d\d:\d\d < 00:00", err)
     assert f"keep 100%, val MAE {last['validation_mae']:.4g}" in err
     assert str(pathlib.Path(tmp_path) / "report.html") in out
+    assert f"at most {result['peak_memory_mib']:,.0f} MiB of memory" in out
+    assert f"at most {result['peak_memory_mib']:,.0f} MiB in RAM" in (tmp_path / "report.html").read_text()
 
 
 def test_nodes_drawn_by_error_are_a_run_and_a_picture(tmp_path):
