@@ -50,7 +50,7 @@ def test_ids_are_pairs(method):
     window, node = sampler.windows(index), sampler.nodes(index)
     assert node.shape == (len(index), 1)
     assert torch.equal(window * N + node[:, 0], index)
-    assert sampler.node_weights_of(index, node) is None
+    assert sampler.node_weights(index, node) is None
 
 
 def test_a_lazy_plan_stores_nothing_and_is_an_exact_draw():

@@ -61,7 +61,7 @@ def test_nodes_are_distinct_ascending_and_as_many_as_asked(name, node_ratio):
     assert node.dtype == torch.int64
     assert bool((node.diff(dim=1) > 0).all())
     assert 0 <= int(node.min()) <= int(node.max()) < NUM_NODES
-    weights = sampler.node_weights_of(torch.arange(50), node)
+    weights = sampler.node_weights(torch.arange(50), node)
     assert weights is None or (weights.shape == node.shape and bool((weights > 0).all()))
 
 
@@ -78,7 +78,7 @@ def test_weighted_means_are_unbiased(name):
     value = torch.randn(NUM_NODES, 3, generator=torch.Generator().manual_seed(5)).double() + scores[0, :, None]
     index = torch.arange(draws)
     node = sampler.nodes(index)
-    weights = sampler.node_weights_of(index, node)
+    weights = sampler.node_weights(index, node)
     weights = torch.ones(node.shape) if weights is None else weights
     means = (value[node] * weights.double().unsqueeze(2)).mean(1)
     error = (means.mean(0) - value.mean(0)).abs()
@@ -148,7 +148,7 @@ def test_without_scores_priority_is_uniform_with_equal_weights():
     node = sampler.nodes(index)
     uniform = sampler_with("uniform").nodes(index)
     assert torch.equal(node, uniform)
-    assert torch.equal(sampler.node_weights_of(index, node), torch.ones(50, 8))
+    assert torch.equal(sampler.node_weights(index, node), torch.ones(50, 8))
 
 
 class CountDraws(TorchDispatchMode):
@@ -169,21 +169,21 @@ def test_priority_draws_once_for_nodes_and_weights():
     index = torch.arange(20)
     with CountDraws() as draws:
         node = sampler.nodes(index)
-        weights = sampler.node_weights_of(index, node)
+        weights = sampler.node_weights(index, node)
         assert draws.count == 1
         # Computed again for whatever is not the very draw, with the same values.
-        assert torch.equal(sampler.node_weights_of(index.clone(), node), weights)
-        assert torch.equal(sampler.node_weights_of(index, node.clone()), weights)
-        assert torch.equal(sampler.node_weights_of(index, node.flip(1)), weights.flip(1))
-        assert torch.equal(sampler.node_weights_of(index[4:9], node[4:9]), weights[4:9])
+        assert torch.equal(sampler.node_weights(index.clone(), node), weights)
+        assert torch.equal(sampler.node_weights(index, node.clone()), weights)
+        assert torch.equal(sampler.node_weights(index, node.flip(1)), weights.flip(1))
+        assert torch.equal(sampler.node_weights(index[4:9], node[4:9]), weights[4:9])
         assert draws.count == 5
         node.copy_(node.flip(1))
-        assert torch.equal(sampler.node_weights_of(index, node), weights.flip(1))
+        assert torch.equal(sampler.node_weights(index, node), weights.flip(1))
         for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
-            assert torch.equal(other.node_weights_of(index, node), weights.flip(1))
+            assert torch.equal(other.node_weights(index, node), weights.flip(1))
         assert draws.count == 8
     with torch.inference_mode():
-        assert torch.equal(sampler.node_weights_of(index, sampler.nodes(index)), weights)
+        assert torch.equal(sampler.node_weights(index, sampler.nodes(index)), weights)
 
 
 def test_weights_are_those_of_the_draw_whatever_was_scored_since():
@@ -191,10 +191,10 @@ def test_weights_are_those_of_the_draw_whatever_was_scored_since():
     scored(sampler, 50)
     index = torch.arange(20)
     node = sampler.nodes(index)
-    weights = sampler_with("priority").node_weights_of(index, node)
-    before = sampler.node_weights_of(index, node).clone()
+    weights = sampler_with("priority").node_weights(index, node)
+    before = sampler.node_weights(index, node).clone()
     sampler.update_pairs(index, node, torch.full(node.shape, 100.0))
-    assert torch.equal(sampler.node_weights_of(index, node), before)
+    assert torch.equal(sampler.node_weights(index, node), before)
     assert not torch.equal(before, weights)
 
 
@@ -346,4 +346,4 @@ def test_a_law_of_ones_own():
 
     sampler = sampler_with(FirstHalf(), node_ratio=0.5)
     assert sampler.nodes(torch.tensor([3, 4])).tolist() == [list(range(12))] * 2
-    assert sampler.node_weights_of(torch.tensor([3]), torch.arange(12).unsqueeze(0)) is None
+    assert sampler.node_weights(torch.tensor([3]), torch.arange(12).unsqueeze(0)) is None

@@ -155,7 +155,7 @@ def test_node_laws(name):
 def test_node_laws_need_their_weights(name, monkeypatch):
     x, y, weight = frozen(n=60, nodes=12)
     y = y * torch.linspace(0.2, 4.0, 12).view(1, 1, 12, 1)
-    monkeypatch.setattr(stprune.PruningSampler, "node_weights_of", lambda self, index, node: None)
+    monkeypatch.setattr(stprune.PruningSampler, "node_weights", lambda self, index, node: None)
     draws, _ = by_law(name, x, y, weight)
     with pytest.raises(AssertionError):
         assert_within_4_standard_errors(draws, full_gradient(x, y, weight))

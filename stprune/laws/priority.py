@@ -39,7 +39,7 @@ class Priority(NodeLaw):
         >>> sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=100, node_ratio=0.1, node_law=law)
         >>> index = torch.tensor([3])
         >>> node = sampler.nodes(index)
-        >>> sampler.node_weights_of(index, node).shape
+        >>> sampler.node_weights(index, node).shape
         torch.Size([1, 10])
 
     Source:
