@@ -9,6 +9,7 @@ import torch
 
 import stprune
 from stprune.ops.table_update import FRESH, KNOWN, SCORED
+from stprune.reference import table_update as reference
 
 INF = float("inf")
 
@@ -224,6 +225,8 @@ def test_scores_that_ask_for_a_gradient_leave_none_in_the_table():
 
 # the op ---------------------------------------------------------------------------------------------------
 
+LAST = 15  # the bits of a mark that mean something outside of the kernel
+
 
 def columns(n, *, variance=True, seed=0):
     """scores, marks, variance and count of a table in use, with entries that are not finite."""
@@ -232,60 +235,95 @@ def columns(n, *, variance=True, seed=0):
     scores[torch.rand(n, generator=g) < 0.2] = INF
     scores[torch.rand(n, generator=g) < 0.1] = math.nan
     marks = torch.randint(0, 256, (n,), generator=g, dtype=torch.uint8)  # of any batch, the next one's number included
-    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5])]
+    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5, 40])]
 
 
+def assert_same_table(actual, expected):
+    for a, b in zip(actual[:3], expected[:3], strict=True):
+        if a is None or b is None:
+            assert a is b
+        elif a.dtype == torch.uint8:
+            assert torch.equal(a & LAST, b & LAST)
+        else:
+            assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+    assert actual[3][::2].tolist() == expected[3][::2].tolist()
+
+
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("variance", [False, True])
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (50, 0), (50, 64), (1000, 257), (1 << 20, 140_000), (3000, 140_000)])
-def test_the_op_is_the_reference_bit_for_bit(n, size, variance, threads):
-    from stprune.reference import table_update as reference
-
+def test_the_op_is_the_reference_bit_for_bit(n, size, variance, trained, threads):
     g = torch.Generator().manual_seed(n + size)
     index = torch.randint(0, n, (size,), generator=g)
     values = torch.rand(size, generator=g)
     values[::7] = math.nan
     values[::11] = INF
-    expected = columns(n, variance=variance)
-    reference.table_update(*expected, index, values, 0.3, True)
-    for count in (1, 2, 3):
-        threads(count)
-        actual = columns(n, variance=variance)
-        torch.ops.stprune.table_update(*actual, index, values, 0.3, True)
-        for columns_of in (actual, expected):
-            columns_of[1] &= 3  # the other bits are the kernel's own
-        for a, b in zip(actual[:3], expected[:3], strict=True):
-            assert a is b is None or torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
-        assert int(actual[3][0]) == int(expected[3][0]) == 17 + size
+    for entries in (None, torch.randint(0, 3, (size,), generator=g)):
+        expected = columns(n, variance=variance)
+        reference.table_update(*expected, index, values, entries, 0.3, trained)
+        for count in (1, 2, 3):
+            threads(count)
+            actual = columns(n, variance=variance)
+            torch.ops.stprune.table_update(*actual, index, values, entries, 0.3, trained)
+            assert_same_table(actual, expected)
 
 
-def test_many_batches_in_a_row_are_the_reference(threads):
+@pytest.mark.parametrize("trained", [False, True])
+def test_many_batches_in_a_row_are_the_reference(trained, threads):
     """The same ids come again and again, some twice in a batch: whether one is of this batch is never mistaken."""
-    from stprune.reference import table_update as reference
-
     threads(1)
     g = torch.Generator().manual_seed(0)
     actual, expected = columns(40), columns(40)
-    for _ in range(200):
+    for step in range(200):
         index = torch.randint(0, 40, (25,), generator=g)
-        values = torch.rand(25, generator=g)
-        reference.table_update(*expected, index, values, 0.3, False)
-        torch.ops.stprune.table_update(*actual, index, values, 0.3, False)
-    for a, b in zip((actual[0], actual[1] & 3, actual[2]), (expected[0], expected[1] & 3, expected[2]), strict=True):
-        assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+        values, entries = torch.rand(25, generator=g), torch.randint(0, 3, (25,), generator=g)
+        if step % 9 == 0:  # an epoch begins
+            for table_columns in (actual, expected):
+                table_columns[1] &= 255 - reference.TRAINED
+        reference.table_update(*expected, index, values, entries, 0.3, trained)
+        torch.ops.stprune.table_update(*actual, index, values, entries, 0.3, trained)
+        assert_same_table(actual, expected)
+
+
+def test_a_second_pass_over_a_batch_moves_nothing():
+    t = [torch.full((4,), INF), torch.zeros(4, dtype=torch.uint8), torch.zeros(4), torch.zeros(3, dtype=torch.int64)]
+    index = torch.tensor([2, 0, 2])
+    torch.ops.stprune.table_update(*t, index, torch.tensor([1.0, 2.0, 3.0]), None, 0.5, True)
+    assert t[0].tolist() == [2.0, INF, 3.0, INF]
+    assert t[3][::2].tolist() == [2, 3]
+    once = [x.clone() for x in t]
+    torch.ops.stprune.table_update(*t, index, torch.tensor([9.0, 9.0, 9.0]), None, 0.5, True)
+    assert_same_table(t[:3] + [once[3]], once)
+    assert t[3][::2].tolist() == [2, 6]
+
+
+def test_a_sample_without_entries_keeps_its_score_and_is_trained_on():
+    t = [torch.tensor([5.0, INF]), torch.tensor([reference.KNOWN, 0], dtype=torch.uint8), None, torch.zeros(3, dtype=torch.int64)]
+    torch.ops.stprune.table_update(*t, torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5, True)
+    assert t[0].tolist() == [5.0, INF]
+    assert (t[1] & LAST).tolist() == [reference.KNOWN | reference.TRAINED, reference.TRAINED]
+    assert int(t[3][0]) == 2
+
+
+def test_a_table_that_stores_nothing_counts():
+    for update in (torch.ops.stprune.table_update, reference.table_update):
+        count = torch.zeros(3, dtype=torch.int64)
+        update(None, None, None, count, torch.tensor([3, 3]), torch.ones(2), None, 0.5, True)
+        assert count.tolist() == [0, 0, 2]
 
 
 def test_the_op_checks_ids_before_it_writes():
     for bad in (-1, 50, 2**62, -(2**62)):
         actual = columns(50)
         with pytest.raises(RuntimeError, match=r"index must lie in \[0, 49\]"):
-            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), 0.5, True)
-        for a, b in zip(actual, columns(50), strict=True):
-            assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), None, 0.5, True)
+        assert_same_table(actual, columns(50))
 
 
 def test_the_op_passes_opcheck():
     for variance in (False, True):
-        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), 0.5, True)
+        entries = torch.tensor([1, 0, 2]) if variance else None
+        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), entries, 0.5, True)
         torch.library.opcheck(torch.ops.stprune.table_update.default, arguments)
 
 
