@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pathlib
 import pickle
 import struct
+import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stprune.data import Series, read_series
+from stprune.data.series import BLOCK
 
 Path = pathlib.Path
 TIMES, NODES, CHANNELS = 30, 4, 2
@@ -67,19 +69,19 @@ def test_the_bomb_goes_off(tmp_path: Path) -> None:
 # --- npz, npy --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", ">f4", ">i2"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_npz(tmp_path: Path, save: Callable[..., None], dtype: str, order: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", ">f4", ">i2"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, np.save])
+def test_numpy_files(tmp_path: Path, save: Callable[..., None], dtype: str, order: str) -> None:
     data = np.asarray(np.arange(TIMES * NODES * CHANNELS).reshape(TIMES, NODES, CHANNELS) % 200, dtype=dtype, order=order)  # type: ignore[call-overload]
-    save(tmp_path / "PEMS08.npz", data=data)
-    series = read_series(tmp_path / "PEMS08.npz")
-    assert series.name == "PEMS08"
-    assert series.values.dtype == np.float32
+    path = tmp_path / ("PEMS08.npy" if save is np.save else "PEMS08.npz")
+    save(path, **{"arr" if save is np.save else "data": data})
+    series = read_series(path)
+    assert (series.name, series.values.dtype, series.notes) == ("PEMS08", np.float32, ())
     assert series.values.flags.c_contiguous
     assert series.values.flags.writeable
+    assert not isinstance(series.values, np.memmap)
     assert np.array_equal(series.values, data.astype(np.float32))
-    assert series.notes == ()
 
 
 @pytest.mark.parametrize(("shape", "wanted"), [((9,), (9, 1, 1)), ((9, 3), (9, 3, 1)), ((9, 3, 2), (9, 3, 2))])
@@ -142,6 +144,8 @@ def test_largest_his_is_denormalised(tmp_path: Path, dtype: Any) -> None:
     refuse(folder / "his.npz", "std must be positive, got 0.0")
     np.savez(folder / "his.npz", data=data, mean=[1.0, 2.0], std=1.0)
     refuse(folder / "his.npz", "mean must need at most max_bytes = 8 bytes")
+    np.savez(folder / "his.npz", data=data, mean=np.nan, std=1.0)
+    refuse(folder / "his.npz", "mean must be one finite number")
 
 
 def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
@@ -156,7 +160,7 @@ def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
     refuse(tmp_path / "c.npy", "array must hold numbers, never Python objects")
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("data.npy", pickle.dumps(Bomb(mark)))
-    refuse(tmp_path / "d.npz", "data must be a NumPy array of format 1, 2 or 3")
+    refuse(tmp_path / "d.npz", "data must be a readable array of numbers")
     for suffix in (".pkl", ".pickle", ".pt"):
         (tmp_path / f"data{suffix}").write_bytes(pickle.dumps(Bomb(mark)))
         refuse(tmp_path / f"data{suffix}", "a pickle, which is never read")
@@ -178,31 +182,27 @@ def describe(shape: str, descr: str = "'<f4'", order: str = "False") -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy(describe("(4, 2)"), b"\0" * 31), "have the .* bytes its header declares for shape"),
-        (npy(describe("(4, 2)"), b"\0" * 33), "have the .* bytes its header declares"),
-        (npy(describe("(10**9, 10**9)"), b"\0" * 64), "valid NumPy header"),
-        (npy(describe(f"({10**9}, {10**9})"), b"\0" * 64), "have the .* bytes its header declares"),
-        (npy(describe(f"({2**62}, 4)"), b""), "have the .* bytes its header declares"),
-        (npy(describe("(-4, -2)"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("(True, 2)"), b"\0" * 8), "shape of non-negative ints"),
-        (npy(describe("(4.0, 2)"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("[4, 2]"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("(4, 2)", order="1"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("(4, 0)")), "not be empty"),
+        (npy(describe("(4, 2)"), b"\0" * 31), r"have the bytes its header declares for shape \(4, 2\), got 31"),
+        (npy(describe("(4, 2)"), b"\0" * 33), "have the bytes its header declares"),
+        (npy(describe(f"({10**9}, {10**9})"), b"\0" * 64), "have the bytes its header declares"),
+        (npy(describe(f"({2**62}, 4)"), b""), "have the bytes its header declares"),
+        (npy(describe("(-4, -2)"), b"\0" * 32), "be a readable"),
+        (npy(describe("(4.0, 2)"), b"\0" * 32), "be a readable"),
+        (npy(describe("(4, 0)")), "(not be empty|be a readable)"),
         (npy(describe("()"), b"\0" * 4), r"be \[time, node\]"),
-        (npy(describe("(1, 1, 1, 1)"), b"\0" * 4), r"be \[time, node\]"),
+        (npy(describe("(3, 2, 2, 1)"), b"\0" * 48), r"\(reshape a grid to \[time, height \* width, channel\]\), got shape"),
         (npy(describe("(4,)", "'<c8'"), b"\0" * 32), "hold real numbers, got dtype complex64"),
         (npy(describe("(4,)", "'|b1'"), b"\0" * 4), "hold real numbers, got dtype bool"),
         (npy(describe("(4,)", "'<U2'"), b"\0" * 32), "hold real numbers"),
-        (npy(describe("(4,)", "[('a', '<f4')]"), b"\0" * 16), "never Python objects"),
-        (npy(describe("(4,)", "'no'"), b"\0" * 16), "valid NumPy header"),
-        (npy("open('x')"), "valid NumPy header"),
-        (npy("{'descr': "), "valid NumPy header"),
-        (npy("[" * 5000), "valid NumPy header"),
-        (npy("{}"), "valid NumPy header"),
-        (npy(b" " * 20_000), "header of at most 10000 bytes"),
-        (npy(describe("(1,)"), b"\0" * 4, version=4), "format 1, 2 or 3"),
-        (b"\x93NUMPY", "format 1, 2 or 3"),
+        (npy(describe("(4,)", "'|O'"), b"\0" * 32), "never Python objects"),
+        (npy(describe("(4,)", "[('a', '<f4')]"), b"\0" * 16), "hold real numbers"),
+        (npy("open('x')"), "be a readable"),
+        (npy("{'descr': "), "be a readable"),
+        (npy("[" * 5000), "be a readable"),
+        (npy("{}"), "be a readable"),
+        (npy(b" " * 20_000), "be a readable"),
+        (npy(describe("(1,)"), b"\0" * 4, version=4), "be a readable"),
+        (b"\x93NUMPY", "be a readable"),
         (npy(describe("(2,)"), struct.pack("<2f", 1, float("inf"))), r"finite in float32 \(NaN is missing\), got inf in row 1"),
         (npy(describe("(2,)", "'<f8'"), struct.pack("<2d", 1e39, 0)), r"finite in float32 .*, got 1e\+39 in row 0"),
     ],
@@ -210,17 +210,9 @@ def describe(shape: str, descr: str = "'<f4'", order: str = "False") -> str:
 def test_bad_arrays(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.npy").write_bytes(content)
     refuse(tmp_path / "a.npy", message)
-    if len(content) > 8:
-        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
-                archive.writestr("data.npy", content)
-            refuse(tmp_path / "a.npz", message)
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_header_versions(tmp_path: Path, version: int) -> None:
-    (tmp_path / "a.npy").write_bytes(npy(describe("(3, 1)"), struct.pack("<3f", 1, 2, 3), version))
-    assert read_series(tmp_path / "a.npy").values.ravel().tolist() == [1, 2, 3]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", content)
+    refuse(tmp_path / "a.npz", message)
 
 
 def test_nan_is_kept(tmp_path: Path) -> None:
@@ -230,36 +222,32 @@ def test_nan_is_kept(tmp_path: Path) -> None:
     assert np.array_equal(read_series(tmp_path / "a.npz").values, data, equal_nan=True)
 
 
-def test_nothing_is_allocated_beyond_max_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_allocated_beyond_max_bytes(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", data=np.zeros((1000, 100), np.float32))
     refuse(tmp_path / "a.npz", "data must need at most max_bytes = 399999 bytes, got 400000", max_bytes=399_999)
     assert read_series(tmp_path / "a.npz", max_bytes=400_000).values.shape == (1000, 100, 1)
-    # An honest archive of a terabyte of zeros would be a megabyte on disk; this one lies about the zip entry, too.
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("data.npy", npy(describe(f"({2**30}, 256)"), b"\0" * 1000))
-    raw = content.getvalue()
-    real = len(npy(describe(f"({2**30}, 256)"))) + 1000
-    lie = len(npy(describe(f"({2**30}, 256)"))) + 2**40
-    place = raw.rindex(b"PK\x01\x02") + 24
-    assert struct.unpack("<I", raw[place : place + 4])[0] == real
-    # Sizes beyond 4 GiB need the zip64 field; the largest plain one is enough to outgrow the entry's 100 stored bytes.
-    (tmp_path / "b.npz").write_bytes(raw[:place] + struct.pack("<I", 2**32 - 2) + raw[place + 4 :])
-    refuse(tmp_path / "b.npz", "data must expand by at most 1032")
-    assert lie > 64 * 2**30
-    allocated: list[int] = []
-    original = np.empty
-    monkeypatch.setattr(np, "empty", lambda shape, *a, **k: allocated.append(int(np.prod(shape))) or original(shape, *a, **k))
-    (tmp_path / "c.npy").write_bytes(npy(describe(f"({2**30}, 256)"), b""))
-    refuse(tmp_path / "c.npy", "bytes its header declares")
-    assert sum(allocated) < 1000
+    # The float64 that is read counts as well as the float32 that is made.
+    np.savez_compressed(tmp_path / "b.npz", data=np.zeros((1000, 100)))
+    refuse(tmp_path / "b.npz", "data must need at most max_bytes = 799999 bytes, got 800000", max_bytes=799_999)
+    np.save(tmp_path / "c.npy", np.zeros((1000, 100), np.int8))
+    refuse(tmp_path / "c.npy", "array must need at most max_bytes = 399999 bytes, got 400000", max_bytes=399_999)
+
+
+def test_npy_is_read_block_by_block(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4000, 1000)))  # 32 MB
+    tracemalloc.start()
+    read_series(tmp_path / "a.npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The float32 result, and one block's search for infinite entries.
+    assert peak < 4000 * 1000 * 4 + 3 * BLOCK
 
 
 def test_side_arrays_are_bounded_by_the_series(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", data=cube(), adj=np.zeros((3000, 3000)))
     refuse(tmp_path / "a.npz", "adj must need at most max_bytes = 128 bytes, got 72000000")
     np.savez_compressed(tmp_path / "b.npz", data=cube(), time=np.zeros(10**6, "datetime64[s]"))
-    refuse(tmp_path / "b.npz", "time must need at most max_bytes = 240 bytes")
+    refuse(tmp_path / "b.npz", "time must need at most max_bytes")
     np.savez_compressed(tmp_path / "c.npz", data=cube(), names=np.array(["x" * 10**6]))
     refuse(tmp_path / "c.npz", "names must need at most max_bytes")
 
@@ -269,13 +257,10 @@ def test_damaged_archives(tmp_path: Path) -> None:
     raw = (tmp_path / "whole.npz").read_bytes()
     for size in (5, 40, 200, len(raw) // 2, len(raw) - 10):
         (tmp_path / "cut.npz").write_bytes(raw[:size])
-        refuse(tmp_path / "cut.npz", "cut.npz: archive must be a complete zip file")
+        refuse(tmp_path / "cut.npz", "cut.npz: archive must be a complete .npz")
     middle = len(raw) // 2
     (tmp_path / "bits.npz").write_bytes(raw[:middle] + bytes(b ^ 255 for b in raw[middle : middle + 9]) + raw[middle + 9 :])
-    refuse(tmp_path / "bits.npz", "data must be readable, got ")
-    with zipfile.ZipFile(tmp_path / "bz2.npz", "w", zipfile.ZIP_BZIP2) as archive:
-        archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
-    refuse(tmp_path / "bz2.npz", "data must be stored or deflated, got compression method 12")
+    refuse(tmp_path / "bits.npz", "data must be a readable array of numbers, got ")
     with zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
         archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
         with pytest.warns(UserWarning, match="Duplicate name"):
@@ -293,7 +278,7 @@ def test_locked_archive(tmp_path: Path) -> None:
     raw[6] |= 1  # the encryption flag in the local and the central header
     raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "a.npz").write_bytes(bytes(raw))
-    refuse(tmp_path / "a.npz", "data must be readable, got .*encrypted")
+    refuse(tmp_path / "a.npz", "data must be a readable array of numbers, got .*encrypted")
 
 
 @pytest.mark.parametrize(
@@ -310,6 +295,8 @@ def test_locked_archive(tmp_path: Path) -> None:
             "time must not be missing, got no time in row 7",
         ),
         ({"names": list("abc")}, "names must name 4 nodes, got 3 names"),
+        ({"time": ["2024-01-01"] * 29 + ["soon"]}, "time must hold dates of one form, got 'soon' in row 29"),
+        ({"time": np.zeros(TIMES, bool)}, "time must hold datetime64 or text such as 2024-01-31T08:00, got dtype bool"),
         ({"names": list("abca")}, "names must name every node once, got 'a' twice"),
     ],
 )
@@ -318,13 +305,58 @@ def test_inconsistent_side_arrays(tmp_path: Path, extra: dict[str, Any], message
     refuse(tmp_path / "a.npz", message)
 
 
-def test_irregular_times_have_no_steps_per_day(tmp_path: Path) -> None:
+def written(tmp_path: Path, times: Any) -> Series:
+    np.savez(tmp_path / "a.npz", data=np.zeros((len(times), 1)), time=times)
+    return read_series(tmp_path / "a.npz")
+
+
+def test_a_gap_stays_in_the_times_and_leaves_steps_per_day(tmp_path: Path) -> None:
     times = np.delete(clock(31), 12)
-    np.savez(tmp_path / "a.npz", data=cube(), time=times)
-    series = read_series(tmp_path / "a.npz")
+    series = written(tmp_path, times)
     assert np.array_equal(series.timestamps, times)  # type: ignore[arg-type]
-    assert series.steps_per_day is None
-    assert series.notes == ("time: 1 irregular steps, so no steps_per_day",)
+    assert series.steps_per_day == 96
+    assert series.notes == ("time: 1 of 29 steps are not the usual 0:15:00",)
+
+
+@pytest.mark.parametrize(
+    ("hours", "steps_per_day"),
+    [
+        ([7, 8, 9, 14, 15], 24),
+        ([0, 3, 6, 12], 8),
+        ([0, 5, 10, 15], None),
+        ([0, 1, 3, 7, 12], None),
+        ([0, 48, 96], None),
+        ([0], None),
+    ],
+)
+def test_steps_per_day_is_the_most_frequent_step_or_none(tmp_path: Path, hours: list[int], steps_per_day: int | None) -> None:
+    times = np.datetime64("2024-01-01", "h") + np.array(hours)
+    series = written(tmp_path, times)
+    assert np.array_equal(series.timestamps, times)  # type: ignore[arg-type]
+    assert series.steps_per_day == steps_per_day
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        *(clock(TIMES, 60).astype(f"datetime64[{unit}]") for unit in ("h", "m", "s", "ms", "us", "ns")),
+        [str(t) for t in clock(TIMES, 60)],
+        [f"{t}Z".encode() for t in clock(TIMES, 60).astype("datetime64[s]")],
+        [t.astype(object).strftime("%d.%m.%Y %H:%M") for t in clock(TIMES, 60)],
+    ],
+)
+def test_times_of_any_unit_and_as_text(tmp_path: Path, times: Any) -> None:
+    series = written(tmp_path, times)
+    assert series.timestamps is not None
+    assert series.timestamps.dtype == np.dtype("datetime64[us]")
+    assert np.array_equal(series.timestamps, clock(TIMES, 60))
+    assert series.steps_per_day == 24
+
+
+def test_times_without_a_unit_are_left_out(tmp_path: Path) -> None:
+    series = written(tmp_path, np.arange(5))
+    assert (series.timestamps, series.steps_per_day) == (None, None)
+    assert series.notes == ("time: numbers without a unit, so no timestamps (store datetime64 or text)",)
 
 
 # --- HDF5 ------------------------------------------------------------------------------------------------------------
@@ -382,13 +414,35 @@ def test_frame_time_units(tmp_path: Path, unit: str) -> None:
     assert series.node_ids == ("400001", "400017", "3", "4")
 
 
+def test_frame_times_as_text(tmp_path: Path) -> None:
+    write_frame(tmp_path / "a.h5", cube(TIMES, NODES), times=np.array([str(t).encode() for t in clock()]), kind="string")
+    series = read_series(tmp_path / "a.h5")
+    assert np.array_equal(series.timestamps, clock())  # type: ignore[arg-type]
+    assert series.steps_per_day == 96
+
+
+def test_frames_of_pandas(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("tables", reason="PyTables, which pandas writes HDF with, is not installed")
+    data, times = cube(TIMES, NODES), pandas.date_range("2024-01-01", periods=TIMES, freq="15min")
+    for names in (list("abcd"), [773869, 767541, 767542, 717447]):
+        pandas.DataFrame(data, times, names).to_hdf(tmp_path / "a.h5", key="df", mode="w")
+        series = read_series(tmp_path / "a.h5")
+        assert np.array_equal(series.values[..., 0], data)
+        assert np.array_equal(series.timestamps, clock())  # type: ignore[arg-type]
+        assert series.node_ids == tuple(map(str, names))
+        assert series.notes == ()
+
+
 def test_plain_hdf_and_keys(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["flow"] = cube()
         file["speed"] = cube(seed=1)
+        file["grid"] = cube(6, 3, 2, 1)
     assert np.array_equal(read_series(tmp_path / "a.h5", key="speed").values, cube(seed=1))
-    refuse(tmp_path / "a.h5", r"hold one pandas frame or array \(or name one with key=\), got \['flow', 'speed'\]")
+    refuse(tmp_path / "a.h5", r"hold one pandas frame or array \(or name one with key=\), got \['flow', 'grid', 'speed'\]")
+    refuse(tmp_path / "a.h5", "grid must .*reshape a grid to", key="grid")
     refuse(tmp_path / "a.h5", "other must hold one pandas frame", key="other")
 
 
@@ -415,8 +469,14 @@ def test_frame_without_times_or_names(tmp_path: Path, mark: Path) -> None:
         (lambda f, h: f["df"].attrs.__setitem__("axis0_variety", np.bytes_(b"multi")), "plain index, got a MultiIndex"),
         (lambda f, h: f.__delitem__("df/axis1"), "df/axis1 must be a data set of the frame"),
         (lambda f, h: f.__delitem__("df/block0_values"), "df/block0_values must be a data set of the frame"),
-        (lambda f, h: swap(f, "df/block0_values", np.zeros((TIMES, 3))), "name 3 columns"),
-        (lambda f, h: swap(f, "df/block0_values", np.zeros((5, NODES))), r"be \[30, at most 4\], got shape \(5, 4\)"),
+        (
+            lambda f, h: swap(f, "df/block0_values", np.zeros((TIMES, 3))),
+            r"be \[30, 4\], at most 4 columns, got shape \(30, 3\)",
+        ),
+        (
+            lambda f, h: swap(f, "df/block0_values", np.zeros((5, NODES))),
+            r"be \[30, 4\], at most 4 columns, got shape \(5, 4\)",
+        ),
         (lambda f, h: swap(f, "df/block0_values", np.full((TIMES, NODES), np.inf)), "finite in float32"),
         (lambda f, h: swap(f, "df/block0_values", np.full((TIMES, NODES), b"a")), "hold real numbers"),
         (lambda f, h: swap(f, "df/axis0", np.array([b"a"] * NODES)), "name (every node once|columns of axis0)"),
@@ -483,7 +543,7 @@ def test_hdf_never_unpickles(tmp_path: Path, mark: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         pickled = file.create_dataset("data", (3, 3), dtype=h5py.vlen_dtype(np.uint8))
         pickled[0, 0] = np.frombuffer(bytes(message), np.uint8)
-    refuse(tmp_path / "a.h5", "data must hold real numbers, got dtype object")
+    refuse(tmp_path / "a.h5", "data must hold numbers, never Python objects")
     write_frame(tmp_path / "b.h5", cube(TIMES, NODES))
     with h5py.File(tmp_path / "b.h5", "a") as file:
         for place in ("df", "df/axis0", "df/axis1", "df/block0_values"):
@@ -579,7 +639,12 @@ def test_bad_basicts_0_files(tmp_path: Path) -> None:
     infinite = cube()
     infinite[17, 2, 1] = np.inf
     refuse(write_basicts_0(folder, infinite), "got inf in row 17")
-    for text, message in (("{", "valid JSON"), ("[1]", "JSON object"), ("[" * 100_000, "valid JSON"), (" " * 2**21, "at most")):
+    for text, message in (
+        ("{", "valid JSON"),
+        ("[1]", "JSON object"),
+        ("[" * 100_000, "valid JSON"),
+        (" " * 2**24 + " ", "at most"),
+    ):
         (folder / "desc.json").write_text(text)
         refuse(folder, f"desc.json: file must .*{message}")
     (folder / "desc.json").write_bytes(b"\xff\xfe")
@@ -646,6 +711,7 @@ def test_bad_basicts_1(tmp_path: Path, mark: Path) -> None:
     folder = write_basicts_1(tmp_path / "data", shape=[31, NODES])
     refuse(folder, r"shape must be that of the three splits, \(30, 4, 1\), got \[31, 4\]")
     folder = write_basicts_1(tmp_path / "data")
+    write_basicts_1(folder, dtype="float32")
     refuse(folder, "three splits must need at most max_bytes = 479", max_bytes=479)
     np.save(folder / "val_timestamps.npy", cube(5, 2))
     refuse(folder, r"val_timestamps.npy: array must be \[6, feature\]")
@@ -656,7 +722,7 @@ def test_bad_basicts_1(tmp_path: Path, mark: Path) -> None:
     write_basicts_1(folder)
     raw = (folder / "test_data.npy").read_bytes()
     (folder / "test_data.npy").write_bytes(raw[:-1])
-    with pytest.raises(ValueError, match="test_data.npy: array must have the .* bytes its header declares"):
+    with pytest.raises(ValueError, match="test_data.npy: array must have the bytes its header declares"):
         read_series(folder)
 
 
@@ -765,11 +831,14 @@ def test_csv_blocks(tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch)
         ("a,b\n1,2\n3,1e40\n", "finite in float32"),
         ("a,a\n1,2\n", "header must name every node once, got 'a' twice"),
         ("a,b\n", "have a row of numbers below its header, got 1 lines"),
-        ("\n\n", "have a row of numbers below its header, got 0 lines"),
+        ("\n\n", "have a row of numbers below its header, got 2 lines"),
         ("a,b\n1,2\n\n3,4\n", "no blank line between its rows, got line 3"),
         ("a\n1\n\n3\n", "no blank line between its rows"),
         ("a,b\n1,2\n3,\0\n", "be text, got a NUL character in line 3"),
         ("time\n2024-01-01\n", "header must name at least one node"),
+        ('a,b\n"1\n2",3\n', "must have"),
+        ('a,b\n1,2\n"3,4\n5,6"\n', "line 3 must have 2 cells, got 1"),
+        ("a,b\n1,2\n3,True\n", "line 3 must hold a number in cell 2, got 'True'"),
         ("time,a\n2024-01-02,1\n2024-01-02,2\n", "time must increase strictly, got 2024-01-02T.* in row 1"),
         ("time,a\n2024-01-02,1\n2024-01-01,2\n", "time must increase strictly"),
         ("time,a\n2024-01-01,1\n2024-13-01,2\n", "time must hold dates of one form"),
@@ -778,8 +847,8 @@ def test_csv_blocks(tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch)
         ("time,a\n2024-01-01,1\n,2\n", "time must hold dates of one form, got '' in line 3"),
         ("time,a\n01/02/2024,1\n01/03/2024,1\n01/04/2024,1\n", None),
         ("time,a\n01/02/2024 00:00,1\n01/02/2024 00:05,1\n", "time must be either month/day/year or day/month/year"),
-        ("time,a\n1,1\n1,2\n", "time must increase strictly, got 1 in line 3"),
-        ("time,a\n1,1\nx,2\n", "time must hold times or row numbers, got 'x' in line 3"),
+        ("time,a\n1,1\n1,2\n", "time must hold times, or row numbers that increase, got '1' in line 3"),
+        ("time,a\n1,1\nx,2\n", "time must hold times, or row numbers that increase, got 'x' in line 3"),
     ],
 )
 def test_bad_csv(tmp_path: Path, text: str, message: str | None) -> None:
@@ -799,7 +868,7 @@ def test_bad_csv_bytes(tmp_path: Path) -> None:
     refuse(tmp_path / "b.csv", "file must need at most max_bytes = 479 bytes, got 480", max_bytes=479)
     # 10,000 columns and 10,000 almost empty lines claim 400 MB in 80 kB.
     (tmp_path / "c.csv").write_text(",".join(map(str, range(10_000))) + "\n" + "1," * 9_999 + "1\n" + "1\n" * 10_000)
-    refuse(tmp_path / "c.csv", "have 10000 cells in every line, got shorter lines")
+    refuse(tmp_path / "c.csv", "line 3 must have 10000 cells, got 1")
 
 
 def local_clock(start: str, times: int, spring: str, autumn: str) -> list[str]:
@@ -952,7 +1021,7 @@ def test_stations_and_numbered_times(tmp_path: Path, kind: str, options: dict[st
     series = read_series(path)
     assert series.node_ids == ("abc", "de", "f")
     assert series.timestamps is None
-    assert series.notes == ("time: numbers without a unit, so no timestamps",)
+    assert series.notes == ("time: numbers without a unit, so no timestamps (store datetime64 or text)",)
     assert np.array_equal(series.values[..., 0], cube(TIMES, 3, 2)[:, :, 0])
 
 
@@ -1009,11 +1078,10 @@ def test_zarr_never_unpickles(tmp_path: Path, mark: Path) -> None:
         (path / name / "0").write_bytes(chunk)
         pickled = {"dtype": "|O", "shape": [TIMES], "chunks": [TIMES], "filters": [{"id": "pickle"}], "compressor": None}
         edit(path / name / ".zarray", lambda content, new=pickled: content.update(new))
-        with pytest.raises(ValueError, match=r"codecs must never unpickle"):
-            read_series(path)
-        edit(path / name / ".zarray", lambda content: content.update(filters=None))
-        with pytest.raises(ValueError, match=r"dtype must hold numbers or text, never Python objects"):
-            read_series(path)
+        for filters in ([{"id": "pickle"}], None):
+            edit(path / name / ".zarray", lambda content, new=filters: content.update(filters=new))
+            with pytest.raises(ValueError, match=r"array must hold numbers or text, never Python objects"):
+                read_series(path)
     # Metadata kept in one file beside the arrays' own is not believed.
     path = tmp_path / "consolidated.zarr"
     write_grid(path, "zarr", zarr_format=2, consolidated=True)
@@ -1130,8 +1198,8 @@ def test_suffix_and_content(tmp_path: Path) -> None:
         refuse(tmp_path / f"b{suffix}", f"begin as its suffix '{suffix}' says")
         (tmp_path / f"empty{suffix}").touch()
         refuse(tmp_path / f"empty{suffix}", "not be empty, got 0 bytes")
-    (tmp_path / "a.grib").write_bytes(b"GRIB....")
-    refuse(tmp_path / "a.grib", "file must be one of .npz, .npy, .h5")
+    (tmp_path / "a.feather").write_bytes(b"FEA1....")
+    refuse(tmp_path / "a.feather", "file must be one of .npz, .npy, .h5")
     (tmp_path / "without_suffix").write_bytes(raw)
     assert np.array_equal(read_series(tmp_path / "without_suffix").values, cube())
     # Text that begins like a magic number is still text.
@@ -1147,23 +1215,43 @@ def test_unknown_folders(tmp_path: Path) -> None:
     refuse(folder, "got pickles, which are never read")
 
 
-@pytest.mark.parametrize(("file", "module"), [("a.h5", "h5py"), ("a.nc", "netCDF4"), ("a.nc", "xarray"), ("a.zarr", "zarr")])
+def test_arguments_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", cube())
+    np.savez(tmp_path / "a.npz", data=cube())
+    write_csv(tmp_path / "a.csv", cube(TIMES, NODES))
+    write_basicts_0(tmp_path / "zero", cube())
+    write_basicts_1(tmp_path / "one")
+    (tmp_path / "years").mkdir()
+    (tmp_path / "years" / "sd_his_2019.h5").touch()
+    for name in ("a.npy", "a.csv", "zero", "one", "years"):
+        refuse(tmp_path / name, "key must be left out", key="data")
+    for name in ("a.npy", "a.npz", "zero", "one", "years"):
+        refuse(tmp_path / name, "header must be left out", header=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [("a.h5", "h5py"), ("a.nc", "netCDF4"), ("a.nc", "xarray"), ("a.zarr", "zarr"), ("a.csv", "pandas"), ("a.grib", "cfgrib")],
+)
 def test_missing_libraries(tmp_path: Path, file: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if file == "a.zarr":
         (tmp_path / file).mkdir()
         (tmp_path / file / ".zgroup").write_text('{"zarr_format": 2}')
     else:
-        (tmp_path / file).write_bytes(b"\x89HDF\r\n\x1a\n")
+        (tmp_path / file).write_bytes({"a.csv": b"a,b\n1,2\n", "a.grib": b"GRIB"}.get(file, b"\x89HDF\r\n\x1a\n"))
+    extra = "grib" if module == "cfgrib" else "data"
     monkeypatch.setitem(sys.modules, module, None)
-    refuse(tmp_path / file, rf"needs {module}: pip install stprune\[data\]", RuntimeError)
+    refuse(tmp_path / file, rf"needs {module}: pip install stprune\[{extra}\]", RuntimeError)
 
 
-def test_reading_needs_no_optional_library_to_import() -> None:
-    import subprocess
-
-    blocked = "import sys; [sys.modules.__setitem__(m, None) for m in ('h5py', 'xarray', 'netCDF4', 'zarr', 'pandas')]"
-    done = subprocess.run([sys.executable, "-c", f"{blocked}; import stprune.data"], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+def test_numpy_files_need_no_optional_library(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", data=cube(), time=clock())
+    blocked = (
+        "import sys; [sys.modules.__setitem__(m, None) for m in ('h5py', 'xarray', 'netCDF4', 'zarr', 'pandas', 'cfgrib')]"
+    )
+    code = f"{blocked}; import stprune.data; print(stprune.data.read_series({str(tmp_path / 'a.npz')!r}).steps_per_day)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, b"96"), done.stderr.decode()
 
 
 # --- the real series -------------------------------------------------------------------------------------------------
@@ -1194,6 +1282,17 @@ def test_real_series(real_data: Path, name: str, shape: tuple[int, ...], graph: 
     assert (series.adjacency is not None) == graph
     assert series.steps_per_day == steps_per_day
     assert series.name == name
+
+
+def test_real_grib(real_data: Path) -> None:
+    pytest.importorskip("cfgrib", reason="cfgrib is not installed")
+    folder = real_data / "ERA5_t2m_UK_2019_03"
+    series = read_series(folder / "era5-2mt-2019-03-uk.grib")
+    stored = read_series(folder)
+    assert series.channels == ("t2m",)
+    assert np.array_equal(series.timestamps, stored.timestamps)  # type: ignore[arg-type]
+    assert np.allclose(series.values, stored.values, atol=1e-3)
+    assert (series.steps_per_day, len(set(series.node_ids or ()))) == (24, 1617)
 
 
 def test_simbench_profiles(tmp_path: Path) -> None:

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stprune.data.arrays import Header, opened, read_array, read_cube, read_header
+from stprune.data.arrays import open_npy
 from stprune.data.series import (
     Array,
     Series,
+    as_float32,
     check_adjacency,
     check_bytes,
     check_numbers,
     cube_shape,
     failure,
-    fill_float32,
+    read_json,
 )
-from stprune.data.times import check_times
+from stprune.data.times import read_times
 
 SPLITS = ("train", "val", "test")
-# A description is a page of text.
-MAX_JSON = 1 << 20
-# Rows converted at a time are chosen so that a block has about this many numbers.
-BLOCK = 1 << 22
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object."""
-    if path.stat().st_size > MAX_JSON:
-        raise failure(path, "file", f"have at most {MAX_JSON} bytes", path.stat().st_size)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise failure(path, "file", "be valid JSON", f"{error}") from error
-    if not isinstance(content, dict):
-        raise failure(path, "file", "be a JSON object", type(content).__name__)
-    return content
 
 
 def read_basicts_0(folder: Path, max_bytes: int) -> Series:
@@ -58,11 +41,7 @@ def read_basicts_0(folder: Path, max_bytes: int) -> Series:
         rule = f"have {size} bytes, as desc.json declares float32 of shape {tuple(declared)}"
         raise failure(file, "file", rule, file.stat().st_size)
     check_bytes(file, "file", shape, 4, max_bytes)
-    stored = np.memmap(file, dtype="<f4", mode="r", shape=shape)
-    values: Array = np.empty(shape, dtype=np.float32)
-    rows = max(1, BLOCK // (shape[1] * shape[2]))
-    for row in range(0, shape[0], rows):
-        fill_float32(file, "file", values[row : row + rows], stored[row : row + rows], row)
+    values = as_float32(file, "file", np.memmap(file, dtype="<f4", mode="r", shape=shape), shape)
     adjacency, notes = _adjacency(folder, shape[1], max_bytes)
     features = content.get("feature_description")
     channels = None
@@ -80,20 +59,28 @@ def read_basicts_0(folder: Path, max_bytes: int) -> Series:
 
 def read_basicts_1(folder: Path, max_bytes: int) -> Series:
     """``{train,val,test}_data.npy`` one after the other, their row ranges as ``splits``, ``*_timestamps.npy`` beside."""
-    shapes = [_peek(folder, f"{split}_data.npy", max_bytes) for split in SPLITS]
-    for split, shape in zip(SPLITS[1:], shapes[1:], strict=True):
-        if shape[1:] != shapes[0][1:]:
+    parts, shapes = [], []
+    for split in SPLITS:
+        file = folder / f"{split}_data.npy"
+        if not file.is_file():
+            raise failure(folder, file.name, "be in a BasicTS 1.x folder", "no such file")
+        part = open_npy(file, max_bytes)
+        check_numbers(file, "array", part.dtype)
+        if part.ndim < 2:
+            raise failure(file, "array", "be [time, node] or [time, node, channel]", f"shape {part.shape}")
+        parts.append(part)
+        shapes.append(cube_shape(file, "array", part.shape))
+        if shapes[-1][1:] != shapes[0][1:]:
             rule = f"have as many nodes and channels as train_data.npy, {shapes[0][1:]}"
-            raise failure(folder, f"{split}_data.npy", rule, f"{shape[1:]}")
+            raise failure(folder, file.name, rule, f"{shapes[-1][1:]}")
     total = (sum(shape[0] for shape in shapes), *shapes[0][1:])
     check_bytes(folder, "the three splits", total, 4, max_bytes)
     values: Array = np.empty(total, dtype=np.float32)
     splits, row = [], 0
-    for split, shape in zip(SPLITS, shapes, strict=True):
-        read_cube(folder / f"{split}_data.npy", None, max_bytes, out=values[row : row + shape[0]])
+    for split, part, shape in zip(SPLITS, parts, shapes, strict=True):
+        as_float32(folder / f"{split}_data.npy", "array", part, shape, values[row : row + shape[0]])
         splits.append((row, row + shape[0]))
         row += shape[0]
-
     content = read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
     declared = content.get("shape")
     if declared is not None and (not isinstance(declared, list) or tuple((*declared, 1)[:3]) != total):
@@ -102,12 +89,11 @@ def read_basicts_1(folder: Path, max_bytes: int) -> Series:
     steps_per_day = _steps_per_day(folder / "meta.json", content)
     times = features = names = None
     clocks = _clocks(folder, [shape[0] for shape in shapes], max_bytes)
-    if clocks is not None and clocks.dtype.kind == "M":
-        times, measured, extra = check_times(folder, "timestamps", clocks.reshape(-1), total[0])
+    if clocks is not None and clocks.dtype.kind in "MSU":
+        times, measured, extra = read_times(folder, "timestamps", clocks.reshape(-1), total[0])
         steps_per_day, notes = steps_per_day or measured, (*notes, *extra)
     elif clocks is not None:
-        features = np.empty(clocks.shape, dtype=np.float32)
-        fill_float32(folder, "timestamps", features, clocks, 0)
+        features = as_float32(folder, "timestamps", clocks, (*clocks.shape, 1))[:, :, 0]
         listed = content.get("timestamps_description")
         if isinstance(listed, list) and len(listed) == clocks.shape[1] and all(isinstance(n, str) for n in listed):
             names = tuple(listed)
@@ -124,19 +110,6 @@ def read_basicts_1(folder: Path, max_bytes: int) -> Series:
     )
 
 
-def _peek(folder: Path, file: str, max_bytes: int) -> tuple[int, int, int]:
-    if not (folder / file).is_file():
-        raise failure(folder, file, "be in a BasicTS 1.x folder", "no such file")
-    with opened(folder / file) as (stream, _):
-        header: Header = read_header(stream, folder / file, "array")
-    check_numbers(folder / file, "array", header.dtype)
-    if len(header.shape) < 2:
-        raise failure(folder / file, "array", "be [time, node] or [time, node, channel]", f"shape {header.shape}")
-    shape = cube_shape(folder / file, "array", header.shape)
-    check_bytes(folder / file, "array", shape, 4, max_bytes)
-    return shape
-
-
 def _clocks(folder: Path, lengths: list[int], max_bytes: int) -> Array | None:
     """The time features of all splits, [time, feature], when every split has them."""
     files = [folder / f"{split}_timestamps.npy" for split in SPLITS]
@@ -146,9 +119,9 @@ def _clocks(folder: Path, lengths: list[int], max_bytes: int) -> Array | None:
     for file, length in zip(files, lengths, strict=True):
         if not file.is_file():
             raise failure(folder, file.name, "be there when another split has one", "no such file")
-        part = read_array(file, None, max_bytes)
-        if part.ndim not in (1, 2) or part.shape[0] != length or part.dtype.kind not in "fiuM":
-            rule = f"be [{length}, feature] numbers or datetime64, one row for each row of data"
+        part = open_npy(file, max_bytes)
+        if part.ndim not in (1, 2) or part.shape[0] != length or part.dtype.kind not in "fiuMSU":
+            rule = f"be [{length}, feature] numbers, datetime64 or text, one row for each row of data"
             raise failure(file, "array", rule, f"shape {part.shape}, dtype {part.dtype}")
         parts.append(part.reshape(length, -1))
         if part.dtype.kind != parts[0].dtype.kind or parts[-1].shape[1] != parts[0].shape[1]:
@@ -157,10 +130,9 @@ def _clocks(folder: Path, lengths: list[int], max_bytes: int) -> Array | None:
 
 
 def _adjacency(folder: Path, num_nodes: int, max_bytes: int) -> tuple[Array | None, tuple[str, ...]]:
-    if (folder / "adj_mx.npy").is_file():
-        matrix = read_array(folder / "adj_mx.npy", None, min(max_bytes, num_nodes * num_nodes * 8))
-        check_numbers(folder / "adj_mx.npy", "array", matrix.dtype)
-        return check_adjacency(folder / "adj_mx.npy", "array", matrix, num_nodes), ()
+    file = folder / "adj_mx.npy"
+    if file.is_file():
+        return check_adjacency(file, "array", open_npy(file, max_bytes), num_nodes), ()
     if (folder / "adj_mx.pkl").exists():
         return None, ("adj_mx.pkl is a pickle and was not read",)
     return None, ()
