@@ -96,15 +96,11 @@ def test_npz_with_graph_times_and_names(tmp_path: Path) -> None:
     np.savez(folder / "data.npz", data=cube(), adj=graph, time=clock().astype("datetime64[s]"), names=list("abcd"), lat=[1.0])
     for path in (folder, folder / "data.npz"):
         series = read_series(path)
-        assert series.name == "Losloop"
+        assert (series.name, series.steps_per_day, series.node_ids) == ("Losloop", 96, ("a", "b", "c", "d"))
         assert series.adjacency is not None
         assert series.adjacency.dtype == np.float32
         assert np.array_equal(series.adjacency, graph)
-        assert series.timestamps is not None
-        assert series.timestamps.dtype == np.dtype("datetime64[us]")
-        assert np.array_equal(series.timestamps, clock())
-        assert series.steps_per_day == 96
-        assert series.node_ids == ("a", "b", "c", "d")
+        assert np.array_equal(series.timestamps, clock())  # type: ignore[arg-type]
         assert series.notes == ("arrays not read: lat",)
 
 
@@ -168,45 +164,39 @@ def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
     refuse(tmp_path / "data.csv", "data.csv: ")
 
 
-def npy(header: str | bytes, data: bytes = b"", version: int = 1) -> bytes:
-    text = header if isinstance(header, bytes) else header.encode()
-    length = struct.pack("<H" if version == 1 else "<I", len(text))
-    return b"\x93NUMPY" + bytes([version, 0]) + length + text + data
-
-
-def describe(shape: str, descr: str = "'<f4'", order: str = "False") -> str:
-    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}"
+def npy(shape: str, data: bytes = b"", header: str | None = None) -> bytes:
+    """The bytes of a .npy file, whose header may lie."""
+    text = (header or f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}").encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + data
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy(describe("(4, 2)"), b"\0" * 31), r"have the bytes its header declares for shape \(4, 2\), got 31"),
-        (npy(describe("(4, 2)"), b"\0" * 33), "have the bytes its header declares"),
-        (npy(describe(f"({10**9}, {10**9})"), b"\0" * 64), "have the bytes its header declares"),
-        (npy(describe(f"({2**62}, 4)"), b""), "have the bytes its header declares"),
-        (npy(describe("(-4, -2)"), b"\0" * 32), "be a readable"),
-        (npy(describe("(4.0, 2)"), b"\0" * 32), "be a readable"),
-        (npy(describe("(4, 0)")), "(not be empty|be a readable)"),
-        (npy(describe("()"), b"\0" * 4), r"be \[time, node\]"),
-        (npy(describe("(3, 2, 2, 1)"), b"\0" * 48), r"\(reshape a grid to \[time, height \* width, channel\]\), got shape"),
-        (npy(describe("(4,)", "'<c8'"), b"\0" * 32), "hold real numbers, got dtype complex64"),
-        (npy(describe("(4,)", "'|b1'"), b"\0" * 4), "hold real numbers, got dtype bool"),
-        (npy(describe("(4,)", "'<U2'"), b"\0" * 32), "hold real numbers"),
-        (npy(describe("(4,)", "'|O'"), b"\0" * 32), "never Python objects"),
-        (npy(describe("(4,)", "[('a', '<f4')]"), b"\0" * 16), "hold real numbers"),
-        (npy("open('x')"), "be a readable"),
-        (npy("{'descr': "), "be a readable"),
-        (npy("[" * 5000), "be a readable"),
-        (npy("{}"), "be a readable"),
-        (npy(b" " * 20_000), "be a readable"),
-        (npy(describe("(1,)"), b"\0" * 4, version=4), "be a readable"),
+        (npy("(4, 2)", b"\0" * 31), r"have the bytes its header declares for shape \(4, 2\), got 31"),
+        (npy("(4, 2)", b"\0" * 33), "have the bytes its header declares"),
+        (npy(f"({10**9}, {10**9})", b"\0" * 64), "have the bytes its header declares"),
+        (npy(f"({2**62}, 4)"), "have the bytes its header declares"),
+        (npy("(-4, -2)", b"\0" * 32), "be a readable"),
+        (npy("", header="open('x')"), "be a readable"),
+        (npy("", header="[" * 5000), "be a readable"),
         (b"\x93NUMPY", "be a readable"),
-        (npy(describe("(2,)"), struct.pack("<2f", 1, float("inf"))), r"finite in float32 \(NaN is missing\), got inf in row 1"),
-        (npy(describe("(2,)", "'<f8'"), struct.pack("<2d", 1e39, 0)), r"finite in float32 .*, got 1e\+39 in row 0"),
+        (np.zeros((4, 0)), "(not be empty|be a readable)"),
+        (np.zeros(()), r"be \[time, node\]"),
+        (np.zeros((3, 2, 2, 1)), r"\(reshape a grid to \[time, height \* width, channel\]\), got shape \(3, 2, 2, 1\)"),
+        (np.zeros(4, "c8"), "hold real numbers, got dtype complex64"),
+        (np.zeros(4, bool), "hold real numbers, got dtype bool"),
+        (np.array(["1", "2"]), "hold real numbers"),
+        (np.array([1, None]), "never Python objects"),
+        (np.zeros(4, [("a", "f4")]), "hold real numbers"),
+        (np.array([1, np.inf], "f4"), r"finite in float32 \(NaN is missing\), got inf in row 1"),
+        (np.array([1e39, 0]), r"finite in float32 .*, got 1e\+39 in row 0"),
     ],
 )
-def test_bad_arrays(tmp_path: Path, content: bytes, message: str) -> None:
+def test_bad_arrays(tmp_path: Path, content: Any, message: str) -> None:
+    if not isinstance(content, bytes):
+        np.save(tmp_path / "a.npy", content)
+        content = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(content)
     refuse(tmp_path / "a.npy", message)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -235,15 +225,6 @@ def test_npy_is_read_block_by_block(tmp_path: Path) -> None:
     assert peak < 4000 * 1000 * 4 + 3 * BLOCK
 
 
-def test_side_arrays_are_bounded_by_the_series(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "a.npz", data=cube(), adj=np.zeros((3000, 3000)))
-    refuse(tmp_path / "a.npz", "adj must need at most max_bytes = 128 bytes, got 72000000")
-    np.savez_compressed(tmp_path / "b.npz", data=cube(), time=np.zeros(10**6, "datetime64[s]"))
-    refuse(tmp_path / "b.npz", "time must need at most max_bytes")
-    np.savez_compressed(tmp_path / "c.npz", data=cube(), names=np.array(["x" * 10**6]))
-    refuse(tmp_path / "c.npz", "names must need at most max_bytes")
-
-
 def test_damaged_archives(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "whole.npz", data=cube(300, 40, 1))
     raw = (tmp_path / "whole.npz").read_bytes()
@@ -254,9 +235,9 @@ def test_damaged_archives(tmp_path: Path) -> None:
     (tmp_path / "bits.npz").write_bytes(raw[:middle] + bytes(b ^ 255 for b in raw[middle : middle + 9]) + raw[middle + 9 :])
     refuse(tmp_path / "bits.npz", "data must be a readable array of numbers, got ")
     with zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
-        archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
+        archive.writestr("data.npy", npy("(1,)", b"\0" * 4))
         with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
+            archive.writestr("data.npy", npy("(1,)", b"\0" * 4))
     refuse(tmp_path / "twice.npz", "name every array once")
     with zipfile.ZipFile(tmp_path / "none.npz", "w"):
         pass
@@ -284,11 +265,14 @@ def test_damaged_archives(tmp_path: Path) -> None:
         ({"names": list("abc")}, "names must name 4 nodes, got 3 names"),
         ({"time": ["2024-01-01"] * 29 + ["soon"]}, "time must hold dates of one form, got 'soon' in row 29"),
         ({"time": np.zeros(TIMES, bool)}, "time must hold datetime64 or text such as 2024-01-31T08:00, got dtype bool"),
+        ({"adj": np.zeros((3000, 3000))}, "adj must need at most max_bytes = 128 bytes, got 72000000"),
+        ({"time": np.zeros(10**6, "datetime64[s]")}, "time must need at most max_bytes"),
+        ({"names": ["x" * 10**6]}, "names must need at most max_bytes"),
         ({"names": list("abca")}, "names must name every node once, got 'a' twice"),
     ],
 )
 def test_inconsistent_side_arrays(tmp_path: Path, extra: dict[str, Any], message: str) -> None:
-    np.savez(tmp_path / "a.npz", data=cube(), **extra)
+    np.savez_compressed(tmp_path / "a.npz", data=cube(), **extra)
     refuse(tmp_path / "a.npz", message)
 
 
@@ -565,12 +549,9 @@ def test_basicts_0(tmp_path: Path, mark: Path) -> None:
     ("changes", "message"),
     [
         ({"shape": [31, 4, 2]}, "data.dat: file must have 992 bytes, as desc.json declares .*, got 960"),
-        ({"shape": [29, 4, 2]}, "data.dat: file must have 928 bytes"),
         ({"shape": [10**18, 4, 2]}, "data.dat: file must have"),
         ({"shape": [-30, -4, 2]}, "desc.json: shape must be a list of positive ints"),
         ({"shape": [30.0, 4, 2]}, "shape must be a list of positive ints"),
-        ({"shape": [True, 4, 2]}, "shape must be a list of positive ints"),
-        ({"shape": "30"}, "shape must be a list of positive ints"),
         ({"shape": [30, 4, 2, 1]}, r"shape must be \[time, node\]"),
         ({"shape": []}, r"shape must be \[time, node\]"),
         ({"shape": None}, "shape must be a list of positive ints"),
@@ -580,7 +561,6 @@ def test_basicts_0(tmp_path: Path, mark: Path) -> None:
         (b"[1]", "desc.json: file must be a JSON object"),
         (b"[" * 100_000, "desc.json: file must be valid JSON"),
         (b" " * 2**24 + b" ", "desc.json: file must have at most"),
-        (b"\xff\xfe", "desc.json: file must be valid JSON"),
     ],
 )
 def test_bad_descriptions(tmp_path: Path, changes: Any, message: str) -> None:
@@ -1183,16 +1163,10 @@ def test_real_series(real_data: Path, name: str, shape: tuple[int, ...], graph: 
     series = read_series(real_data / name)
     with np.load(real_data / name / "data.npz", allow_pickle=False) as archive:
         assert np.array_equal(series.values, archive["data"])
-        if graph:
-            assert np.array_equal(series.adjacency, archive["adj"])  # type: ignore[arg-type]
-        if "names" in archive:
-            assert series.node_ids == tuple(archive["names"].tolist())
-        if "time" in archive:
-            assert np.array_equal(series.timestamps, archive["time"])  # type: ignore[arg-type]
-    assert series.values.shape == shape
-    assert (series.adjacency is not None) == graph
-    assert series.steps_per_day == steps_per_day
-    assert series.name == name
+        for key, found in (("adj", series.adjacency), ("names", series.node_ids), ("time", series.timestamps)):
+            assert found is None if key not in archive else np.array_equal(found, archive[key])  # type: ignore[arg-type]
+    assert (series.name, series.values.shape) == (name, shape)
+    assert ((series.adjacency is not None), series.steps_per_day) == (graph, steps_per_day)
 
 
 def test_real_grib(real_data: Path) -> None:
