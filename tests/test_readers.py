@@ -1169,7 +1169,7 @@ def test_real_series(real_data: Path, name: str, shape: tuple[int, ...], graph: 
     assert ((series.adjacency is not None), series.steps_per_day) == (graph, steps_per_day)
 
 
-def test_real_grib(real_data: Path) -> None:
+def test_real_grib(tmp_path: Path, real_data: Path) -> None:
     pytest.importorskip("cfgrib", reason="cfgrib is not installed")
     folder = real_data / "ERA5_t2m_UK_2019_03"
     series = read_series(folder / "era5-2mt-2019-03-uk.grib")
@@ -1178,6 +1178,9 @@ def test_real_grib(real_data: Path) -> None:
     assert np.array_equal(series.timestamps, stored.timestamps)  # type: ignore[arg-type]
     assert np.allclose(series.values, stored.values, atol=1e-3)
     assert (series.steps_per_day, len(set(series.node_ids or ()))) == (24, 1617)
+    (tmp_path / "cut.grib").write_bytes((folder / "era5-2mt-2019-03-uk.grib").read_bytes()[:10_000])
+    refuse(tmp_path / "cut.grib", "be a complete GRIB file")
+    refuse(folder / "era5-2mt-2019-03-uk.grib", "other must be a variable of the file", key="other")
 
 
 def test_simbench_profiles(tmp_path: Path) -> None:

@@ -47,10 +47,11 @@ def read_netcdf(path: Path, name: str, key: str | None, max_bytes: int) -> Serie
 def read_grib(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
     """A GRIB file of one grid; the variable ``key``, or all variables over time."""
     require("cfgrib", path, "grib")
-    xarray = require("xarray", path)
+    eccodes, xarray = require("eccodes", path, "grib"), require("xarray", path)
     # Without an index file: cfgrib pickles it. With errors="raise" no message is left out without a word.
     options = {"indexpath": "", "errors": "raise", "filter_by_keys": {"cfVarName": key} if key else {}}
-    with damaged(path, "file", "be a complete GRIB file of one grid (or name a variable with key=)"):
+    rule = "be a complete GRIB file of one grid (or name a variable with key=)"
+    with damaged(path, "file", rule, eccodes.CodesInternalError):
         opened = xarray.open_dataset(path, engine="cfgrib", decode_timedelta=False, backend_kwargs=options)
         with opened as dataset:
             return _read(path, name, key, dataset, max_bytes)
@@ -95,9 +96,9 @@ def _check_array(file: Path, content: dict[str, Any], max_bytes: int) -> None:
 
 
 def _read(path: Path, name: str, key: str | None, dataset: Any, max_bytes: int) -> Series:
-    time = _time_dimension(path, dataset)
     if key is not None and key not in dataset.data_vars:
         raise failure(path, key, "be a variable of the file", sorted(map(str, dataset.data_vars)))
+    time = _time_dimension(path, dataset)
     chosen = [v for v in ([key] if key else dataset.data_vars) if time in dataset[v].dims]
     if not chosen:
         raise failure(path, key or "file", f"have the dimension {time!r}", "no such variable")

@@ -52,13 +52,13 @@ def failure(path: object, key: str, rule: str, got: object) -> RefusedFile:
 
 
 @contextmanager
-def damaged(path: object, key: str, rule: str) -> Iterator[None]:
-    """Turns what a format's library raises over a damaged file into one refusal."""
+def damaged(path: object, key: str, rule: str, *also: type[Exception]) -> Iterator[None]:
+    """Turns what a format's library raises over a damaged file, and ``also`` its own kinds of errors, into one refusal."""
     try:
         yield
     except RefusedFile:
         raise
-    except DAMAGE as error:
+    except (*DAMAGE, *also) as error:
         raise failure(path, key, rule, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
