@@ -74,7 +74,9 @@ def _read_array(path: Path, archive: Any, key: str, max_bytes: int) -> Array:
 
 def read_npz(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
     """PEMS (``data``), LargeST's his.npz (``data``, ``mean``, ``std``), or an archive whose ``key`` holds the values."""
-    with damaged(path, "archive", "be a complete .npz"), np.load(path, allow_pickle=False) as archive:
+    with damaged(path, "archive", "be a complete .npz"):
+        opened = np.load(path, allow_pickle=False)
+    with opened as archive:
         entries = archive.zip.namelist()
         if len(set(entries)) < len(entries):
             raise failure(path, "archive", "name every array once", sorted(entries))

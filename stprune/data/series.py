@@ -19,14 +19,13 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-
 # Numbers converted at a time: enough for a disk's full speed, few beside any series.
 BLOCK = 1 << 22
 # Metadata of a Zarr store with thousands of variables is a few MB.
 MAX_JSON = 1 << 24
 # What NumPy, h5py, netCDF4, xarray, zarr and pandas are seen to raise over a damaged file. NameError, AttributeError and
 # AssertionError are not among them: they are faults of a program, not of a file.
-DAMAGE = (
+DAMAGE: tuple[type[Exception], ...] = (
     OSError,
     ValueError,
     TypeError,
@@ -46,6 +45,10 @@ class RefusedFile(ValueError):
     """A file that breaks a rule; a ValueError to callers, told apart here from the errors of other libraries."""
 
 
+class MissingLibrary(RuntimeError):
+    """A format whose library is not installed; a RuntimeError to callers."""
+
+
 def failure(path: object, key: str, rule: str, got: object) -> RefusedFile:
     """The one form in which a reader refuses a file: the file, the key in it, the rule, the value."""
     return RefusedFile(f"read_series: {path}: {key} must {rule}, got {got}")
@@ -54,11 +57,12 @@ def failure(path: object, key: str, rule: str, got: object) -> RefusedFile:
 @contextmanager
 def damaged(path: object, key: str, rule: str, *also: type[Exception]) -> Iterator[None]:
     """Turns what a format's library raises over a damaged file, and ``also`` its own kinds of errors, into one refusal."""
+    kinds = (*DAMAGE, *also)
     try:
         yield
-    except RefusedFile:
+    except (RefusedFile, MissingLibrary):
         raise
-    except (*DAMAGE, *also) as error:
+    except kinds as error:
         raise failure(path, key, rule, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
@@ -69,7 +73,7 @@ def require(module: str, path: object, extra: str = "data") -> Any:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise RuntimeError(f"read_series: {path}: needs {module}: pip install stprune[{extra}]") from error
+        raise MissingLibrary(f"read_series: {path}: needs {module}: pip install stprune[{extra}]") from error
 
 
 @dataclass(frozen=True, eq=False)
