@@ -146,7 +146,9 @@ def test_a_path_is_read_with_its_own_time_stamps(tmp_path):
 def test_a_path_without_time_stamps_starts_on_a_monday(tmp_path):
     path = tmp_path / "values.npz"
     np.savez(path, data=np.zeros((600, 3, 1), np.float32))
-    series = data.load(str(path))
+    with pytest.raises(ValueError, match=r"--steps-per-day: must be given for values\.npz"):
+        data.load(str(path))
+    series = data.load(str(path), steps_per_day=288)
     assert series.steps_per_day == 288
     assert series.day_of_week[[0, 287, 288]].tolist() == [0, 0, 1]
     assert series.time_of_day[289] == pytest.approx(1 / 288)
