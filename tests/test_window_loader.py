@@ -582,7 +582,7 @@ def test_arrays_torch_cannot_describe_are_refused():
             ValueError,
             "time_features must be None with steps_per_day",
         ),
-        ({"timestamps": np.zeros(50)}, TypeError, "time_features: timestamps must be a datetime64 array, got float64"),
+        ({"timestamps": np.zeros(50)}, TypeError, "WindowLoader: timestamps must be a datetime64 array, got float64"),
         ({"timestamps": np.zeros(49, "M8[s]")}, ValueError, "timestamps must be one time for each of the 50 rows"),
         ({"sampler": 7}, TypeError, "WindowLoader: sampler must be a PruningSampler, a sized iterable of ids or None, got int"),
         ({"sampler": PruningSampler(26, num_epochs=2)}, ValueError, "sampler must have 27 samples, one a window, got 26"),

@@ -151,7 +151,7 @@ def test_time_features_from_timestamps() -> None:
     # 2024-01-01 is a Monday; two hours are missing, so that row numbers would drift away from the clock.
     times = np.datetime64("2024-01-01T00:00") + np.arange(200).astype("timedelta64[h]")
     times = np.delete(times, [30, 31])
-    windows = WindowDataset(noise(198), history=4, horizon=3, timestamps=times)
+    windows = WindowDataset(noise(198), history=4, horizon=3, timestamps=times, gaps="keep")
     x, _ = windows[28]
     hours = torch.tensor([28, 29, 32, 33])
     assert torch.allclose(x[:, 0, 2], (hours % 24 / 24).float())
@@ -213,8 +213,8 @@ def test_window_errors() -> None:
         (ValueError, r"must be \[time, node\]", series[:, 0, 0], {}),
         (ValueError, "must not be empty", series[:, :0], {}),
         (ValueError, "history must be at least 1, got 0", series, {"history": 0}),
-        (TypeError, "horizon must be an int, got float", series, {"horizon": 2.0}),
-        (TypeError, "stride must be an int, got bool", series, {"stride": True}),
+        (TypeError, "horizon must be an integer, got 2.0", series, {"horizon": 2.0}),
+        (TypeError, "stride must be an integer, got True", series, {"stride": True}),
         (ValueError, r"start must lie in \[0, 30\], got -1", series, {"start": -1}),
         (ValueError, r"stop must lie in \[0, 30\], got 31", series, {"stop": 31}),
         (TypeError, "stop must be an int", series, {"stop": 30.0}),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stprune.windows._check import as_length
+from stprune.ops import _check
 
 DAY = np.timedelta64(1, "D")
 
@@ -20,7 +21,7 @@ def time_features(
     *,
     steps_per_day: int | None = None,
     first_step: int = 0,
-    timestamps: np.ndarray[Any, Any] | None = None,
+    timestamps: Any = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Time of day and day of week of every row, both in [0, 1): the two channels that `WindowDataset` appends to x.
@@ -32,17 +33,17 @@ def time_features(
         steps_per_day: rows in a day: time of day is ``(row + first_step) % steps_per_day / steps_per_day``, day of week
             ``day % 7 / 7``.
         first_step: steps between a Monday 00:00 and row 0, at least 0.
-        timestamps: [time] datetime64 in place of ``steps_per_day``: the same from the clock (Monday is 0), right also where
-            rows are missing.
+        timestamps: [time] increasing times in place of ``steps_per_day``: the same from the clock (Monday is 0), right also
+            where rows are missing. datetime64 of any unit, pandas' DatetimeIndex or a list of datetime, without a time zone.
         dtype: float32 or float64; each feature is computed in float64 and rounded once.
 
     Returns:
         [time, 2].
 
     Raises:
-        TypeError: a length is no int, ``timestamps`` is not datetime64, or ``dtype`` is another.
+        TypeError: a length is no int, ``timestamps`` are no such times, or ``dtype`` is another.
         ValueError: not exactly one of ``steps_per_day`` and ``timestamps`` is given, a length is too small, or ``timestamps``
-            has another length or NaT.
+            has another length, NaT, or a time that does not come after the one before.
 
     Example:
         >>> from stprune.windows.clock import time_features
@@ -52,8 +53,8 @@ def time_features(
     Source:
         The features of BasicTS and LargeST.
     """
-    num_times = as_length("time_features", "num_times", num_times)
-    first_step = as_length("time_features", "first_step", first_step, least=0)
+    num_times = _check.integer("time_features", "num_times", num_times, 1)
+    first_step = _check.integer("time_features", "first_step", first_step, 0)
     if dtype not in (torch.float32, torch.float64):
         # In 16 bits the last minutes of a day round to 1.0, one step beyond a time-of-day embedding.
         raise TypeError(f"time_features: dtype must be float32 or float64, got {dtype}")
@@ -61,24 +62,35 @@ def time_features(
         got = "neither" if timestamps is None else "both"
         raise ValueError(f"time_features: exactly one of steps_per_day and timestamps must be given, got {got}")
     if timestamps is None:
-        steps_per_day = as_length("time_features", "steps_per_day", steps_per_day)
+        steps_per_day = _check.integer("time_features", "steps_per_day", steps_per_day, 1)
         clock = clock_of_rows(np.arange(num_times) + first_step, steps_per_day)
     else:
         clock = clock_of_times(checked_timestamps("time_features", timestamps, num_times))
     return torch.from_numpy(np.stack(clock, axis=1)).to(dtype)
 
 
-def checked_timestamps(function: str, timestamps: Any, num_times: int) -> Array:
-    """[num_times] datetime64 without NaT, or the error that names the argument."""
-    if not isinstance(timestamps, np.ndarray) or timestamps.dtype.kind != "M":
-        kind = getattr(timestamps, "dtype", type(timestamps).__name__)
-        raise TypeError(f"{function}: timestamps must be a datetime64 array, got {kind}")
-    if timestamps.shape != (num_times,) or bool(np.isnat(timestamps).any()):
+def checked_timestamps(op: str, timestamps: Any, num_times: int) -> Array:
+    """[num_times] datetime64, increasing and without NaT, or the error that names the argument and the row."""
+    times = np.asarray(timestamps)
+    if times.dtype.kind == "O" and all(isinstance(each, datetime.datetime) and each.tzinfo is None for each in times.flat):
+        times = times.astype("datetime64[us]")
+    if times.dtype.kind != "M":
+        advice = ""
+        if times.dtype.kind == "O":
+            advice = "; they must have no time zone: timestamps.tz_convert(None) of pandas gives UTC"
+        elif times.dtype.kind in "US":
+            advice = "; text becomes times by numpy.array(timestamps, 'datetime64[s]') or pandas.to_datetime(timestamps)"
+        raise TypeError(f"{op}: timestamps must be a datetime64 array, got {times.dtype}{advice}")
+    if times.shape != (num_times,) or bool(np.isnat(times).any()):
         raise ValueError(
-            f"{function}: timestamps must be one time for each of the {num_times} rows, got shape {timestamps.shape}, "
-            f"{int(np.isnat(timestamps).sum())} of them NaT"
+            f"{op}: timestamps must be one time for each of the {num_times} rows, got shape {times.shape}, "
+            f"{int(np.isnat(times).sum())} of them NaT"
         )
-    return timestamps
+    stopped = np.flatnonzero(times[1:] <= times[:-1])
+    if len(stopped):
+        row = int(stopped[0]) + 1
+        raise ValueError(f"{op}: timestamps must increase with the rows, got {times[row]} in row {row} after {times[row - 1]}")
+    return times
 
 
 def clock_of_rows(rows: Array, steps_per_day: int) -> tuple[Array, Array]:
