@@ -109,7 +109,7 @@ class WindowStarts:
 
     def __str__(self) -> str:
         """Stride and rows, and how many windows are left out."""
-        dropped = f", {self.num_dropped} windows over gaps left out" if self.num_dropped else ""
+        dropped = f", {self.num_dropped} left out over gaps" if self.num_dropped else ""
         return f"stride {self.stride}{dropped}, rows [{self.start}, {self.stop})"
 
     @property
