@@ -5,7 +5,6 @@ import datetime
 import pickle
 
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from stprune.testing import assert_same
 from stprune.windows import ChunkedSeries, chunk_order, count_chunk_reads, score_dataset
 from stprune.windows.clock import time_features
 
+pandas = pytest.importorskip("pandas")
 HOUR = np.timedelta64(1, "h")
 
 
@@ -74,15 +74,20 @@ def test_windows_over_gaps_can_be_kept_or_refused():
         kept = make(series, timestamps=times, gaps="keep")
         assert len(kept) == len(make(series))
         assert kept.num_dropped == 0
-        with pytest.raises(ValueError, match=r"timestamps must have no gap inside a window, got 2024-\S+ in row \d+ after 2024"):
+        with pytest.raises(
+            ValueError, match=r"timestamps must have no gap inside a window, got 2024-\S+ in row \d+ after 2024"
+        ):
             make(series, timestamps=times, gaps="raise")
         with pytest.raises(ValueError, match='timestamps must be given for gaps="raise", got None'):
             make(series, gaps="raise")
         with pytest.raises(ValueError, match="gaps must be one of drop, keep, raise, got 'no'"):
             make(series, timestamps=times, gaps="no")
         # A gap that no window lies over is no reason to refuse.
-        assert make(series[:60], timestamps=hours(*range(30), *range(99, 129)), gaps="raise", stride=30, history=12).num_dropped == 0
-    with pytest.raises(ValueError, match="leave a window of 24 rows without a gap, got none of 37; gaps=\"keep\""):
+        assert (
+            make(series[:60], timestamps=hours(*range(30), *range(99, 129)), gaps="raise", stride=30, history=12).num_dropped
+            == 0
+        )
+    with pytest.raises(ValueError, match='leave a window of 24 rows without a gap, got none of 37; gaps="keep"'):
         WindowDataset(series[:60], timestamps=hours(*(i + i // 20 for i in range(60))))
 
 
