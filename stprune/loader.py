@@ -17,7 +17,7 @@ from stprune.ops._window_recipe import make_recipe
 from stprune.prefetch import Memory, in_background
 from stprune.windows.chunk_order import chunk_order, chunk_settings
 from stprune.windows.chunked_series import ChunkedSeries
-from stprune.windows.clock import time_features as features_of_clock
+from stprune.windows.clock import clock_features
 from stprune.windows.ids import draws_nodes, ids_of
 from stprune.windows.sources import source_of
 from stprune.windows.starts import WindowStarts
@@ -133,8 +133,8 @@ class WindowLoader:
             raise ValueError(f"{_OP}: time_features must be None with steps_per_day, got both")
         if time_features is None and (steps_per_day is not None or timestamps is not None):
             wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-            time_features = features_of_clock(
-                tensor.shape[0], steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=wide
+            time_features = clock_features(
+                _OP, tensor.shape[0], steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=wide
             )
         self._recipe = make_recipe(
             _OP,

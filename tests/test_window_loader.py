@@ -585,7 +585,7 @@ def test_arrays_torch_cannot_describe_are_refused():
         ({"stop": 51}, ValueError, r"WindowLoader: stop must lie in \[0, 50\], got 51"),
         ({"layout": "XYZ"}, ValueError, "WindowLoader: layout must be one of"),
         ({"std": 0}, ValueError, "WindowLoader: std must be greater than 0, got 0"),
-        ({"steps_per_day": 0}, ValueError, "time_features: steps_per_day must be at least 1, got 0"),
+        ({"steps_per_day": 0}, ValueError, "WindowLoader: steps_per_day must be at least 1, got 0"),
         (
             {"steps_per_day": 24, "time_features": torch.zeros(50, 1)},
             ValueError,
@@ -613,7 +613,7 @@ def test_errors_of_the_clock():
         ({}, ValueError, "exactly one of steps_per_day and timestamps must be given, got neither"),
         ({"steps_per_day": 3, "timestamps": np.zeros(4, "M8[s]")}, ValueError, "must be given, got both"),
         ({"steps_per_day": 3, "first_step": -1}, ValueError, "first_step must be at least 0, got -1"),
-        ({"steps_per_day": 3, "dtype": torch.float16}, TypeError, "dtype must be float32 or float64, got torch.float16"),
+        ({"steps_per_day": 3, "dtype": torch.float16}, TypeError, "time features must be float32 or float64, got torch.float16"),
     ):
         with pytest.raises(error, match="time_features: .*" + message):
             time_features(4, **arguments)

@@ -54,19 +54,32 @@ def time_features(
         The features of BasicTS and LargeST.
     """
     num_times = _check.integer("time_features", "num_times", num_times, 1)
-    first_step = _check.integer("time_features", "first_step", first_step, 0)
+    return clock_features(
+        "time_features", num_times, steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=dtype
+    )
+
+
+def clock_features(
+    op: str, num_times: int, *, steps_per_day: Any, first_step: Any, timestamps: Any, dtype: torch.dtype
+) -> Tensor:
+    """`time_features` for a function of another name."""
+    first_step = _check.integer(op, "first_step", first_step, 0)
     if dtype not in (torch.float32, torch.float64):
         # In 16 bits the last minutes of a day round to 1.0, one step beyond a time-of-day embedding.
-        raise TypeError(f"time_features: dtype must be float32 or float64, got {dtype}")
+        raise TypeError(f"{op}: time features must be float32 or float64, got {dtype}")
     if (steps_per_day is None) == (timestamps is None):
         got = "neither" if timestamps is None else "both"
-        raise ValueError(f"time_features: exactly one of steps_per_day and timestamps must be given, got {got}")
+        raise ValueError(f"{op}: exactly one of steps_per_day and timestamps must be given, got {got}")
     if timestamps is None:
-        steps_per_day = _check.integer("time_features", "steps_per_day", steps_per_day, 1)
-        clock = clock_of_rows(np.arange(num_times) + first_step, steps_per_day)
+        steps_per_day = _check.integer(op, "steps_per_day", steps_per_day, 1)
+        day, step = np.divmod(np.arange(num_times) + first_step, steps_per_day)
+        time_of_day = step / steps_per_day
     else:
-        clock = clock_of_times(checked_timestamps("time_features", timestamps, num_times))
-    return torch.from_numpy(np.stack(clock, axis=1)).to(dtype)
+        times = checked_timestamps(op, timestamps, num_times)
+        days = times.astype("datetime64[D]")
+        # Day 0 of datetime64, 1970-01-01, was a Thursday: 3 days after a Monday.
+        day, time_of_day = days.astype(np.int64) + 3, (times - days) / DAY
+    return torch.from_numpy(np.stack([time_of_day, day % 7 / 7], axis=1)).to(dtype)
 
 
 def checked_timestamps(op: str, timestamps: Any, num_times: int) -> Array:
@@ -91,16 +104,3 @@ def checked_timestamps(op: str, timestamps: Any, num_times: int) -> Array:
         row = int(stopped[0]) + 1
         raise ValueError(f"{op}: timestamps must increase with the rows, got {times[row]} in row {row} after {times[row - 1]}")
     return times
-
-
-def clock_of_rows(rows: Array, steps_per_day: int) -> tuple[Array, Array]:
-    """Time of day and day of week, float64 in [0, 1), of rows counted from a Monday 00:00."""
-    day, step = np.divmod(rows, steps_per_day)
-    return step / steps_per_day, day % 7 / 7
-
-
-def clock_of_times(times: Array) -> tuple[Array, Array]:
-    """The same of datetime64 time stamps."""
-    days = times.astype("datetime64[D]")
-    # Day 0 of datetime64, 1970-01-01, was a Thursday: 3 days after a Monday.
-    return (times - days) / DAY, (days.astype(np.int64) + 3) % 7 / 7

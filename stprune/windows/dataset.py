@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from stprune.ops import _check
 from stprune.ops._series import as_series
-from stprune.windows.clock import checked_timestamps, clock_of_rows, clock_of_times
+from stprune.windows.clock import clock_features
 from stprune.windows.mapped import mapped_file
 from stprune.windows.starts import WindowStarts
 
@@ -136,19 +136,21 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         self.history = _check.integer(_OP, "history", history, 1)
         self.horizon = _check.integer(_OP, "horizon", horizon, 1)
         self._channels = _as_channels(target_channels, self.series.shape[2])
-        self.steps_per_day = steps_per_day
-        if steps_per_day is not None:
-            self.steps_per_day = _check.integer(_OP, "steps_per_day", steps_per_day, 1)
-        self.first_step = _check.integer(_OP, "first_step", first_step, 0)
-        self.timestamps = self._checked_clock(timestamps)
+        num_times, first_step = self.series.shape[0], _check.integer(_OP, "first_step", first_step, 0)
+        self._features: Tensor | None = None
+        if steps_per_day is not None or timestamps is not None:
+            like = self._rows(0, 1)
+            self._features = clock_features(
+                _OP, num_times, steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=like.dtype
+            ).to(like.device)
         self._starts = WindowStarts(
             _OP,
-            self.series.shape[0],
+            num_times,
             length=self.history + self.horizon,
             stride=stride,
             start=start,
             stop=stop,
-            timestamps=self.timestamps,
+            timestamps=timestamps,
             gaps=gaps,
         )
         self.stride, self.start, self.stop = self._starts.stride, self._starts.start, self._starts.stop
@@ -175,8 +177,7 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         row = self._row(index)
         cut = row + self.history
         x, y = self._rows(row, cut), self._rows(cut, cut + self.horizon)[..., self._channels]
-        clock = self._clock(np.arange(row, cut))
-        return (x if clock is None else self._append(x, clock)), y
+        return self._with_features(x, slice(row, cut)), y
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """The windows of a batch in the order of ``indices``, for the DataLoader's collate function to stack."""
@@ -206,8 +207,7 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         past = first + np.arange(self.history)
         future = first + self.history + np.arange(self.horizon)
         x, y = self._gather(past), self._gather(future)[..., self._channels].contiguous()
-        clock = self._clock(past)
-        return (x if clock is None else self._append(x, clock)), y
+        return self._with_features(x, torch.from_numpy(past)), y
 
     def _row(self, index: int) -> int:
         position = operator.index(index)
@@ -240,26 +240,12 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
             return self.series.index_select(0, flat).reshape(*rows.shape, *self.series.shape[1:])
         return torch.from_numpy(np.asarray(self.series[rows]))
 
-    def _clock(self, rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-        if self.steps_per_day is not None:
-            return clock_of_rows(rows + self.first_step, self.steps_per_day)
-        return None if self.timestamps is None else clock_of_times(self.timestamps[rows])
-
-    def _append(self, x: Tensor, clock: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> Tensor:
-        features = [torch.from_numpy(feature).to(x)[..., None, None].expand(*x.shape[:-1], 1) for feature in clock]
-        return torch.cat([x, *features], dim=-1)
-
-    def _checked_clock(self, timestamps: Any) -> np.ndarray[Any, Any] | None:
-        if self.steps_per_day is None and timestamps is None:
-            return None
-        if str(self.series.dtype).removeprefix("torch.") not in ("float32", "float64"):
-            # In 16 bits the last minutes of a day round to 1.0, one step beyond a time-of-day embedding.
-            raise TypeError(f"{_OP}: series must be float32 or float64 for time features, got {self.series.dtype}")
-        if timestamps is None:
-            return None
-        if self.steps_per_day is not None:
-            raise ValueError(f"{_OP}: timestamps must not come with steps_per_day, got both")
-        return checked_timestamps(_OP, timestamps, self.series.shape[0])
+    def _with_features(self, x: Tensor, rows: slice | Tensor) -> Tensor:
+        """x [..., node, channel] with the time features of its rows as further channels."""
+        if self._features is None:
+            return x
+        features = self._features[rows][..., None, :]
+        return torch.cat([x, features.expand(*x.shape[:-1], features.shape[-1])], dim=-1)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and workers; a memory map travels as its file's name, not as its contents."""
