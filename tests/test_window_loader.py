@@ -613,7 +613,11 @@ def test_errors_of_the_clock():
         ({}, ValueError, "exactly one of steps_per_day and timestamps must be given, got neither"),
         ({"steps_per_day": 3, "timestamps": np.zeros(4, "M8[s]")}, ValueError, "must be given, got both"),
         ({"steps_per_day": 3, "first_step": -1}, ValueError, "first_step must be at least 0, got -1"),
-        ({"steps_per_day": 3, "dtype": torch.float16}, TypeError, "time features must be float32 or float64, got torch.float16"),
+        (
+            {"steps_per_day": 3, "dtype": torch.float16},
+            TypeError,
+            "time features must be float32 or float64, got torch.float16",
+        ),
     ):
         with pytest.raises(error, match="time_features: .*" + message):
             time_features(4, **arguments)

@@ -85,12 +85,14 @@ def clock_features(
 def checked_timestamps(op: str, timestamps: Any, num_times: int) -> Array:
     """[num_times] datetime64, increasing and without NaT, or the error that names the argument and the row."""
     times = np.asarray(timestamps)
-    if times.dtype.kind == "O" and all(isinstance(each, datetime.datetime) and each.tzinfo is None for each in times.flat):
+    if times.dtype.kind == "O" and all(map(_is_plain_time, times.flat)):
         times = times.astype("datetime64[us]")
     if times.dtype.kind != "M":
         advice = ""
         if times.dtype.kind == "O":
-            advice = "; they must have no time zone: timestamps.tz_convert(None) of pandas gives UTC"
+            advice = (
+                "; objects must be datetime, not NaT, without a time zone (timestamps.tz_convert(None) of pandas gives UTC)"
+            )
         elif times.dtype.kind in "US":
             advice = "; text becomes times by numpy.array(timestamps, 'datetime64[s]') or pandas.to_datetime(timestamps)"
         raise TypeError(f"{op}: timestamps must be a datetime64 array, got {times.dtype}{advice}")
@@ -104,3 +106,8 @@ def checked_timestamps(op: str, timestamps: Any, num_times: int) -> Array:
         row = int(stopped[0]) + 1
         raise ValueError(f"{op}: timestamps must increase with the rows, got {times[row]} in row {row} after {times[row - 1]}")
     return times
+
+
+def _is_plain_time(time: Any) -> bool:
+    # pandas' NaT is a datetime that does not equal itself.
+    return isinstance(time, datetime.date) and getattr(time, "tzinfo", None) is None and time == time

@@ -29,6 +29,7 @@ def split_windows(
     Rows are cut, not windows (the BasicTS convention): each of the first two parts gets its share of the rows
     rounded down, the last part gets the rest. The 17,856 rows of PEMS08 give 10,690 / 3,548 / 3,549 windows of
     12 + 12 steps. Cutting the list of windows instead (10,700 / 3,567 / 3,566) lets windows reach into the next part.
+    Rows count alike whatever their times; a part's `WindowDataset` leaves out its windows over gaps.
 
     Args:
         num_times: Rows of the series.
