@@ -19,9 +19,6 @@ from torch import Tensor
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ALIGNMENT = 64
-"""Bytes; a cache line."""
-
 _WORDS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 """Types by bytes: torch reads the same bytes as any type of that size."""
 
@@ -29,7 +26,7 @@ _WORDS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 class Memory:
     """CPU tensors on memory that comes back when the last tensor, view or autograd graph on it is gone.
 
-    New memory costs a page fault every 4 KiB at its first use, which takes longer than filling it with a batch.
+    New memory costs a page fault every 4 KiB at its first use: for batches of some megabytes as much as filling them.
 
     Args:
         spare: how many blocks to keep for later at most.
@@ -43,7 +40,14 @@ class Memory:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, capacity: int = 0) -> Tensor:
         """An uninitialised contiguous tensor; a new block is made for at least `capacity` elements."""
         size = math.prod(shape) * dtype.itemsize
-        block = self._block(size, max(size, capacity * dtype.itemsize))
+        try:
+            # No look before: another iterator's thread may take the last one in between.
+            block = self._spare.pop()
+        except IndexError:
+            block = None
+        if block is None or block.size < size:
+            # Of torch, which aligns it to cache lines.
+            block = torch.empty(max(size, capacity * dtype.itemsize), dtype=torch.uint8).numpy()
         # torch holds on to this array object for as long as anything uses its storage; then the block is spare again. A
         # bare reference: weakref.finalize costs more than all the rest.
         shaped = block[:size].view(_WORDS[dtype.itemsize]).reshape(shape)
@@ -54,16 +58,9 @@ class Memory:
     def _take_back(self, reference: weakref.ref[Any]) -> None:
         self._spare.append(self._lent.pop(id(reference))[1])
 
-    def _block(self, size: int, capacity: int) -> np.ndarray[Any, Any]:
-        try:
-            block = self._spare.pop()
-        except IndexError:
-            block = None
-        if block is None or block.size < size:
-            whole = np.empty(capacity + _ALIGNMENT, dtype=np.uint8)
-            first = -whole.ctypes.data % _ALIGNMENT
-            block = whole[first : first + capacity]
-        return block
+    def __reduce__(self) -> tuple[Any, ...]:
+        """State for copies and other processes: no memory."""
+        return Memory, (self._spare.maxlen,)
 
 
 class _Worker(Generic[Item, Result]):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from stprune.data import IndexedDataset, Series
 from stprune.windows import WindowDataset
@@ -195,3 +195,16 @@ def test_series_is_frozen_and_small_to_print() -> None:
         series.name = "ones"  # type: ignore[misc]
     assert series == series  # identity: comparing arrays inside == would raise
     assert series != Series(values=series.values, name="zeros")
+
+
+def test_arrays_whose_samples_torch_cannot_stack_are_refused_at_construction():
+    values = np.arange(24.0).reshape(4, 3, 2)
+    with pytest.raises(ValueError, match=r"^IndexedDataset: dataset must have samples with strides >= 0, .*ascontiguousarray"):
+        IndexedDataset(values[:, ::-1])
+    index, sample = next(iter(DataLoader(IndexedDataset(values[::-1]), batch_size=4, num_workers=1)))
+    assert sample[index.tolist().index(0)].tolist() == values[3].tolist()
+
+
+def test_ids_of_joined_data_sets_are_those_of_the_whole():
+    joined = IndexedDataset(ConcatDataset([[10, 11, 12], [20, 21]]))
+    assert [joined[i] for i in range(5)] == [(0, 10), (1, 11), (2, 12), (3, 20), (4, 21)]

@@ -87,6 +87,14 @@ def test_variable_dimensions_null_value_and_std() -> None:
     assert np.array_equal(given["variance"].values, result["variance"].values)
 
 
+def test_null_values_within_the_tolerance_are_missing() -> None:
+    array = series(gaps=0.0).round(0)
+    shifted, missing = array.where(array != 2, np.float32(2.00003)), array.where(array != 2)
+    options = {"history": 6, "horizon": 3}
+    for source in (shifted, shifted.chunk(time=200)):
+        assert_equal(score_dataset(source, null_value=2.0, null_tolerance=5e-5, **options), missing, **options)
+
+
 def test_coordinates() -> None:
     array = series().assign_coords(lat=[10, 20, 30])
     for source in (array, array.chunk(time=500)):

@@ -35,7 +35,86 @@ def assert_batches_equal(got, want):
             assert_same(actual, expected)
 
 
-@pytest.mark.parametrize("kind", ["h5", "zarr", "xarray", "array"])
+UNEVEN = (30, 50, 1, 19, 50)
+
+
+def stored(kind, values, folder):
+    """The values in a store of 50-row chunks, or of chunks of several sizes, and the chunk to be told for it."""
+    if kind == "h5":
+        file = pytest.importorskip("h5py").File(folder / "s.h5", "w")
+        return file.create_dataset("x", data=values, chunks=(CHUNK, 5, 2)), None
+    if kind == "zarr":
+        return pytest.importorskip("zarr").create_array(str(folder / "s.zarr"), data=values, chunks=(CHUNK, 3, 2)), None
+    if kind == "memmap":
+        np.save(folder / "s.npy", values)
+        return np.load(folder / "s.npy", mmap_mode="r"), CHUNK
+    if kind in ("dask", "uneven dask"):
+        dask = pytest.importorskip("dask.array")
+        rows = CHUNK if kind == "dask" else UNEVEN * (len(values) // sum(UNEVEN)) + (len(values) % sum(UNEVEN),)
+        return dask.from_array(values, chunks=(rows, 5, 1)), None
+    if kind in ("tensor", "swapped"):
+        return (torch.from_numpy(values) if kind == "tensor" else values.astype(">f4")), CHUNK
+    xarray = pytest.importorskip("xarray")
+    array = xarray.DataArray(values, dims=("time", "node", "channel"), name="v")
+    if kind == "xarray":
+        return array, CHUNK
+    pytest.importorskip("zarr")
+    array.to_dataset().to_zarr(folder / "x.zarr", consolidated=False, encoding={"v": {"chunks": (CHUNK, 5, 2)}})
+    # Without Dask where chunks is None: the array then says in its encoding how the store is cut.
+    lazily = {} if kind == "open_zarr" else {"chunks": None}
+    return xarray.open_zarr(folder / "x.zarr", consolidated=False, **lazily)["v"], None
+
+
+KINDS = ["h5", "zarr", "memmap", "dask", "uneven dask", "tensor", "swapped", "xarray", "open_zarr", "open_zarr without dask"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_store_is_read_chunk_by_chunk_and_each_once(values, tmp_path, kind):
+    array, chunk = stored(kind, values, tmp_path)
+    # As many as a window lies in.
+    series = ChunkedSeries(array, chunk=chunk, memory_chunks=3 if kind == "uneven dask" else 2)
+    chunks = TIMES // CHUNK if kind != "uneven dask" else len(array.chunks[0])
+    assert series.chunk == CHUNK
+    assert_batches_equal(WindowLoader(series, batch_size=64), WindowLoader(torch.from_numpy(values), batch_size=64))
+    assert series.reads == chunks
+
+
+def test_the_tasks_of_dask_run_once_a_chunk_in_chunk_order(values):
+    dask = pytest.importorskip("dask.array")
+    loads = []
+
+    def load(block, block_info):
+        loads.append(block_info[None]["chunk-location"][0])
+        return block
+
+    for rows in (CHUNK, UNEVEN * 13 + (50,)):
+        array = dask.from_array(values, chunks=(rows, 5, 2)).map_blocks(load, dtype=np.float32, meta=np.empty((0, 0, 0), "f4"))
+        loads.clear()
+        series = ChunkedSeries(array, memory_chunks=MEMORY)
+        for _ in WindowLoader(series, make_sampler(), batch_size=32, order="chunk"):
+            assert sum(map(len, series._cache.values())) <= MEMORY * CHUNK
+        assert len(loads) == series.reads <= 1.6 * len(array.chunks[0])
+        assert set(loads) == set(range(len(array.chunks[0])))
+
+
+def test_what_chunked_series_cannot_read_is_refused_at_once(values):
+    dask = pytest.importorskip("dask.array")
+    dataset = pytest.importorskip("xarray").DataArray(values, name="v").to_dataset()
+    unknown = dask.from_array(values, chunks=(CHUNK, 5, 2))
+    cases = [
+        (TypeError, "array must be a single array with shape and dtype, got Dataset", dataset),
+        (TypeError, "array must be a single array with shape and dtype, got list", [1.0]),
+        (TypeError, "shape of array must be an integer, got nan", unknown[unknown[:, 0, 0] > 0]),
+        (TypeError, "in a dtype that NumPy has, got a tensor of torch.bfloat16 on cpu", torch.zeros(9, 2).bfloat16()),
+        (TypeError, "array must lie in host memory, .* on meta", torch.zeros(9, 2, device="meta")),
+        (ValueError, r"array must be \[time, node\]", np.zeros(())),
+    ]
+    for error, message, array in cases:
+        with pytest.raises(error, match=f"^ChunkedSeries: .*{message}"):
+            ChunkedSeries(array, chunk=3, memory_chunks=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -45,15 +124,8 @@ def assert_batches_equal(got, want):
     ],
 )
 def test_a_stored_series_gives_the_batches_of_the_series_in_memory(values, tmp_path, kind, options):
-    if kind == "h5":
-        array = pytest.importorskip("h5py").File(tmp_path / "s.h5", "w").create_dataset("x", data=values, chunks=(CHUNK, 5, 2))
-    elif kind == "zarr":
-        array = pytest.importorskip("zarr").create_array(str(tmp_path / "s.zarr"), data=values, chunks=(CHUNK, 3, 2))
-    elif kind == "xarray":
-        array = pytest.importorskip("xarray").DataArray(values, dims=("time", "node", "channel"))
-    else:
-        array = values.astype(">f4")
-    series = ChunkedSeries(array, chunk=CHUNK if kind in ("xarray", "array") else None, memory_chunks=MEMORY)
+    array, chunk = stored(kind, values, tmp_path)
+    series = ChunkedSeries(array, chunk=chunk, memory_chunks=MEMORY)
     want = list(WindowLoader(torch.from_numpy(values), batch_size=64, **options))
     loader = WindowLoader(series, batch_size=64, **options)
     assert_batches_equal(loader, want)

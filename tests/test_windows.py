@@ -151,7 +151,7 @@ def test_time_features_from_timestamps() -> None:
     # 2024-01-01 is a Monday; two hours are missing, so that row numbers would drift away from the clock.
     times = np.datetime64("2024-01-01T00:00") + np.arange(200).astype("timedelta64[h]")
     times = np.delete(times, [30, 31])
-    windows = WindowDataset(noise(198), history=4, horizon=3, timestamps=times)
+    windows = WindowDataset(noise(198), history=4, horizon=3, timestamps=times, gaps="keep")
     x, _ = windows[28]
     hours = torch.tensor([28, 29, 32, 33])
     assert torch.allclose(x[:, 0, 2], (hours % 24 / 24).float())
@@ -211,10 +211,14 @@ def test_window_errors() -> None:
         (TypeError, "native byte order", series.numpy().astype(">f4"), {}),
         (TypeError, "real numbers", np.array([["a"]]), {}),
         (ValueError, r"must be \[time, node\]", series[:, 0, 0], {}),
+        (ValueError, r"got shape \(30,\); for a single node pass series\[:, None\]", series[:, 0, 0], {}),
+        (ValueError, r"for a grid pass series.reshape\(30, 10, 1\)$", torch.zeros(30, 5, 2, 1), {}),
+        (ValueError, "strides of whole elements >= 0, .*ascontiguousarray", series.numpy()[::-1], {}),
+        (ValueError, "strides of whole elements >= 0", series.numpy()[:, ::-1], {}),
         (ValueError, "must not be empty", series[:, :0], {}),
         (ValueError, "history must be at least 1, got 0", series, {"history": 0}),
-        (TypeError, "horizon must be an int, got float", series, {"horizon": 2.0}),
-        (TypeError, "stride must be an int, got bool", series, {"stride": True}),
+        (TypeError, "horizon must be an integer, got 2.0", series, {"horizon": 2.0}),
+        (TypeError, "stride must be an integer, got True", series, {"stride": True}),
         (ValueError, r"start must lie in \[0, 30\], got -1", series, {"start": -1}),
         (ValueError, r"stop must lie in \[0, 30\], got 31", series, {"stop": 31}),
         (TypeError, "stop must be an int", series, {"stop": 30.0}),
@@ -361,6 +365,19 @@ def test_stationarity_with_mask_and_null_value(name: str) -> None:
         assert_same(stationarity(series.numpy(), **options, **array_mask), expected)  # type: ignore[arg-type]
 
 
+def test_null_values_that_went_through_a_scaler_are_missing() -> None:
+    series = named_series("night").numpy()
+    scaled = (series - np.float32(207.2227)) / np.float32(156.4805) * np.float32(156.4805) + np.float32(207.2227)
+    assert 0 < abs(scaled[series == 0]).max() < 5e-5
+    options = {"history": 9, "horizon": 5, "stride": 2}
+    for source in (torch.from_numpy(scaled), torch.from_numpy(scaled).double()):
+        missing = torch.where(torch.from_numpy(series == 0), torch.nan, source)
+        found = stationarity(source, null_value=0.0, null_tolerance=5e-5, **options)
+        exact = stationarity(source, null_value=0.0, **options)
+        assert torch.equal(found.nan_to_num(-1), stationarity(missing, **options).nan_to_num(-1))
+        assert not torch.equal(found.nan_to_num(-1), exact.nan_to_num(-1))
+
+
 def test_stationarity_by_hand() -> None:
     # Node 0: 0 0 | 4 4, population std 2, drift 2. Node 1: 1 1 | 1 5: mean 2, std sqrt(3), drift 2 / sqrt(3).
     series = torch.tensor([[0.0, 1.0], [0.0, 1.0], [4.0, 1.0], [4.0, 5.0]])
@@ -450,6 +467,9 @@ def test_stationarity_errors() -> None:
     infinite = series.clone()
     infinite[7, 1, 0] = float("-inf")
     cases = [
+        (ValueError, "null_tolerance must lie in", series, {"null_value": 0.0, "null_tolerance": -1.0}),
+        (ValueError, "null_tolerance must be 0 without null_value, got 0.5", series, {"null_tolerance": 0.5}),
+        (ValueError, "strides of whole elements >= 0, .*ascontiguousarray", series.numpy()[:, ::-1], {}),
         (TypeError, "series must be a torch tensor", [[1.0]], {}),
         (ValueError, "history must be at least 1", series, {"history": 0}),
         (ValueError, "at least history \\+ horizon = 24 rows, got 20", series, {"stop": 20}),

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 
@@ -15,14 +16,18 @@ class IndexedDataset(Dataset[tuple[int, Any]]):
     The index is a Python int, which PyTorch's collate function makes an int64 tensor: no id is ever rounded. Prefetching,
     workers and reordering cannot separate a sample from its id. The id is the position in the wrapped data set:
     ``Subset(IndexedDataset(data), ids)`` yields ids of ``data``; ``IndexedDataset(Subset(data, ids))`` yields positions
-    0 .. len(ids) - 1 in the subset, which is what a sampler of ``len(ids)`` samples expects. Attributes of the wrapped
-    data set are reached through ``.dataset`` only.
+    0 .. len(ids) - 1 in the subset, which is what a sampler of ``len(ids)`` samples expects. Join data sets first, then
+    number them: ``IndexedDataset(ConcatDataset([a, b]))``. In ``ConcatDataset([IndexedDataset(a), IndexedDataset(b)])`` two
+    samples have the id 0, and a loss is credited to the wrong one. Attributes of the wrapped data set are reached through
+    ``.dataset`` only.
 
     Args:
-        dataset: Map-style data set with ``__getitem__`` and ``__len__``. Kept by reference, never modified.
+        dataset: Map-style data set with ``__getitem__`` and ``__len__``, or a NumPy array of samples. Kept by reference,
+            never modified.
 
     Raises:
         TypeError: ``dataset`` is iterable-style or lacks ``__getitem__`` or ``__len__``.
+        ValueError: ``dataset`` is an array whose samples have a negative stride, which torch cannot stack.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -43,6 +48,11 @@ class IndexedDataset(Dataset[tuple[int, Any]]):
         for method in ("__getitem__", "__len__"):
             if not hasattr(dataset, method):
                 raise TypeError(f"IndexedDataset: dataset must be map-style with {method}, got {kind}")
+        if isinstance(dataset, np.ndarray) and any(stride < 0 for stride in dataset.strides[1:]):
+            raise ValueError(
+                f"IndexedDataset: dataset must have samples with strides >= 0, got strides {dataset.strides}; "
+                "pass numpy.ascontiguousarray(dataset)"
+            )
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stprune.ops import _check
+from stprune.ops._series import as_series
 
 LAYOUTS = ("BTNC", "BNTC", "BCTN", "BCNT", "TBNC", "BTN", "BNT")
 """Orders of batch, time, node and channel; those without C are for one channel."""
@@ -100,7 +101,7 @@ def make_recipe(
     dtype: torch.dtype | None,
 ) -> WindowRecipe:
     """Check the arguments and bring them into the kernels' form."""
-    series = as_series(op, series)
+    series = _gathered(op, series)
     layout = _check.choice(op, "layout", layout, LAYOUTS)
     dtype = _output_dtype(op, series, dtype)
     if series.dtype != torch.int16:
@@ -138,20 +139,14 @@ def make_recipe(
     return recipe
 
 
-def as_series(op: str, series: Any) -> Tensor:
-    """The series as a [time, node, channel] view."""
-    series = _check.tensor(op, "series", series)
-    if series.dtype not in SERIES_DTYPES:
-        raise TypeError(f"{op}: series must be float32, float64, bfloat16, float16 or int16, got {series.dtype}")
-    if series.layout != torch.strided:
-        raise TypeError(f"{op}: series must be a dense tensor, got {series.layout}")
-    if series.dim() not in (2, 3):
-        raise ValueError(f"{op}: series must be [time, node] or [time, node, channel], got shape {tuple(series.shape)}")
-    if 0 in series.shape:
-        raise ValueError(f"{op}: series must not be empty, got shape {tuple(series.shape)}")
-    if series.requires_grad:
+def _gathered(op: str, series: Any) -> Tensor:
+    """The series as a [time, node, channel] view that the kernels read."""
+    cube: Tensor = as_series(op, _check.tensor(op, "series", series))
+    if cube.dtype not in SERIES_DTYPES:
+        raise TypeError(f"{op}: series must be float32, float64, bfloat16, float16 or int16, got {cube.dtype}")
+    if cube.requires_grad:
         raise ValueError(f"{op}: series must not require a gradient, which the op cannot give; pass series.detach()")
-    return series if series.dim() == 3 else series.unsqueeze(2)
+    return cube
 
 
 def _output_dtype(op: str, series: Tensor, dtype: torch.dtype | None) -> torch.dtype:

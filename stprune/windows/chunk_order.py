@@ -9,10 +9,27 @@ import torch
 from torch import Tensor
 
 from stprune.ops import _check, permute
+from stprune.windows.starts import rows_of
 
 # Streams of `permute`, beside the shuffles of everything else: runs among each other, and windows inside their group.
 _RUNS = 32
 _WINDOWS = 33
+
+
+def chunk_settings(
+    op: str, order: Any, ids: Any, source: Any, chunk_rows: Any, memory_chunks: Any, length: int
+) -> tuple[int, int] | None:
+    """Rows of a chunk and how many chunks are held, for WindowLoader's order "chunk"; None for the sampler's own order."""
+    if _check.choice(op, "order", order, ("sampler", "chunk")) == "sampler":
+        for name, value in (("chunk_rows", chunk_rows), ("memory_chunks", memory_chunks)):
+            if value is not None:
+                raise ValueError(f'{op}: {name} must be None unless order is "chunk", got {value!r}')
+        return None
+    if ids.granularity not in ("window", "node"):
+        raise ValueError(f'{op}: order must be "sampler" without a PruningSampler of windows, got {order!r}')
+    chunk = _check.integer(op, "chunk_rows", source.chunk if chunk_rows is None else chunk_rows, 1)
+    held = source.memory_chunks if memory_chunks is None else memory_chunks
+    return chunk, _check.integer(op, "memory_chunks", held, 1 + -(-(length - 1) // chunk))
 
 
 class ChunkReads(NamedTuple):
@@ -40,6 +57,7 @@ def chunk_order(
     epoch: int,
     stride: int = 1,
     start: int = 0,
+    starts: Tensor | None = None,
     run_chunks: int | None = None,
 ) -> Tensor:
     """Kept windows in a random order that reads each chunk along time about once within a memory bound.
@@ -62,6 +80,8 @@ def chunk_order(
         epoch: in [0, 2^32).
         stride: rows between the starts of neighbouring windows.
         start: row of window 0.
+        starts: [num_windows] int64 first rows in place of `stride` and `start`, as `WindowDataset.starts` has them where gaps
+            leave windows out; not modified.
         run_chunks: chunks of a run; None takes a quarter of `memory_chunks`, so that a group has some three runs from
             anywhere in time. More of them read less and mix less.
 
@@ -107,7 +127,7 @@ def chunk_order(
         raise ValueError(f"{op}: indices must be at least 0, got {int(ids.min())}")
 
     shuffled = ids.sort().values[permute(ids.numel(), seed=seed, epoch=epoch, stream=_WINDOWS)]
-    rows = start + stride * shuffled
+    rows = _rows(op, "indices", shuffled, start, stride, starts)
     last_chunk = (int(rows.max()) + length - 1) // chunk
     first_chunk = int(rows.min()) // chunk
     if last_chunk - first_chunk < memory:
@@ -129,6 +149,7 @@ def count_chunk_reads(
     memory_chunks: int,
     stride: int = 1,
     start: int = 0,
+    starts: Tensor | None = None,
 ) -> ChunkReads:
     """How many chunks an order of windows reads from the store when the `memory_chunks` last used ones are held.
 
@@ -140,8 +161,7 @@ def count_chunk_reads(
         history: rows of a window before its cut, at least 1.
         horizon: rows after it, at least 0.
         memory_chunks: chunks held at a time, at least 1.
-        stride: rows between the starts of neighbouring windows.
-        start: row of window 0.
+        stride, start, starts: as in `chunk_order`.
 
     Returns:
         ChunkReads.
@@ -166,7 +186,7 @@ def count_chunk_reads(
     cache: OrderedDict[int, None] = OrderedDict()
     seen: set[int] = set()
     reads = requests = 0
-    for row in (start + stride * ids).tolist():
+    for row in _rows(op, "order", ids, start, stride, starts).tolist():
         for number in range(row // chunk, (row + length - 1) // chunk + 1):
             requests += 1
             if number in cache:
@@ -178,6 +198,15 @@ def count_chunk_reads(
             if len(cache) > memory:
                 cache.popitem(last=False)
     return ChunkReads(reads, len(seen), requests)
+
+
+def _rows(op: str, name: str, ids: Tensor, start: int, stride: int, starts: Any) -> Tensor:
+    """First rows of the windows, and the check that the list of them has them all."""
+    if starts is not None:
+        starts = _check.index(op, "starts", starts).cpu()
+        _check.ids(op, name, ids, len(starts) - 1)
+    rows: Tensor = rows_of(ids, start=start, stride=stride, starts=starts)
+    return rows
 
 
 def _geometry(

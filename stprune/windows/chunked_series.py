@@ -1,12 +1,10 @@
-"""ChunkedSeries: a stored series read by whole chunks, and its windows laid side by side for the kernels."""
+"""ChunkedSeries: a stored series read by whole chunks."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import threading
+import itertools
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,23 +12,29 @@ import torch
 from torch import Tensor
 
 from stprune.ops import _check
-from stprune.ops._window_recipe import WindowRecipe
+
+_OP = "ChunkedSeries"
 
 
 class ChunkedSeries:
     """Rows of a stored series through a cache of whole chunks: at most `memory_chunks` are held.
 
+    A chunk is the rows that the store keeps together. Chunks of several sizes, as Dask may have them, are read as they are.
+
     Args:
-        array: anything with `shape` and `dtype` whose slices along the first axis are arrays: a Zarr array, an HDF5 data
-            set, a memory map, an xarray DataArray. Never modified.
-        chunk: rows of a chunk; None takes the array's own (`array.chunks[0]`).
-        memory_chunks: chunks held at a time, at least 1; the least recently used one goes first.
+        array: [time, node] or [time, node, channel], anything with `shape` and `dtype` whose slices along the first axis are
+            arrays: a Zarr array, an HDF5 data set, an xarray DataArray (``xarray.open_zarr(path)["v"]``), a Dask array, a
+            memory map, a NumPy array, a tensor in host memory. Never modified.
+        chunk: rows of a chunk; None takes the array's own.
+        memory_chunks: chunks held at a time, at least 1; the least recently used one goes first. Chunks of several sizes may
+            together have as many rows as so many of the largest.
 
     Attributes:
+        chunk: rows of a chunk, of the largest where sizes differ.
         reads: chunks read from `array` so far.
 
     Raises:
-        TypeError: an integer argument is none.
+        TypeError: `array` is no such array, or an integer argument is none.
         ValueError: `array` has no chunks of its own and `chunk` is None, or a number is out of range.
 
     Example:
@@ -45,13 +49,28 @@ class ChunkedSeries:
     """
 
     def __init__(self, array: Any, *, memory_chunks: int, chunk: int | None = None) -> None:
-        own = getattr(array, "chunks", None)
-        if chunk is None and not own:
-            raise ValueError("ChunkedSeries: chunk must be given for an array without chunks, got None")
+        if isinstance(array, Tensor):
+            if array.device.type != "cpu" or array.dtype == torch.bfloat16:
+                got = f"{array.dtype} on {array.device}"
+                raise TypeError(f"{_OP}: array must lie in host memory, in a dtype that NumPy has, got a tensor of {got}")
+            array = array.detach().numpy()
+        # An xarray Dataset or a group of an HDF5 file has names for keys, and no dtype.
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            raise TypeError(f"{_OP}: array must be a single array with shape and dtype, got {type(array).__name__}")
         self.array = array
-        self.chunk = _check.integer("ChunkedSeries", "chunk", own[0] if chunk is None and own else chunk, 1)
-        self.memory_chunks = _check.integer("ChunkedSeries", "memory_chunks", memory_chunks, 1)
-        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.shape = tuple(_check.integer(_OP, "shape of array", size, 0) for size in array.shape)
+        if not self.shape:
+            raise ValueError(f"{_OP}: array must be [time, node] or [time, node, channel], got shape ()")
+        sizes = _own_chunks(array) if chunk is None else _check.integer(_OP, "chunk", chunk, 1)
+        # First row of each chunk, and the row behind the last one.
+        self._edges: list[int]
+        if isinstance(sizes, int):
+            self.chunk = sizes
+            self._edges = [*range(0, len(self), sizes), len(self)]
+        else:
+            self.chunk = max(sizes, default=1)
+            self._edges = [0, *itertools.accumulate(size for size in sizes if size)]
+        self.memory_chunks = _check.integer(_OP, "memory_chunks", memory_chunks, 1)
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self.reads = 0
         self._cache: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
@@ -80,69 +99,44 @@ class ChunkedSeries:
 
     def read_into(self, begin: int, out: np.ndarray[Any, Any]) -> None:
         """Copy the rows from `begin` on into `out` [rows, ...], as many as it has."""
-        end = begin + len(out)
-        for number in range(begin // self.chunk, -(-end // self.chunk)) if len(out) else ():
-            first = number * self.chunk
-            low, high = max(begin, first), min(end, first + self.chunk)
-            out[low - begin : high - begin] = self._block(number)[low - first : high - first]
+        row, end = begin, begin + len(out)
+        number = bisect_right(self._edges, begin) - 1
+        while row < end:
+            first, last = self._edges[number], min(end, self._edges[number + 1])
+            out[row - begin : last - begin] = self._block(number)[row - first : last - first]
+            row, number = last, number + 1
 
     def _block(self, number: int) -> np.ndarray[Any, Any]:
         block = self._cache.get(number)
         if block is not None:
             self._cache.move_to_end(number)
             return block
+        first, last = self._edges[number], self._edges[number + 1]
         # Room first: the new chunk and the old ones together must not exceed the bound.
-        while len(self._cache) >= self.memory_chunks:
+        room = self.memory_chunks * self.chunk - (last - first)
+        while sum(map(len, self._cache.values())) > room:
             self._cache.popitem(last=False)
-        block = np.asarray(self.array[number * self.chunk : (number + 1) * self.chunk])
+        block = np.asarray(self.array[first:last])
         self.reads += 1
         self._cache[number] = block
         return block
 
-
-class StoredWindows:
-    """The windows of a batch, copied out of a ChunkedSeries into a small series of their own.
-
-    Args:
-        series: [time, node, channel] or [time, node].
-    """
-
-    def __init__(self, series: ChunkedSeries) -> None:
-        self.series = series
-        self._buffer = np.empty(0, dtype=series.dtype)
-        # Two iterators of a loader read in two threads.
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         """State for copies and other processes: without what is held and counted."""
-        series = ChunkedSeries(self.series.array, memory_chunks=self.series.memory_chunks, chunk=self.series.chunk)
-        return StoredWindows, (series,)
+        return {**self.__dict__, "_cache": OrderedDict(), "reads": 0}
 
-    def placeholder(self) -> Tensor:
-        """A tensor of the series' shape and dtype that takes no memory: what a WindowRecipe is checked against."""
-        return torch.from_numpy(np.zeros(1, dtype=self.series.dtype)).view(()).expand(self.series.shape)
 
-    @contextlib.contextmanager
-    def staged(self, recipe: WindowRecipe, start: Tensor, length: int) -> Iterator[tuple[WindowRecipe, Tensor]]:
-        """Read windows of `length` rows from `start` [B] on.
-
-        Yields:
-            The recipe over a series [B * length, node, channel] that holds nothing else, and their first rows there; both
-            good until the context ends.
-        """
-        with self._lock:
-            shape = (len(start) * length, *self.series.shape[1:])
-            size = int(np.prod(shape))
-            if self._buffer.size < size:
-                self._buffer = np.empty(size, dtype=self.series.dtype)
-            rows = self._buffer[:size].reshape(shape)
-            for place, first in enumerate(start.tolist()):
-                self.series.read_into(first, rows[place * length : (place + 1) * length])
-            block = torch.from_numpy(rows)
-            features = recipe.time_features
-            if features is not None:
-                features = features[(start[:, None] + torch.arange(length)).view(-1)]
-            small = dataclasses.replace(
-                recipe, series=block if block.dim() == 3 else block.unsqueeze(2), time_features=features
-            )
-            yield small, length * torch.arange(len(start))
+def _own_chunks(array: Any) -> int | list[int]:
+    """Rows of the array's own chunks: one number, or one for each chunk."""
+    own = getattr(array, "chunks", None)
+    if own:
+        sizes = own[0]
+    else:
+        # xarray says how the file is cut also where it was opened without Dask.
+        preferred = getattr(array, "encoding", {}).get("preferred_chunks", {})
+        sizes = preferred.get(array.dims[0]) if preferred else None
+    if sizes is None:
+        raise ValueError(f"{_OP}: chunk must be given for an array without chunks, got None")
+    if not isinstance(sizes, tuple):
+        return _check.integer(_OP, "chunks[0] of array", sizes, 1)
+    return [_check.integer(_OP, "chunks[0] of array", rows, 0) for rows in sizes]

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stprune.windows._check import as_length, as_range, as_series, mapped_file
-from stprune.windows.clock import checked_timestamps, clock_of_rows, clock_of_times
+from stprune.ops import _check
+from stprune.ops._series import as_series
+from stprune.windows.clock import clock_features
+from stprune.windows.mapped import mapped_file
+from stprune.windows.starts import WindowStarts
+
+_OP = "WindowDataset"
 
 
 def split_windows(
@@ -24,6 +29,7 @@ def split_windows(
     Rows are cut, not windows (the BasicTS convention): each of the first two parts gets its share of the rows
     rounded down, the last part gets the rest. The 17,856 rows of PEMS08 give 10,690 / 3,548 / 3,549 windows of
     12 + 12 steps. Cutting the list of windows instead (10,700 / 3,567 / 3,566) lets windows reach into the next part.
+    Rows count alike whatever their times; a part's `WindowDataset` leaves out its windows over gaps.
 
     Args:
         num_times: Rows of the series.
@@ -46,8 +52,8 @@ def split_windows(
     Source:
         BasicTS: its PEMS08 data set holds 10690/3548/3549 windows of 12 + 12 steps.
     """
-    num_times = as_length("split_windows", "num_times", num_times)
-    window = as_length("split_windows", "history", history) + as_length("split_windows", "horizon", horizon)
+    num_times = _check.integer("split_windows", "num_times", num_times, 1)
+    window = sum(_check.integer("split_windows", name, rows, 1) for name, rows in (("history", history), ("horizon", horizon)))
     if len(ratios) != 3 or not all(np.isfinite(r) and r > 0 for r in ratios):
         raise ValueError(f"split_windows: ratios must be three positive numbers, got {tuple(ratios)}")
     # Exact shares: 0.6 is meant as 6/10, not as the binary number next to it, which may lose a row.
@@ -68,8 +74,10 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Window i begins at row ``starts[i] = start + i * stride``; x is the ``history`` rows from there and y the
     ``horizon`` rows after them. Windows never reach beyond ``stop``, so the ranges of `split_windows` keep the parts
-    apart. x and y are views of the series when it is a tensor or a writable array and no time features are asked
-    for (copy before changing them in place); read-only arrays and memory maps give copies.
+    apart. Where ``timestamps`` have gaps, windows with rows on both sides of one are left out, and ids count the others:
+    ``num_dropped`` and `repr` say how many are left out. x and y are views of the series when it is a tensor or a
+    writable array and no time features are asked for (copy before changing them in place); read-only arrays and memory
+    maps give copies.
 
     Args:
         series: [time, node, channel] or [time, node] (one channel), tensor, array or ``np.memmap``, the unit of your
@@ -84,14 +92,18 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
             ``(row + first_step) % steps_per_day / steps_per_day`` and day of week ``day % 7 / 7``, both in [0, 1).
             An embedding index is ``round(feature * steps_per_day)``; truncation loses steps to float rounding.
         first_step: Steps between a Monday 00:00 and row 0, at least 0.
-        timestamps: [time] datetime64 in place of ``steps_per_day``: the same two channels from the clock (Monday is 0),
-            right also where rows are missing.
+        timestamps: [time] increasing times in place of ``steps_per_day``: the same two channels from the clock (Monday is
+            0), right also where rows are missing. datetime64 of any unit, pandas' DatetimeIndex or a list of datetime,
+            without a time zone.
+        gaps: What happens to windows over a gap in ``timestamps``: "drop" leaves them out, "keep" keeps them, "raise"
+            refuses them. A gap is a step of at least one and a half normal steps, the normal step the most frequent one.
 
     Raises:
         TypeError: ``series`` is no array of real numbers, a length or channel is no int, time features are asked of a
-            series that is neither float32 nor float64, ``timestamps`` is not datetime64.
+            series that is neither float32 nor float64, ``timestamps`` are no such times.
         ValueError: A length is below 1, rows [start, stop) lie outside the series or hold no window, a channel is out
-            of range or repeated, ``timestamps`` has another length, NaT or comes with ``steps_per_day``.
+            of range or repeated, ``timestamps`` has another length, NaT, a time not after the one before, or comes with
+            ``steps_per_day``; the series has a negative stride.
 
     Example:
         >>> import torch
@@ -118,46 +130,55 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         target_channels: int | Sequence[int] | None = None,
         steps_per_day: int | None = None,
         first_step: int = 0,
-        timestamps: np.ndarray[Any, Any] | None = None,
+        timestamps: Any = None,
+        gaps: str = "drop",
     ) -> None:
-        self.series = as_series("WindowDataset", series)
-        self.history = as_length("WindowDataset", "history", history)
-        self.horizon = as_length("WindowDataset", "horizon", horizon)
-        self.stride = as_length("WindowDataset", "stride", stride)
-        window = self.history + self.horizon
-        self.start, self.stop = as_range("WindowDataset", self.series.shape[0], start, stop, window)
-        self._length = (self.stop - self.start - window) // self.stride + 1
+        self.series = as_series(_OP, series)
+        self.history = _check.integer(_OP, "history", history, 1)
+        self.horizon = _check.integer(_OP, "horizon", horizon, 1)
         self._channels = _as_channels(target_channels, self.series.shape[2])
-        self.steps_per_day = steps_per_day
-        if steps_per_day is not None:
-            self.steps_per_day = as_length("WindowDataset", "steps_per_day", steps_per_day)
-        self.first_step = as_length("WindowDataset", "first_step", first_step, least=0)
-        self.timestamps = timestamps
-        self._check_clock()
+        num_times, first_step = self.series.shape[0], _check.integer(_OP, "first_step", first_step, 0)
+        self._features: Tensor | None = None
+        if steps_per_day is not None or timestamps is not None:
+            like = self._rows(0, 1)
+            self._features = clock_features(
+                _OP, num_times, steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=like.dtype
+            ).to(like.device)
+        self._starts = WindowStarts(
+            _OP,
+            num_times,
+            length=self.history + self.horizon,
+            stride=stride,
+            start=start,
+            stop=stop,
+            timestamps=timestamps,
+            gaps=gaps,
+        )
+        self.stride, self.start, self.stop = self._starts.stride, self._starts.start, self._starts.stop
+        self.num_dropped = self._starts.num_dropped
 
     def __len__(self) -> int:
         """Number of windows in rows [start, stop)."""
-        return self._length
+        return len(self._starts)
 
     def __repr__(self) -> str:
         """Sizes of the series and of its windows."""
         return (
-            f"WindowDataset({self._length} windows of {self.history} + {self.horizon} steps, stride {self.stride}, "
-            f"rows [{self.start}, {self.stop}) of {tuple(self.series.shape)})"
+            f"WindowDataset({len(self)} windows of {self.history} + {self.horizon} steps, {self._starts} of "
+            f"{tuple(self.series.shape)})"
         )
 
     @property
     def starts(self) -> Tensor:
         """[num_windows] int64: the row at which each window's history begins; made anew on each access."""
-        return self.start + self.stride * torch.arange(self._length, dtype=torch.int64)
+        return torch.from_numpy(self._starts.all)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """x [history, node, channel] and y [horizon, node, target channel] of one window."""
         row = self._row(index)
         cut = row + self.history
         x, y = self._rows(row, cut), self._rows(cut, cut + self.horizon)[..., self._channels]
-        clock = self._clock(np.arange(row, cut))
-        return (x if clock is None else self._append(x, clock)), y
+        return self._with_features(x, slice(row, cut)), y
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """The windows of a batch in the order of ``indices``, for the DataLoader's collate function to stack."""
@@ -187,24 +208,25 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         past = first + np.arange(self.history)
         future = first + self.history + np.arange(self.horizon)
         x, y = self._gather(past), self._gather(future)[..., self._channels].contiguous()
-        clock = self._clock(past)
-        return (x if clock is None else self._append(x, clock)), y
+        return self._with_features(x, torch.from_numpy(past)), y
 
     def _row(self, index: int) -> int:
         position = operator.index(index)
-        if not -self._length <= position < self._length:
-            raise IndexError(f"WindowDataset: index must lie in [{-self._length}, {self._length}), got {position}")
-        return self.start + self.stride * (position % self._length)
+        size = len(self)
+        if not -size <= position < size:
+            raise IndexError(f"{_OP}: index must lie in [{-size}, {size}), got {position}")
+        return int(self._starts.rows(position % size))
 
     def _first_rows(self, indices: Sequence[int] | Tensor) -> np.ndarray[Any, Any]:
         ids = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise TypeError(f"WindowDataset: indices must be a flat sequence of ints, got {ids.ndim}-D {ids.dtype}")
+            raise TypeError(f"{_OP}: indices must be a flat sequence of ints, got {ids.ndim}-D {ids.dtype}")
         ids = ids.astype(np.int64)
-        outside = (ids < -self._length) | (ids >= self._length)
+        outside = (ids < -len(self)) | (ids >= len(self))
         if outside.any():
             self._row(int(ids[outside][0]))
-        return self.start + self.stride * (ids % self._length)
+        rows: np.ndarray[Any, Any] = self._starts.rows(ids % len(self))
+        return rows
 
     def _rows(self, first: int, last: int) -> Tensor:
         block = self.series[first:last]
@@ -219,27 +241,12 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
             return self.series.index_select(0, flat).reshape(*rows.shape, *self.series.shape[1:])
         return torch.from_numpy(np.asarray(self.series[rows]))
 
-    def _clock(self, rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-        if self.steps_per_day is not None:
-            return clock_of_rows(rows + self.first_step, self.steps_per_day)
-        return None if self.timestamps is None else clock_of_times(self.timestamps[rows])
-
-    def _append(self, x: Tensor, clock: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> Tensor:
-        features = [torch.from_numpy(feature).to(x)[..., None, None].expand(*x.shape[:-1], 1) for feature in clock]
-        return torch.cat([x, *features], dim=-1)
-
-    def _check_clock(self) -> None:
-        if self.steps_per_day is None and self.timestamps is None:
-            return
-        if str(self.series.dtype).removeprefix("torch.") not in ("float32", "float64"):
-            # In 16 bits the last minutes of a day round to 1.0, one step beyond a time-of-day embedding.
-            kind = self.series.dtype
-            raise TypeError(f"WindowDataset: series must be float32 or float64 for time features, got {kind}")
-        if self.timestamps is None:
-            return
-        if self.steps_per_day is not None:
-            raise ValueError("WindowDataset: timestamps must not come with steps_per_day, got both")
-        checked_timestamps("WindowDataset", self.timestamps, self.series.shape[0])
+    def _with_features(self, x: Tensor, rows: slice | Tensor) -> Tensor:
+        """x [..., node, channel] with the time features of its rows as further channels."""
+        if self._features is None:
+            return x
+        features = self._features[rows][..., None, :]
+        return torch.cat([x, features.expand(*x.shape[:-1], features.shape[-1])], dim=-1)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and workers; a memory map travels as its file's name, not as its contents."""
@@ -253,7 +260,7 @@ class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
         """Restores a copy; a memory map is opened again read-only."""
         self.__dict__.update(state)
         if isinstance(self.series, dict):
-            self.series = as_series("WindowDataset", np.memmap(**self.series, mode="r"))
+            self.series = as_series(_OP, np.memmap(**self.series, mode="r"))
 
 
 def _as_channels(target_channels: Any, num_channels: int) -> Any:
@@ -262,10 +269,10 @@ def _as_channels(target_channels: Any, num_channels: int) -> Any:
         return slice(None)
     wanted = [target_channels] if hasattr(target_channels, "__index__") else list(target_channels)
     if not wanted or not all(hasattr(c, "__index__") and not isinstance(c, bool) for c in wanted):
-        raise TypeError(f"WindowDataset: target_channels must be an int or ints, got {target_channels!r}")
+        raise TypeError(f"{_OP}: target_channels must be an int or ints, got {target_channels!r}")
     channels = [operator.index(c) for c in wanted]
     if not all(0 <= c < num_channels for c in channels) or len(set(channels)) < len(channels):
-        raise ValueError(f"WindowDataset: target_channels must be distinct and lie in [0, {num_channels}), got {channels}")
+        raise ValueError(f"{_OP}: target_channels must be distinct and lie in [0, {num_channels}), got {channels}")
     if channels == list(range(channels[0], channels[0] + len(channels))):
         return slice(channels[0], channels[0] + len(channels))
     return channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,13 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stprune.ops import _check
+from stprune.ops._series import as_series
 from stprune.ops.window_stats import LONGEST, deviation, from_sums, invert
 from stprune.reference.window_stats import MOMENT_ROWS, SPAN
-from stprune.windows._check import as_length, as_range, as_series
+from stprune.windows.starts import WindowStarts
 
 # Numbers copied at a time where the series cannot be read in place. 2^20 float32 are 4 MiB and stay in the last-level
 # cache; ten times less pays Python's loop over the blocks.
 BLOCK = 1 << 20
+
+_OP = "stationarity"
 
 
 def stationarity(
@@ -28,6 +33,9 @@ def stationarity(
     stop: int | None = None,
     mask: Tensor | np.ndarray[Any, Any] | None = None,
     null_value: float | None = None,
+    null_tolerance: float = 0.0,
+    timestamps: Any = None,
+    gaps: str = "drop",
 ) -> Tensor:
     """Drift of every window: how far its horizon lies from its history, in standard deviations of the nodes.
 
@@ -47,7 +55,9 @@ def stationarity(
         start: First row that may be used.
         stop: Row behind the last that may be used; None is the end. The nodes' deviations are taken over these rows.
         mask: Bool, shape of ``series``; False removes an entry from every mean. Not modified.
-        null_value: Entries equal to it are removed too (0.0 in traffic data).
+        null_value: Entries equal to it are removed too (0.0 in traffic data); in the series' unit.
+        null_tolerance: Entries at most so far from ``null_value`` are removed, at least 0, in the series' unit.
+        timestamps, gaps: As in `WindowDataset`.
 
     Returns:
         [num_windows] float32 on the CPU, at least 0, dimensionless, in the order of `WindowDataset` with the same
@@ -68,26 +78,32 @@ def stationarity(
     Source:
         Our definition, eq. 9.
     """
-    cube = as_series("stationarity", series)
-    past, future = as_length("stationarity", "history", history), as_length("stationarity", "horizon", horizon)
-    step = as_length("stationarity", "stride", stride)
-    first, last = as_range("stationarity", cube.shape[0], start, stop, past + future)
+    cube = as_series(_OP, series)
+    past, future = (_check.integer(_OP, name, rows, 1) for name, rows in (("history", history), ("horizon", horizon)))
+    starts = WindowStarts(
+        _OP, cube.shape[0], length=past + future, stride=stride, start=start, stop=stop, timestamps=timestamps, gaps=gaps
+    )
+    null = NullValue(_OP, null_value, null_tolerance)
     valid_cube = None if mask is None else _as_mask(mask, tuple(series.shape))
 
     if past + future > LONGEST:
-        raise ValueError(f"stationarity: history + horizon must be at most {LONGEST}, got {past + future}")
-    source = _Source(cube, valid_cube, None if null_value is None else float(null_value), first, last)
+        raise ValueError(f"{_OP}: history + horizon must be at most {LONGEST}, got {past + future}")
+    source = _Source(cube, valid_cube, null, starts.start, starts.stop)
     total: Tensor | None = None
     # Spans of columns are summed in their order: the same bits as all columns at once.
     for left in range(0, source.columns, SPAN):
         right = min(left + SPAN, source.columns)
         inverse = invert(deviation(source.moments(left, right)))
         sums = torch.cat(
-            [source.sums(rows, past, future, step, inverse, left, right) for rows in source.cuts(step, past + future)]
+            [
+                source.sums(rows, past, future, starts.stride, inverse, left, right)
+                for rows in source.cuts(starts.stride, past + future)
+            ]
         )
         total = sums if total is None else total + sums
     assert total is not None
-    return from_sums(total[None], (past + future) * source.columns).drift
+    drift = from_sums(total[None], (past + future) * source.columns).drift
+    return drift if starts.kept is None else drift[starts.kept]
 
 
 def stratify(values: Tensor, *, num_strata: int = 8) -> Tensor:
@@ -120,7 +136,7 @@ def stratify(values: Tensor, *, num_strata: int = 8) -> Tensor:
         raise TypeError(f"stratify: values must be a float or integer tensor, got {kind}")
     if values.ndim != 1:
         raise ValueError(f"stratify: values must be [n], got shape {tuple(values.shape)}")
-    strata = as_length("stratify", "num_strata", num_strata)
+    strata = _check.integer("stratify", "num_strata", num_strata, 1)
     known = values.detach() if not values.is_floating_point() else values.detach()[~values.isnan()]
     if known.numel() == 0:
         return torch.zeros(values.shape, dtype=torch.int64, device=values.device)
@@ -135,18 +151,41 @@ def stratify(values: Tensor, *, num_strata: int = 8) -> Tensor:
     return torch.where(values != values, edges.numel(), labels)
 
 
+class NullValue:
+    """Which entries are missing beside NaN: those at most `tolerance` from `value`, None for none.
+
+    Attributes:
+        exact: what the kernels compare with, or None.
+        replaces: whether `replaced` changes anything.
+    """
+
+    def __init__(self, op: str, value: Any, tolerance: Any) -> None:
+        self._value = None if value is None else _check.real(op, "null_value", value, -math.inf, math.inf)
+        self._tolerance = _check.real(op, "null_tolerance", tolerance, 0.0, math.inf)
+        if self._value is None and self._tolerance:
+            raise ValueError(f"{op}: null_tolerance must be 0 without null_value, got {self._tolerance:g}")
+        self.replaces = self._tolerance > 0
+        self.exact = None if self.replaces else self._value
+
+    def replaced(self, block: Tensor) -> Tensor:
+        """A float block with NaN for what the kernels, which compare for equality, would take for valid."""
+        if self._value is None or not self.replaces:
+            return block
+        return torch.where((block - self._value).abs() <= self._tolerance, torch.nan, block)
+
+
 class _Source:
     """Rows [first, last) of the series as blocks that the compiled kernels read."""
 
-    def __init__(self, cube: Any, mask: Any, null_value: float | None, first: int, last: int) -> None:
-        self.cube, self.mask, self.null_value = cube, mask, null_value
+    def __init__(self, cube: Any, mask: Any, null: NullValue, first: int, last: int) -> None:
+        self.cube, self.mask, self.null = cube, mask, null
         self.first, self.last = first, last
         self.columns = cube.shape[1] * cube.shape[2]
-        self.in_place = mask is None and _is_readable(cube)
+        self.in_place = mask is None and not null.replaces and _is_readable(cube)
 
     def read(self, begin: int, end: int, left: int, right: int) -> Tensor:
         """Rows [begin, end) after the first and some columns, [rows, columns] float32 or float64, NaN where masked out."""
-        return _block(self.cube, self.mask, self.first + begin, self.first + end, left, right)
+        return self.null.replaced(_block(self.cube, self.mask, self.first + begin, self.first + end, left, right))
 
     def moments(self, left: int, right: int) -> np.ndarray[Any, Any]:
         """What the columns' deviations are made of, [blocks, 4, columns]."""
@@ -156,7 +195,7 @@ class _Source:
         parts = []
         for begin in range(0, rows, step):
             block = self.read(begin, min(begin + step, rows), left, right)
-            part = torch.ops.stprune.node_moments(block, self.null_value)
+            part = torch.ops.stprune.node_moments(block, self.null.exact)
             if not bool(part[:, 2:].isfinite().all()):
                 self._refuse_infinite(block, begin)
             parts.append(part.numpy())
@@ -179,17 +218,17 @@ class _Source:
         """Sums over the columns [windows, 8] of the windows in the rows."""
         block = self.read(*rows, left, right)
         phase = rows[0] % (past + future)
-        sums, _ = torch.ops.stprune.window_stats(block, past, future, stride, phase, self.null_value, inverse, False)
+        sums, _ = torch.ops.stprune.window_stats(block, past, future, stride, phase, self.null.exact, inverse, False)
         return sums[0]
 
     def _refuse_infinite(self, block: Tensor, begin: int) -> None:
         infinite = block.isinf()
-        if self.null_value is not None:
-            infinite &= block != self.null_value
+        if self.null.exact is not None:
+            infinite &= block != self.null.exact
         if bool(infinite.any()):
             row, column = infinite.nonzero()[0].tolist()
             raise ValueError(
-                f"stationarity: series must be finite or NaN, got {float(block[row, column])} in row {self.first + begin + row}"
+                f"{_OP}: series must be finite or NaN, got {float(block[row, column])} in row {self.first + begin + row}"
             )
 
 
@@ -235,7 +274,7 @@ def _flat(block: Any) -> Tensor:
 def _as_mask(mask: Any, shape: tuple[int, ...]) -> Any:
     dtype = getattr(mask, "dtype", None)
     if dtype != torch.bool and dtype != np.bool_:
-        raise TypeError(f"stationarity: mask must be bool, got {dtype or type(mask).__name__}")
+        raise TypeError(f"{_OP}: mask must be bool, got {dtype or type(mask).__name__}")
     if tuple(mask.shape) != shape:
-        raise ValueError(f"stationarity: mask must have the shape of series, {shape}, got {tuple(mask.shape)}")
+        raise ValueError(f"{_OP}: mask must have the shape of series, {shape}, got {tuple(mask.shape)}")
     return mask if mask.ndim == 3 else mask[:, :, None]

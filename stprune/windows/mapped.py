@@ -1,4 +1,4 @@
-"""Arrays and memory-mapped files as tensors that share their memory."""
+"""Memory-mapped files: their names, for copies, and their pages, which are given back."""
 
 from __future__ import annotations
 
@@ -7,41 +7,33 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from stprune.windows._check import as_series
 
 RELEASE_BYTES = 1 << 26
 """Bytes read from a map between two releases of its pages. A release takes about a millisecond for so many."""
 
 
-class _Borrowed:
-    """An array's memory as writable, so that torch takes read-only arrays without a copy or a warning; nothing writes to it."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array
-        interface = array.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
-
-
-def as_tensor(function: str, array: Any) -> Tensor:
-    """A [time, node, channel] tensor on the array's own memory, read-only or not; to be read only.
-
-    Args:
-        function: name for error messages.
-        array: [time, node, channel] or [time, node] NumPy array of real numbers; kept alive by the tensor.
-
-    Raises:
-        TypeError, ValueError: it is no such array, or torch cannot describe its strides.
-    """
-    checked = as_series(function, array)
-    if isinstance(checked, Tensor):
-        return checked
-    strides, size = checked.strides, checked.itemsize
-    if not checked.flags.aligned or any(step < 0 or step % size for step in strides):
-        raise ValueError(f"{function}: series must be aligned, with strides of whole elements >= 0, got strides {strides}")
-    return torch.from_numpy(np.asarray(_Borrowed(checked)))
+def mapped_file(series: Any) -> dict[str, Any] | None:
+    """How to open the memory map behind a series again, or None when it is not a whole read-only map of a file."""
+    # [:, :, None] makes a view whose base is the map; only a map made by np.memmap itself has the right offset.
+    candidates = (series, getattr(series, "base", None))
+    for array in candidates:
+        if (
+            isinstance(array, np.memmap)
+            and isinstance(array.base, mmap.mmap)
+            and array.filename is not None
+            and array.mode in ("r", "r+", "w+")
+            and array.size == series.size
+            and array.__array_interface__["data"] == series.__array_interface__["data"]
+        ):
+            order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+            return {
+                "filename": array.filename,
+                "dtype": array.dtype,
+                "offset": array.offset,
+                "shape": array.shape,
+                "order": order,
+            }
+    return None
 
 
 class MappedPages:

@@ -20,6 +20,8 @@ from stprune.ops.window_stats import (
     invert,
 )
 from stprune.reference.window_stats import MOMENT_ROWS, SPAN, SUMS
+from stprune.windows.drift import NullValue
+from stprune.windows.starts import WindowStarts
 
 Array = np.ndarray[Any, Any]
 
@@ -35,6 +37,8 @@ def score_dataset(
     time_dim: str = "time",
     stride: int = 1,
     null_value: float | None = None,
+    null_tolerance: float = 0.0,
+    gaps: str = "drop",
     per_node: bool = False,
     node_std: Any = None,
     compute: bool = True,
@@ -55,7 +59,10 @@ def score_dataset(
         variable: name of the Dataset's variable; None takes its only one.
         time_dim: name of the dimension that windows run along; all others are nodes.
         stride: rows between the starts of neighbouring windows, at least 1.
-        null_value: entries equal to it are missing, as NaN is.
+        null_value: entries equal to it are missing, as NaN is; in the series' unit.
+        null_tolerance: entries at most so far from `null_value` are missing, at least 0, in the series' unit.
+        gaps: what happens to windows over a gap in the coordinate `time_dim`, where that is datetime64: "drop", "keep" or
+            "raise", as in `WindowDataset`.
         per_node: one value for every window and node instead of the mean over nodes.
         node_std: [other dimensions] what the drift is measured in; None takes the deviation over the whole series.
         compute: False leaves the values of `per_node` lazy, to be stored with `.to_zarr`; the others are small and always
@@ -69,7 +76,7 @@ def score_dataset(
         TypeError: `dataset` is no xarray object, its dtype is none that `window_stats` takes, or an argument has a wrong
             type.
         ValueError: the variable or the dimension is not in `dataset`, the series has fewer rows than a window or holds an
-            infinite entry, or a number is out of range.
+            infinite entry, times do not increase, or a number is out of range.
         RuntimeError: Dask is not installed and the series is not in memory.
 
     Example:
@@ -87,29 +94,30 @@ def score_dataset(
     history = _check.integer(_OP, "history", history, 1, LONGEST)
     horizon = _check.integer(_OP, "horizon", horizon, 0, LONGEST - history)
     stride = _check.integer(_OP, "stride", stride, 1, 2**62)
-    null_value = None if null_value is None else _check.real(_OP, "null_value", null_value, -math.inf, math.inf)
+    null = NullValue(_OP, null_value, null_tolerance)
     rows, shape, length = array.shape[0], array.shape[1:], history + horizon
     if rows < length:
         raise ValueError(f"{_OP}: dataset must have at least history + horizon = {length} rows, got {rows}")
+    starts = WindowStarts(_OP, rows, length=length, stride=stride, timestamps=_times(array), gaps=gaps)
     std = None if node_std is None else as_deviation(_OP, _values(node_std), shape)
     if not _is_lazy(array.data):
         flat = np.asarray(array.data).reshape(rows, -1)
-        options: dict[str, Any] = {"history": history, "horizon": horizon, "stride": stride, "null_value": null_value}
-        stats = window_stats(_native(flat), per_node=per_node, node_std=std, **options)
-        return _labelled(array, {name: value.numpy() for name, value in stats._asdict().items()}, stride, length, per_node)
+        options: dict[str, Any] = {"history": history, "horizon": horizon, "stride": stride, "null_value": null.exact}
+        stats = window_stats(_columns(flat, null), per_node=per_node, node_std=std, **options)
+        return _labelled(array, {name: value.numpy() for name, value in stats._asdict().items()}, starts, per_node)
 
     series = _Flat(array.data.reshape(rows, -1) if array.ndim != 2 else array.data, length)
     if std is None:
-        std = series.deviation(null_value) if horizon else np.zeros(math.prod(shape))
-    values = series.measure(history, horizon, stride, null_value, std, per_node)
+        std = series.deviation(null) if horizon else np.zeros(math.prod(shape))
+    values = series.measure(history, horizon, stride, null, std, per_node)
     if per_node:
         names = ("mean", "variance", "trend", "autocorrelation", "drift", "missing")
         lazy = {name: values[:, :, i].reshape(-1, *shape) for i, name in enumerate(names)}
-        result = _labelled(array, {name: lazy[name] for name in WindowStats._fields}, stride, length, True)
+        result = _labelled(array, {name: lazy[name] for name in WindowStats._fields}, starts, True)
         return result.compute() if compute else result
     sums = torch.from_numpy(np.ascontiguousarray(values.compute()))
     means = from_sums(sums[None], length * math.prod(shape))
-    return _labelled(array, {name: value.numpy() for name, value in means._asdict().items()}, stride, length, False)
+    return _labelled(array, {name: value.numpy() for name, value in means._asdict().items()}, starts, False)
 
 
 class _Flat:
@@ -123,13 +131,13 @@ class _Flat:
         self.heights = _joined(data.chunks[0], max(1, length - 1))
         self.data, self.length, self.rows = data, length, rows
 
-    def deviation(self, null_value: float | None) -> Array:
+    def deviation(self, null: NullValue) -> Array:
         """Standard deviation of every column, from moments of blocks that do not depend on the chunks."""
         height = max(1, max(self.heights) // MOMENT_ROWS) * MOMENT_ROWS
         series = self.data.rechunk((height, self.widths))
         blocks = tuple(-(-size // MOMENT_ROWS) for size in series.chunks[0])
         moments = series.map_blocks(
-            _moments, null_value=null_value, dtype=np.float64, new_axis=1, chunks=(blocks, (4,), self.widths), meta=_META[3]
+            _moments, null=null, dtype=np.float64, new_axis=1, chunks=(blocks, (4,), self.widths), meta=_META[3]
         )
         std = moments.rechunk({0: -1}).map_blocks(
             deviation, dtype=np.float64, drop_axis=[0, 1], chunks=(self.widths,), meta=_META[1]
@@ -137,7 +145,7 @@ class _Flat:
         result: Array = std.compute()
         return result
 
-    def measure(self, history: int, horizon: int, stride: int, null_value: float | None, std: Array, per_node: bool) -> Any:
+    def measure(self, history: int, horizon: int, stride: int, null: NullValue, std: Array, per_node: bool) -> Any:
         """Lazy: sums over nodes [num_windows, 8], or values [num_windows, columns, 6]."""
         series = self.data.rechunk((self.heights, self.widths))
         tail = {0: (0, self.length - 1), 1: (0, 0)}
@@ -156,7 +164,7 @@ class _Flat:
             history=history,
             horizon=horizon,
             stride=stride,
-            null_value=null_value,
+            null=null,
             per_node=per_node,
             first_rows=tuple(int(row) for row in windows[:-1] * stride),
             chunk_rows=tuple(int(row) for row in np.concatenate([[0], np.cumsum(self.heights)[:-1]])),
@@ -177,9 +185,8 @@ class _Flat:
 _META = {n: np.empty((0,) * n) for n in (1, 2, 3)}
 
 
-def _moments(block: Array, null_value: float | None) -> Array:
-    columns, _ = as_columns(_OP, _native(block))
-    moments: Array = torch.ops.stprune.node_moments(columns, null_value).numpy()
+def _moments(block: Array, null: NullValue) -> Array:
+    moments: Array = torch.ops.stprune.node_moments(_columns(block, null), null.exact).numpy()
     return moments
 
 
@@ -189,7 +196,7 @@ def _measure(
     history: int,
     horizon: int,
     stride: int,
-    null_value: float | None,
+    null: NullValue,
     per_node: bool,
     first_rows: tuple[int, ...],
     chunk_rows: tuple[int, ...],
@@ -197,14 +204,14 @@ def _measure(
     block_id: tuple[int, ...],
 ) -> Array:
     chunk, length = block_id[0], history + horizon
-    columns, _ = as_columns(_OP, _native(block))
+    columns = _columns(block, null)
     count, first = counts[chunk], first_rows[chunk]
     begin = first - chunk_rows[chunk]
     rows = columns[begin : begin + (count - 1) * stride + length] if count else columns[:0]
     inverse = invert(std[0] if horizon else np.zeros_like(std[0]))
     # The place of the first row in the whole series decides the order of the sums, so that every cut gives the same bits.
     values, infinite = torch.ops.stprune.window_stats(
-        rows, history, horizon, stride, first % length, null_value, inverse, per_node
+        rows, history, horizon, stride, first % length, null.exact, inverse, per_node
     )
     if bool(infinite):
         raise infinite_error(_OP, rows)
@@ -234,16 +241,18 @@ def _joined(chunks: tuple[int, ...], least: int) -> tuple[int, ...]:
     return tuple(joined)
 
 
-def _labelled(array: Any, values: dict[str, Any], stride: int, length: int, per_node: bool) -> Any:
-    """xarray Dataset of the statistics with the series' coordinates."""
+def _labelled(array: Any, values: dict[str, Any], starts: WindowStarts, per_node: bool) -> Any:
+    """xarray Dataset of the statistics with the series' coordinates, without the windows that gaps leave out."""
     xarray = importlib.import_module("xarray")
-    starts = np.arange(0, array.shape[0] - length + 1, stride)
+    rows = starts.all
+    if starts.kept is not None:
+        values = {name: value[starts.kept] for name, value in values.items()}
     dims = ("window", *array.dims[1:]) if per_node else ("window",)
-    shape = (len(starts), *array.shape[1:]) if per_node else (len(starts),)
-    coords: dict[str, Any] = {"start": ("window", starts)}
+    shape = (len(rows), *array.shape[1:]) if per_node else (len(rows),)
+    coords: dict[str, Any] = {"start": ("window", rows)}
     for name, coord in array.coords.items():
         if coord.dims == array.dims[:1]:
-            coords[name] = ("window", coord.values[starts])
+            coords[name] = ("window", coord.values[rows])
         elif per_node and array.dims[0] not in coord.dims:
             coords[name] = coord
     return xarray.Dataset({name: (dims, value.reshape(shape)) for name, value in values.items()}, coords=coords)
@@ -273,6 +282,17 @@ def _as_array(dataset: Any, variable: str | None, time_dim: str) -> Any:
     if dataset.dtype.kind not in "fiu" or (dataset.dtype.kind in "iu" and dataset.dtype.itemsize > 4):
         raise TypeError(f"{_OP}: dataset must hold floats or integers of at most 32 bits, got {dataset.dtype}")
     return dataset.transpose(time_dim, ...)
+
+
+def _times(array: Any) -> Any:
+    """The coordinate of the time dimension where it says times, else None."""
+    coord = array.coords.get(array.dims[0])
+    return None if coord is None or coord.dtype.kind != "M" else coord.values
+
+
+def _columns(block: Any, null: NullValue) -> torch.Tensor:
+    """A block as [time, column] float32 or float64, ready for the kernels."""
+    return null.replaced(as_columns(_OP, _native(block))[0])
 
 
 def _native(block: Any) -> Array:
