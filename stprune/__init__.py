@@ -6,7 +6,7 @@ Two changed lines in a PyTorch loop:
     criterion = stprune.PrunedLoss(sampler, loss="mae", null_value=0.0)
 """
 
-from stprune import _load
+from stprune import _load, models
 from stprune._load import LibraryStatus, library_status
 from stprune.data import IndexedDataset, Series, read_series
 from stprune.headroom import Headroom, headroom
@@ -79,6 +79,7 @@ __all__ = [
     "gather_windows",
     "headroom",
     "library_status",
+    "models",
     "permute",
     "plan_epoch",
     "read_series",

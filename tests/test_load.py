@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from own_process import run as run_alone
 
 import stprune
 from stprune import _load
@@ -102,3 +104,17 @@ def test_a_library_is_built_for_the_schemas_and_constants_of_its_sources(tmp_pat
     assert text.count(old) == 1
     (package / file).write_text(text.replace(old, new))
     assert (contract_of(package) == _load.contract()) == ("same" in new)
+
+
+def test_a_fresh_interpreter_finds_the_models():
+    run_alone("import stprune; stprune.models.STID")
+
+
+def test_the_version_stands_once():
+    """Builds read it from the file where it stands."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    project = (root / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project
+    assert not re.search(r'^version = "', project, re.MULTILINE)
+    found = re.findall(r'^__version__ = "(.*)"$', (root / "stprune" / "__init__.py").read_text(), re.MULTILINE)
+    assert found == [stprune.__version__]
