@@ -1,11 +1,15 @@
 """What every public op must pass, in one table: reference, refusals, opcheck, threads and instruction sets, torch.compile."""
 
+import inspect
+import pathlib
+
 import pytest
 import torch
+from own_process import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stprune
-from stprune import ops
+from stprune import ops, testing
 from stprune.ops.budget import inclusion_budget
 from stprune.ops.plan_budget import Buffers, plan_budget
 from stprune.ops.strata import checked_strata
@@ -133,3 +137,60 @@ def test_opcheck(name):
     assert calls.made
     for op, arguments in calls.made:
         torch.library.opcheck(op, tuple(arguments))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The results of all cases by the references, from a process without the compiled library."""
+    file = tmp_path_factory.mktemp("ops") / "expected.pt"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import test_ops as t, torch\n"
+    script += "torch.save({name: t.call(name) for name in t.CASES}, sys.argv[2])"
+    run(script, str(pathlib.Path(__file__).parent), str(file), STPRUNE_DISABLE_NATIVE="1")
+    return torch.load(file)
+
+
+def assert_all_same(actual, wanted):
+    for one, other in zip(actual, wanted, strict=True):
+        testing.assert_same(one, other)
+
+
+@EACH
+def test_matches_the_reference_for_any_threads_and_instruction_set(name, expected, threads):
+    for number in (1, 2):
+        threads(number)
+        for isa in testing.isas():
+            with testing.isa(isa):
+                assert_all_same(call(name), expected[name])
+
+
+@EACH
+def test_same_bits_under_torch_compile(name, expected):
+    door, arguments, settings = copied(CASES[name])
+    torch._dynamo.reset()
+    assert_all_same(flat(torch.compile(door, backend="aot_eager")(*arguments, **settings)), expected[name])
+
+
+def bad_values(name, value):
+    """Values that an argument must not have, and the error each gets."""
+    if name in ("seed", "epoch"):
+        yield from ((-1, ValueError), (2**63 if name == "seed" else 2**32, ValueError))
+    if isinstance(value, torch.Tensor):
+        yield [1.0], TypeError
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield from ((1.5, TypeError), (True, TypeError), ("1", TypeError), (-1, ValueError))
+    elif isinstance(value, float):
+        yield from (("1", TypeError), (float("nan"), ValueError))
+    elif isinstance(value, str):
+        yield "nonsense", ValueError
+
+
+@EACH
+def test_refuses_bad_arguments_and_changes_nothing(name):
+    door, positional, keywords = copied(CASES[name])
+    given = inspect.signature(door).bind(*positional, **keywords).arguments
+    before = copied(given)
+    for argument, value in given.items():
+        for bad, error in bad_values(argument, value):
+            with pytest.raises(error, match=rf"^{door.__name__}: {argument} must .*, got "):
+                door(**{**given, argument: bad})
+            assert_all_same(flat(given), flat(before))
