@@ -35,7 +35,8 @@ ALLOWED = {
     "demo": {"demo", "models", ""},
     "cli": {"demo", ""},
     "testing": {"reference", ""},
-    "_load": set(),
+    "_contract": set(),
+    "_load": {"_contract", "ops"},
 }
 
 
