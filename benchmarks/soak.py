@@ -207,9 +207,10 @@ def measure(steps: Steps, seconds: float) -> dict[str, float]:
 
 
 def default_settings() -> dict[str, str]:
-    """The environment without anything that changes how glibc hands out memory."""
+    """The environment without anything that changes how glibc hands out memory; the package is the one imported here."""
     changed = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-    return {name: value for name, value in os.environ.items() if not name.startswith(changed)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(changed)}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def in_a_process(*names: str, seconds: float = 0.0) -> list[dict[str, object]]:
