@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,13 @@ from torch import Tensor
 from stprune.ops import _check
 from stprune.ops._window_recipe import make_recipe
 from stprune.prefetch import Memory, in_background
+from stprune.sampler import PruningSampler
 from stprune.windows.chunk_order import chunk_order, chunk_settings
 from stprune.windows.chunked_series import ChunkedSeries
 from stprune.windows.clock import clock_features
 from stprune.windows.ids import draws_nodes, ids_of
 from stprune.windows.sources import source_of
 from stprune.windows.starts import WindowStarts
-
-if TYPE_CHECKING:
-    from stprune.sampler import PruningSampler
 
 _OP = "WindowLoader"
 

@@ -275,14 +275,15 @@ def make_plan(
     if keep_ratio == 1.0 or n == 0:
         everything = torch.arange(n, device=scores.device) if out is None else torch.arange(n, out=out.indices)
         return EpochPlan(epoch, everything, torch.ones(1, device=scores.device).expand(n), n, seed, 1.0)
-    options = {"keep_ratio": keep_ratio, "seed": seed, "epoch": epoch}
     if strata is not None and min_per_stratum > 0:
-        indices, weights = kept_by_quota(scores.float(), method, strata, min_per_stratum, **options)
+        indices, weights = kept_by_quota(
+            scores.float(), method, strata, min_per_stratum, keep_ratio=keep_ratio, seed=seed, epoch=epoch
+        )
         if method.unbiased:
             weights = calibrate(weights, indices, strata)
         kept = Budgeted(indices, weights, finite_mean(weights))
     else:
-        kept = method.kept(scores.float(), strata=strata, out=out, **options)
+        kept = method.kept(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
     return EpochPlan(epoch, kept.indices, kept.weights, n, seed, kept.mean_weight)
 
 

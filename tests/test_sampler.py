@@ -244,7 +244,9 @@ def test_trainers_take_it_for_a_distributed_sampler():
 
 
 def test_nodes_are_new_every_epoch_and_the_same_on_every_rank():
-    make = lambda rank: stprune.PruningSampler(50, num_epochs=4, num_nodes=40, node_ratio=0.25, num_replicas=2, rank=rank, process_group="none")
+    make = lambda rank: stprune.PruningSampler(
+        50, num_epochs=4, num_nodes=40, node_ratio=0.25, num_replicas=2, rank=rank, process_group="none"
+    )
     a, b = make(0), make(1)
     index = torch.tensor([3, 17, 49])
     first = a.nodes(index)

@@ -346,7 +346,7 @@ def test_what_was_trained_on_counts_once_an_epoch():
         assert (t.num_trained, float(t.scores[1])) == (1, 9.0)
 
 
-def test_a_table_that_stores_nothing_counts():
+def test_a_table_without_scores():
     t = table(10**12, stored=False)
     t.update(torch.tensor([5, 5]), torch.rand(2), trained=True)
     t.advance()

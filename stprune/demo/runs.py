@@ -124,8 +124,8 @@ class Group:
         if name in PRUNERS:
             return self._pruned(name, strata=self._strata() if name == "st-prune" else None)
         epochs = self._fitting_epochs() if name == "nodes-long" else self._epochs
-        nodes = {"node_ratio": options.node_ratio, "node_sampler": "priority" if name == "nodes-priority" else "uniform"}
-        return self._pruned("st-prune", strata=None, epochs=epochs, keep_ratio=1.0, **nodes)
+        nodes, ratio = "priority" if name == "nodes-priority" else "uniform", options.node_ratio
+        return self._pruned("st-prune", strata=None, epochs=epochs, keep_ratio=1.0, node_ratio=ratio, node_sampler=nodes)
 
     def _pruned(
         self,

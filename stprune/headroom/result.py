@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from stprune.headroom.choices import Choice
 from stprune.headroom.cost import StepCost, StepTimes
 from stprune.headroom.gradients import Array, Numbers
-from stprune.headroom.report import table
+from stprune.headroom.report import fit_error, time_text
 from stprune.headroom.variance import Moments
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,63 @@ class Headroom:
 
     def __str__(self) -> str:
         return table(self)
+
+
+def table(found: Headroom) -> str:
+    """Everything, as text of lines up to 100 characters.
+
+    Args:
+        found: the result.
+
+    Returns:
+        Measured values, the table of draws, the verdict; no final newline.
+    """
+    low, high = found.r_interval
+    cost = found.step_cost
+    quadratic = f" + {time_text(cost.c2)} x m^2" if cost.c2 > 0 else ""
+    error = fit_error(found.times, cost)
+    facts = [
+        ("windows measured", f"{found.num_windows}, of {found.num_nodes} nodes"),
+        ("r, gradients of nodes in a window", f"{found.r:.3g} [{low:.3g}, {high:.3g}]"),
+        (
+            "cost of a window with m nodes",
+            f"{time_text(cost.c0)} + {time_text(cost.c1)} x m{quadratic} (within {error:.0%} of the timed steps)",
+        ),
+        ("spread of the windows' gradients", f"(mean g)^2 / mean(g^2) = {found.window_spread:.2f}"),
+        (f"noise in a batch of {found.batch_size}", f"{found.noise_share:.0%} of the gradient's squared length"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    rows = [
+        ("full training", None),
+        ("drawn nodes", found.nodes),
+        ("windows, by the loss", found.score),
+        ("windows, best possible", found.windows),
+        ("both, best possible", found.both),
+    ]
+    cells = [["draw", "nodes", "windows", "variance", "step cost", "epochs", "cost at equal variance"]]
+    cells += [_row(name, choice, found.num_nodes) for name, choice in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    texts = [
+        "  ".join(cell.ljust(w) if i in (0, 6) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    texts.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+    verdict = [textwrap.fill(text, _WIDTH, initial_indent="- ", subsequent_indent="  ") for text in found.verdict]
+    return "\n".join([*lines, "", *(text.rstrip() for text in texts), "", *verdict])
+
+
+def _row(name: str, choice: Choice | None, num_nodes: int) -> list[str]:
+    if choice is None:
+        return [name, str(num_nodes), "100%", "1.00", "1.00", "1.00", "1.00"]
+    nodes = str(choice.num_drawn) if choice.num_drawn == num_nodes else f"{choice.num_drawn} ({choice.node_ratio:.0%})"
+    low, high = choice.interval
+    return [
+        name,
+        nodes,
+        f"{choice.keep_ratio:.0%}",
+        f"{choice.variance:.2f}",
+        f"{choice.step_cost:.2f}",
+        f"{choice.epochs:.2f}",
+        f"{choice.cost:.2f} [{low:.2f}, {high:.2f}]",
+    ]

@@ -54,12 +54,12 @@ class STPrune(Method):
     ) -> Budgeted:
         if scores.numel() > MOST:
             return super().kept(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata)
-        return plan_budget(scores, **self._budget(scores, keep_ratio), seed=seed, epoch=epoch, strata=strata, out=out)
+        count, minimum = asked_count(keep_ratio, scores.numel()), keep_ratio / self.weight_cap
+        return plan_budget(
+            scores, alpha=self.alpha, count=count, minimum=minimum, seed=seed, epoch=epoch, strata=strata, out=out
+        )
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         # Losses are not negative; a score of one's own may be, and then teaches nothing.
-        return inclusion_budget(scores, **self._budget(scores, keep_ratio))
-
-    def _budget(self, scores: torch.Tensor, keep_ratio: float) -> dict[str, float | int]:
-        count = asked_count(keep_ratio, scores.numel())
-        return {"alpha": self.alpha, "count": count, "minimum": keep_ratio / self.weight_cap}
+        count, minimum = asked_count(keep_ratio, scores.numel()), keep_ratio / self.weight_cap
+        return inclusion_budget(scores, alpha=self.alpha, count=count, minimum=minimum)
