@@ -22,7 +22,7 @@ class OutputOf {
   }
 
   // Whether there is room for so many elements. An op that learns the size of its result in the end writes nothing
-  // where there is none, and its door raises the error.
+  // where there is none, and the Python function raises the error.
   bool fits(int64_t size) const { return !buffer_ || size <= buffer_->numel(); }
 
   // The memory for a result of this shape.

@@ -36,7 +36,7 @@ def floats(size=N):
     return torch.full((size,), -7.0)
 
 
-# name: door, its positional arguments, its keyword arguments
+# name: public function, its positional arguments, its keyword arguments
 CASES = {
     "select": (stprune.select, [WEIGHTS, 9_000], {}),
     "select of float64 rows": (stprune.select, [WEIGHTS[:70_000].double().view(4, -1), 3_000], {}),
@@ -144,8 +144,8 @@ def copied(value):
 
 
 def call(name):
-    door, arguments, settings = copied(ALL[name])
-    return flat(door(*arguments, **settings))
+    function, arguments, settings = copied(ALL[name])
+    return flat(function(*arguments, **settings))
 
 
 class Calls(TorchDispatchMode):
@@ -162,7 +162,7 @@ class Calls(TorchDispatchMode):
 
 
 def test_the_table_has_every_public_op():
-    assert set(ops.__all__) - {"ResidualStats", "WindowStats"} <= {door.__name__ for door, *_ in CASES.values()}
+    assert set(ops.__all__) - {"ResidualStats", "WindowStats"} <= {function.__name__ for function, *_ in CASES.values()}
 
 
 @EACH
@@ -200,9 +200,16 @@ def test_matches_the_reference_for_any_threads_and_instruction_set(name, expecte
 
 @EACH
 def test_same_bits_under_torch_compile(name, expected):
-    door, arguments, settings = copied(CASES[name])
+    function, arguments, settings = copied(CASES[name])
     torch._dynamo.reset()
-    assert_all_same(flat(torch.compile(door, backend="aot_eager")(*arguments, **settings)), expected[name])
+    assert_all_same(flat(torch.compile(function, backend="aot_eager")(*arguments, **settings)), expected[name])
+
+
+@pytest.mark.parametrize("name", ["select", "select, out", "topk", "draw, count, out", "draw_weighted", "shuffle"])
+def test_the_compiler_of_torch_takes_optional_buffers(name, expected):
+    function, arguments, settings = copied(CASES[name])
+    torch._dynamo.reset()
+    assert_all_same(flat(torch.compile(function)(*arguments, **settings)), expected[name])
 
 
 def bad_values(name, value):
@@ -221,11 +228,11 @@ def bad_values(name, value):
 
 @EACH
 def test_refuses_bad_arguments_and_changes_nothing(name):
-    door, positional, keywords = copied(CASES[name])
-    given = inspect.signature(door).bind(*positional, **keywords).arguments
+    function, positional, keywords = copied(CASES[name])
+    given = inspect.signature(function).bind(*positional, **keywords).arguments
     before = copied(given)
     for argument, value in given.items():
         for bad, error in bad_values(argument, value):
-            with pytest.raises(error, match=rf"^{door.__name__}: {argument} must .*, got "):
-                door(**{**given, argument: bad})
+            with pytest.raises(error, match=rf"^{function.__name__}: {argument} must .*, got "):
+                function(**{**given, argument: bad})
             assert_all_same(flat(given), flat(before))

@@ -91,16 +91,19 @@ std::vector<int64_t> shape_of(const Tensor& keys, int64_t k) {
   return shape;
 }
 
-Tensor select(const Tensor& keys, int64_t k, const std::optional<Tensor>& buffer) {
+// Returns how many elements there are as well: torch 2.13 does not compile an op with one result and optional buffers.
+std::tuple<Tensor, Tensor> select(const Tensor& keys, int64_t k, const std::optional<Tensor>& buffer) {
   check_keys(keys, k, "select");
   Output out(buffer, keys, ScalarType::Long, "select", "out");
   int64_t* to = out.take<int64_t>(shape_of(keys, k));
+  Tensor size = new_host_vector("select", 1, ScalarType::Long);
   const int64_t n = row_size(keys);
-  if (k == 0 || keys.numel() == 0) return out.result();
+  const int64_t total = *size.mutable_data_ptr<int64_t>() = n == 0 ? 0 : keys.numel() / n * k;
+  if (total == 0) return {out.result(), size};
   with_keys(keys, "select", [&](const auto* from, const auto& source) {
     for_rows(keys.numel() / n, n, [&](int64_t row) { select_row(source(from + row * n), k, to + row * k); });
   });
-  return out.result();
+  return {out.result(), size};
 }
 
 std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted, const std::optional<Tensor>& value_buffer,

@@ -1,4 +1,6 @@
 // shuffle: a counter-based random order of the given elements. permute: a stretch of that order, with nothing stored.
+#include <tuple>
+
 #include "cpu/chunks.h"
 #include "cpu/permute.h"
 
@@ -53,12 +55,16 @@ struct Wide {
   uint64_t parts[2];
 };
 
-Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch, const std::optional<Tensor>& buffer) {
+// Returns how many elements there are as well: torch 2.13 does not compile an op with one result and optional buffers.
+std::tuple<Tensor, Tensor> shuffle(const Tensor& indices, int64_t seed, int64_t epoch,
+                                   const std::optional<Tensor>& buffer) {
   check_vector(indices, "shuffle", "indices");
   STD_TORCH_CHECK(indices.numel() <= LONGEST, "shuffle: indices must have at most 2^40 elements");
   Output out(buffer, indices, indices.scalar_type(), "shuffle", "out");
   const int64_t n = indices.numel();
   void* to = out.take<void>({n});
+  Tensor size = new_host_vector("shuffle", 1, ScalarType::Long);
+  *size.mutable_data_ptr<int64_t>() = n;
   const auto run = [&]<typename Element>(Element) {
     shuffle_kernel(static_cast<const Element*>(indices.const_data_ptr()), n, seed, epoch, static_cast<Element*>(to));
   };
@@ -83,7 +89,7 @@ Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch, const std::op
     default:
       STD_TORCH_CHECK(false, "shuffle: unsupported dtype");
   }
-  return out.result();
+  return {out.result(), size};
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 namespace stprune {
 namespace {
 
-Tensor select(const Tensor& keys, int64_t k, const std::optional<Tensor>& buffer) {
+std::tuple<Tensor, Tensor> select(const Tensor& keys, int64_t k, const std::optional<Tensor>& buffer) {
   check_vector(keys, "select", "keys");
   const bool wide = is_float64(keys, "select", "keys");
   const int64_t n = keys.numel();
@@ -17,7 +17,7 @@ Tensor select(const Tensor& keys, int64_t k, const std::optional<Tensor>& buffer
   check_launch(stprune_cuda_select(wide, keys.const_data_ptr(), n, k, scratch.mutable_data_ptr(),
                                    out.take<int64_t>({k}), on.stream()),
                "select");
-  return out.result();
+  return {out.result(), new_size(k)};
 }
 
 std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted, const std::optional<Tensor>& value_buffer,

@@ -1,4 +1,6 @@
 // Registration of shuffle and permute for CUDA.
+#include <tuple>
+
 #include "cuda/glue.h"
 
 namespace stprune {
@@ -16,7 +18,8 @@ void permute(Tensor out, int64_t n, int64_t start, int64_t seed, int64_t epoch, 
                "permute");
 }
 
-Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch, const std::optional<Tensor>& buffer) {
+std::tuple<Tensor, Tensor> shuffle(const Tensor& indices, int64_t seed, int64_t epoch,
+                                   const std::optional<Tensor>& buffer) {
   check_vector(indices, "shuffle", "indices");
   const int64_t n = indices.numel(), size = static_cast<int64_t>(indices.element_size());
   STD_TORCH_CHECK(n <= LONGEST, "shuffle: indices must have at most 2^40 elements");
@@ -26,7 +29,7 @@ Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch, const std::op
   check_launch(stprune_cuda_shuffle(indices.const_data_ptr(), n, static_cast<int>(size), seed, epoch,
                                     out.take<void>({n}), on.stream()),
                "shuffle");
-  return out.result();
+  return {out.result(), new_size(n)};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""The only door to the ops: one file each with schema, fake kernel, registration, checks and docstring."""
+"""All ops: one file each, with schema, fake kernel, registration, checks and docstring."""
 
 from stprune.ops.draw import draw
 from stprune.ops.draw_nodes import draw_nodes, draw_nodes_weighted

@@ -1,4 +1,4 @@
-"""One place where ops meet torch: schema, reference kernel, fake kernel.
+"""Registration of ops with torch: schema, reference kernel, fake kernel.
 
 The reference is registered as the fallback for every device (CompositeExplicitAutograd); a compiled kernel for a device
 outranks it. That is the whole dispatch: no flag, no environment variable, no silent change of results.

@@ -45,10 +45,10 @@ def draw(
     """Indices drawn with given inclusion probabilities.
 
     Without `count` every index is drawn on its own (Bernoulli), and the number drawn varies. With `count` the draw is
-    systematic: exactly that many indices, each still with exactly its probability (to 2^-32). The running sum of the
-    probabilities meets the items block by block (4,096 consecutive indices), inside a block in a random order, and keeps
-    whoever carries it over the next whole number, counted from a random start. So every stretch of time keeps its share
-    of the sample, no daily or weekly period can resonate with the steps, and the work splits over threads.
+    systematic: exactly that many indices, each still with exactly its probability (to 2^-32). The probabilities are added
+    up block by block (4,096 consecutive indices), inside a block in a random order, from a random start. An index is kept
+    when its probability takes the sum past a whole number. So every stretch of time keeps its share of the sample, a daily
+    or weekly period in the data does no harm, and the work splits over threads.
 
     The result is a function of (probability, seed, epoch, count) on every device and for any number of threads; no
     global generator is read or written.
@@ -96,7 +96,7 @@ def draw(
     if out is not None:
         out = _check.buffer("draw", "out", out, torch.int64, probability)
     probability = probability.contiguous()
-    # Without a count the CPU's kernel looks at the probabilities while it draws.
+    # Without a count the CPU's kernel checks the probabilities while it draws.
     if count is not None or probability.device.type != "cpu":
         units = _range(probability, total=count is not None)
         # 0.5, and half a unit of rounding for each item.
@@ -107,7 +107,7 @@ def draw(
     try:
         drawn, size = torch.ops.stprune.draw(probability, count, seed, epoch, out)
     except RuntimeError:
-        # What is wrong with them is only then looked for.
+        # Only now is the bad probability looked for.
         _range(probability, total=False)
         raise
     return drawn if out is None else _check.room("draw", "out", out, int(size))

@@ -122,7 +122,7 @@ def draw_weighted(
     try:
         indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race, *buffers)
     except RuntimeError:
-        # The CPU's kernel looks at the weights while it draws, which costs no pass; what is wrong is only then looked for.
+        # The CPU's kernel checks the weights while it draws, which costs no pass. Only now is the bad weight looked for.
         _check_values(weights, k)
         raise
     if buffers[0] is not None:

@@ -12,12 +12,13 @@ from stprune.ops._registry import define
 from stprune.reference import order as reference
 
 
-def _select(keys: torch.Tensor, k: int, out: torch.Tensor | None) -> torch.Tensor:
-    return deliver([reference.select(keys, k)], out)[0]
+def _select(keys: torch.Tensor, k: int, out: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    found = reference.select(keys, k)
+    return *deliver([found], out), torch.tensor([found.numel()])
 
 
-def _select_fake(keys: torch.Tensor, k: int, out: torch.Tensor | None) -> torch.Tensor:
-    return empty(out, keys, (*keys.shape[:-1], k), torch.int64)
+def _select_fake(keys: torch.Tensor, k: int, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty(out, keys, (*keys.shape[:-1], k), torch.int64), torch.empty(1, dtype=torch.int64)
 
 
 def _topk(
@@ -29,10 +30,12 @@ def _topk(
 def _topk_fake(
     keys: torch.Tensor, k: int, sorted: bool, out_values: torch.Tensor | None, out_indices: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty(out_values, keys, (*keys.shape[:-1], k), keys.dtype), _select_fake(keys, k, out_indices)
+    shape = (*keys.shape[:-1], k)
+    return empty(out_values, keys, shape, keys.dtype), empty(out_indices, keys, shape, torch.int64)
 
 
-define("select(Tensor keys, SymInt k, Tensor(a!)? out) -> Tensor", _select, _select_fake)
+# select returns how many elements there are as well: torch 2.13 does not compile an op with one result and optional buffers.
+define("select(Tensor keys, SymInt k, Tensor(a!)? out) -> (Tensor, Tensor)", _select, _select_fake)
 define(
     "topk(Tensor keys, SymInt k, bool sorted, Tensor(a!)? out_values, Tensor(b!)? out_indices) -> (Tensor, Tensor)",
     _topk,
@@ -96,7 +99,7 @@ def select(keys: torch.Tensor, k: int, *, out: torch.Tensor | None = None) -> to
     if out is not None:
         out = _buffer("select", "out", out, torch.int64, keys, k)
     keys = _as_taken(keys)
-    found = (_select if _rows_on_cuda(keys) else torch.ops.stprune.select)(keys, k, out)
+    found, _ = (_select if _rows_on_cuda(keys) else torch.ops.stprune.select)(keys, k, out)
     return found if out is None else out.view(*keys.shape[:-1], k)
 
 

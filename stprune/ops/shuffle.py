@@ -17,12 +17,12 @@ def _permute_fake(out: torch.Tensor, n: int, start: int, seed: int, epoch: int, 
     return None
 
 
-def _shuffle(indices: torch.Tensor, seed: int, epoch: int, out: torch.Tensor | None) -> torch.Tensor:
-    return deliver([reference.shuffle(indices, seed, epoch)], out)[0]
+def _shuffle(indices: torch.Tensor, seed: int, epoch: int, out: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    return *deliver([reference.shuffle(indices, seed, epoch)], out), torch.tensor([indices.numel()])
 
 
-def _shuffle_fake(indices: torch.Tensor, seed: int, epoch: int, out: torch.Tensor | None) -> torch.Tensor:
-    return empty(out, indices, indices.shape, indices.dtype)
+def _shuffle_fake(indices: torch.Tensor, seed: int, epoch: int, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty(out, indices, indices.shape, indices.dtype), torch.empty(1, dtype=torch.int64)
 
 
 define(
@@ -32,7 +32,8 @@ define(
 )
 
 
-define("shuffle(Tensor indices, int seed, int epoch, Tensor(a!)? out) -> Tensor", _shuffle, _shuffle_fake)
+# Returns how many elements there are as well: torch 2.13 does not compile an op with one result and optional buffers.
+define("shuffle(Tensor indices, int seed, int epoch, Tensor(a!)? out) -> (Tensor, Tensor)", _shuffle, _shuffle_fake)
 
 
 def shuffle(indices: torch.Tensor, *, seed: int, epoch: int, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -71,7 +72,7 @@ def shuffle(indices: torch.Tensor, *, seed: int, epoch: int, out: torch.Tensor |
     seed, epoch = _check.seed_and_epoch("shuffle", seed, epoch)
     if out is not None:
         out = _check.room("shuffle", "out", _check.buffer("shuffle", "out", out, indices.dtype, indices), indices.numel())
-    shuffled = torch.ops.stprune.shuffle(indices.contiguous(), seed, epoch, out)
+    shuffled, _ = torch.ops.stprune.shuffle(indices.contiguous(), seed, epoch, out)
     return shuffled if out is None else out
 
 

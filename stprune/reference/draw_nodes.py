@@ -8,7 +8,7 @@ from stprune.reference.draw_weighted import SMALLEST, priority_of
 from stprune.reference.random import MASK_32, NODES, philox4x32, split_seed
 
 # Words evaluated at a time: bounds the int64 temporaries to some 10 MB.
-_CHUNK = 1 << 18
+_WORDS_AT_ONCE = 1 << 18
 
 
 def node_words(window: torch.Tensor, num_nodes: int, seed: int, epoch: int) -> torch.Tensor:
@@ -22,7 +22,7 @@ def node_words(window: torch.Tensor, num_nodes: int, seed: int, epoch: int) -> t
 
 def draw_nodes(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
     """The `count` nodes of each window with the smallest words, ties to the smaller node, ascending."""
-    rows = max(1, _CHUNK // num_nodes)
+    rows = max(1, _WORDS_AT_ONCE // num_nodes)
     parts = [
         torch.sort(node_words(part, num_nodes, seed, epoch), dim=1, stable=True).indices[:, :count].sort(dim=1).values
         for part in index.split(rows)
@@ -36,7 +36,7 @@ def draw_nodes_weighted(
     """The `count` nodes of each window with the smallest keys u / w, ties to the smaller node, ascending; their weights."""
     num_nodes = weights.shape[1]
     nodes, out = index.new_empty((len(index), count)), weights.new_ones((len(index), count))
-    rows = max(1, _CHUNK // num_nodes)
+    rows = max(1, _WORDS_AT_ONCE // num_nodes)
     for first in range(0, len(index), rows):
         part = slice(first, first + rows)
         keys = priority_of(node_words(index[part], num_nodes, seed, epoch), weights[part])

@@ -24,7 +24,7 @@ OFFSET = 3
 
 _BLOCK = 64
 # Counters evaluated at a time: bounds the int64 temporaries to some 10 MB.
-_CHUNK = 1 << 16
+_COUNTERS_AT_ONCE = 1 << 16
 
 
 def _multiply(constant: int, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,8 +90,8 @@ def words(
     first = 16 * (start // _BLOCK)
     counters = 16 * -(-count // _BLOCK)
     parts = []
-    for begin in range(0, counters, _CHUNK):
-        c = torch.arange(first + begin, first + min(begin + _CHUNK, counters), dtype=torch.int64, device=device)
+    for begin in range(0, counters, _COUNTERS_AT_ONCE):
+        c = torch.arange(first + begin, first + min(begin + _COUNTERS_AT_ONCE, counters), dtype=torch.int64, device=device)
         four = philox4x32((c & MASK_32, c >> 32, epoch, stream), split_seed(seed), device)
         parts.append(torch.stack(four).view(4, -1, 16).transpose(0, 1).reshape(-1))
     if not parts:
