@@ -24,7 +24,7 @@ CMAKE="$(cmake_command)"
 "$CMAKE" --build "$BUILD/tree" --parallel 2
 
 # Two halves of about equal time, side by side.
-FIRST=(select draw draw_weighted shuffle random draw_nodes out budget plan_weights plan_lookup finite_mean engine_properties)
+FIRST=(select draw draw_weighted shuffle random draw_nodes out budget plan_weights finite_mean engine_properties)
 SECOND=(draw_threshold spacing table gather_nodes gather_windows window_stats residual_stats pruned_loss)
 half() {
   local tests=() name

@@ -118,7 +118,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = GraphConv(adjacency, dim=DIM)
-    settings = {} if law is None else {"node_law": law}
+    settings = {} if law is None else {"node_sampler": law}
     sampler = stprune.PruningSampler(
         len(problem.split.train),
         num_epochs=epochs,

@@ -10,10 +10,10 @@ from stprune import _load
 from stprune._load import LibraryStatus, library_status
 from stprune.data import IndexedDataset, Series, read_series
 from stprune.headroom import Headroom, headroom
-from stprune.laws import NODE_LAWS, Cluster, NodeLaw, Priority, Stratified, Uniform
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
 from stprune.methods import METHODS, Method
+from stprune.nodes import NODE_SAMPLERS, Cluster, NodeSampler, Priority, Stratified, Uniform
 from stprune.ops import (
     ResidualStats,
     WindowStats,
@@ -33,11 +33,10 @@ from stprune.ops import (
     topk,
     window_stats,
 )
-from stprune.plan import EpochPlan, plan_epoch
+from stprune.plan import EpochPlan, Plan, UniformPlan, plan_epoch
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
-from stprune.uniform_plan import UniformPlan
 from stprune.windows import ChunkedSeries, WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
 
 _load.load(__path__)
@@ -45,7 +44,7 @@ _load.load(__path__)
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
-    "NODE_LAWS",
+    "NODE_SAMPLERS",
     "ChunkedSeries",
     "Cluster",
     "EpochPlan",
@@ -53,7 +52,8 @@ __all__ = [
     "IndexedDataset",
     "LibraryStatus",
     "Method",
-    "NodeLaw",
+    "NodeSampler",
+    "Plan",
     "Priority",
     "PrunedLoss",
     "PruningSampler",

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from stprune.laws import NodeLaw, resolve
+from stprune.nodes import Draw, NodeSampler, resolve
 from stprune.ops import _check
 
 GRANULARITIES = ("window", "node", "pair")
@@ -21,7 +21,7 @@ class Granularity:
         num_windows: windows of the data set.
         num_nodes: nodes of a window, or None.
         node_ratio: share of the nodes drawn in every window.
-        law: how they are drawn.
+        node_sampler: how they are drawn.
         seed: of the draws.
     """
 
@@ -33,7 +33,7 @@ class Granularity:
         num_windows: int,
         num_nodes: int | None,
         node_ratio: float,
-        law: str | NodeLaw,
+        node_sampler: str | NodeSampler,
         seed: int,
     ) -> None:
         self._op = op
@@ -52,27 +52,26 @@ class Granularity:
         self.num_samples = num_windows * nodes if self.kind == "pair" else num_windows
         # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
         self.count = 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * nodes, 9)))
-        chosen = resolve(law)
+        chosen = resolve(node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
-            raise ValueError(f"{op}: node_law must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
-        self.law = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
+            raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
+        self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows [B] of samples [B]."""
         return torch.div(index, self._nodes, rounding_mode="floor") if self.kind == "pair" else index
 
-    def nodes(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
-        """The nodes [B, m] of samples [B]."""
+    def draw(self, index: torch.Tensor, epoch: int) -> Draw:
+        """The nodes [B, m] of samples [B], and what each counts for, [B, m] float32 with mean 1; None where all count 1."""
         if self.num_nodes is None:
             raise ValueError(f"{self._op}.nodes: num_nodes must be given to the sampler, got None")
         if self.kind == "pair":
-            return (index % self.num_nodes).unsqueeze(1)
+            return (index % self.num_nodes).unsqueeze(1), None
         if self.count == self.num_nodes:
-            return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous()
-        return self.law.draw(index, epoch)
+            return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous(), None
+        return self.node_sampler.draw(index, epoch)
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        """What each drawn node counts for, [B, m] float32 with mean 1; None where all count the same."""
-        if self.kind != "node" or self.count == self.num_nodes:
-            return None
-        return self.law.weights(index, node, epoch)
+        """What each of the nodes [B, m] that `draw` gave counts for; None where all count 1."""
+        drawn = self.kind == "node" and self.count < (self.num_nodes or 0)
+        return self.node_sampler.weights(index, node, epoch) if drawn else None

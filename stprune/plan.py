@@ -1,22 +1,64 @@
-"""EpochPlan: which samples an epoch trains on, in what order, at what weight."""
+"""Plan: which samples an epoch trains on, in what order, at what weight."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
-from stprune.methods import Full, Method, resolve
+from stprune.methods import Method, resolve
 from stprune.ops import _check, permute, shuffle
 from stprune.ops.finite_mean import finite_mean
-from stprune.ops.plan_budget import Buffers
-from stprune.ops.plan_lookup import plan_lookup
-from stprune.ops.strata import Strata, checked_strata
+from stprune.ops.order_positions import order_positions
+from stprune.ops.plan_budget import Budgeted, Buffers
+from stprune.ops.strata import Strata, calibrate, checked_strata
+from stprune.quota import kept_by_quota
+
+
+class Plan(Protocol):
+    """The kept samples of one epoch, listed (`EpochPlan`) or made when they are asked for (`UniformPlan`).
+
+    Attributes:
+        epoch, seed: what the order is keyed by.
+        num_samples: size of the training set.
+        mean_weight: mean of `weights`; dividing by it gives the `per_step` convention.
+    """
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def mean_weight(self) -> float: ...
+    @property
+    def indices(self) -> torch.Tensor:
+        """[K] int64 kept ids, ascending."""
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """[K] float32, aligned with `indices`."""
+
+    def __len__(self) -> int: ...
+    def order(self, start: int, stop: int) -> torch.Tensor:
+        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64."""
+
+    def positions(self, index: torch.Tensor) -> torch.Tensor:
+        """[B] int64: where the kept ids [B] stand in that order."""
+
+    def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""
+
+    def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What a training step looks weights up in: kept ids, or None where every id may come, and weights [K] or [1]."""
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The kept samples of one epoch.
+    """The kept samples of one epoch, as a list.
 
     Attributes:
         epoch: the epoch it was made for.
@@ -55,6 +97,11 @@ class EpochPlan:
         # Several times as fast as indexing by a tensor.
         return positions if self.is_full else self.indices.index_select(0, positions.to(self.indices.device))
 
+    def positions(self, index: torch.Tensor) -> torch.Tensor:
+        """[B] int64: where the kept ids [B] stand in that order."""
+        rank = index if self.is_full else torch.searchsorted(self.indices, index.contiguous())
+        return order_positions(rank, len(self), seed=self.seed, epoch=self.epoch)
+
     def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""
         if len(self) == 0:
@@ -65,6 +112,11 @@ class EpochPlan:
             position = torch.searchsorted(self.indices, index.contiguous()).clamp_max(len(self) - 1)
         known = self.indices[position] == index
         return torch.where(known, self.weights[position], 0.0), known
+
+    def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What a training step looks weights up in: kept ids, or None where every id is kept, and weights [K] or [1]."""
+        constant = self.is_full and self.weights.numel() > 0 and self.weights.stride(0) == 0
+        return None if self.is_full else self.indices, self.weights[:1] if constant else self.weights
 
     def shard(self, rank: int, num_replicas: int) -> EpochPlan:
         """This rank's share: every num_replicas-th sample of the order. Shares are disjoint and of equal size.
@@ -80,7 +132,8 @@ class EpochPlan:
         positions = permute(len(self), 0, size * num_replicas, seed=self.seed, epoch=self.epoch)[rank::num_replicas]
         kept = positions.sort().values.to(self.indices.device)
         weights = self.weights[kept]
-        return replace(self, indices=self.indices[kept], weights=weights, mean_weight=_mean(weights))
+        mean = finite_mean(weights) if size else 1.0
+        return replace(self, indices=self.indices[kept], weights=weights, mean_weight=mean)
 
     def to(self, device: torch.device | str) -> EpochPlan:
         """The same plan with its tensors on `device`."""
@@ -89,57 +142,62 @@ class EpochPlan:
     def copied_into(self, out: Buffers) -> EpochPlan:
         """The same plan in buffers of another device."""
         indices = out.indices[: len(self)].copy_(self.indices)
-        weights = out.weights[: len(self)].copy_(self.weights)
-        return replace(self, indices=indices, weights=weights)
+        return replace(self, indices=indices, weights=out.weights[: len(self)].copy_(self.weights))
 
 
-class PlanWeights:
-    """A plan's ids and weights beside the scores, for training steps to look up.
+@dataclass(frozen=True)
+class UniformPlan:
+    """The first `count` samples of the epoch's counter-based permutation: an exact uniform draw without a list of it.
 
-    Args:
-        plan: the epoch's plan, on the host.
-        device: the training device.
+    `indices` is made when somebody asks, of `count` elements; training does not.
+
+    Attributes:
+        epoch: the epoch it was made for.
+        count: kept samples.
+        num_samples: size of the training set.
+        seed: what the permutation is keyed by, together with the epoch.
     """
 
-    def __init__(self, plan: EpochPlan, device: torch.device) -> None:
-        self._plan = plan
-        self._indices, self._weights = plan.indices.to(device), plan.weights.to(device)
-        # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
-        self._mean = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
-        self._full = plan.is_full
+    epoch: int
+    count: int
+    num_samples: int
+    seed: int
 
-    def arguments(self, *, per_step: bool) -> tuple[torch.Tensor, torch.Tensor, bool, torch.Tensor | None]:
-        """Kept ids, their weights, whether all are kept, and what the weights are divided by: as `plan_lookup` takes them."""
-        return self._indices, self._weights, self._full, self._mean if per_step else None
+    def __len__(self) -> int:
+        return self.count
 
-    def of(self, index: torch.Tensor, *, per_step: bool) -> torch.Tensor:
-        """The weights of samples.
+    @property
+    def mean_weight(self) -> float:
+        """num_samples / count: the weight of every kept sample, 1 / probability."""
+        return self.num_samples / self.count if self.count else 1.0
 
-        Args:
-            index: [B] int64 sample ids; not modified.
-            per_step: divide by the plan's mean weight.
+    @functools.cached_property
+    def indices(self) -> torch.Tensor:
+        """[count] int64 kept ids, ascending; made now."""
+        return self.order(0, self.count).sort().values
 
-        Returns:
-            [B] float32, on the device of `index`.
+    @property
+    def weights(self) -> torch.Tensor:
+        """[count] float32, one value expanded."""
+        return torch.full((1,), self.mean_weight).expand(self.count)
 
-        Raises:
-            ValueError: an id is not in the plan. For ids on a GPU the weight is NaN instead, as asking would wait for the
-                device; under torch.compile it is a RuntimeError.
-        """
-        indices, weights, mean = self._indices, self._weights, self._mean
-        if index.device != indices.device:
-            indices, weights, mean = self._plan.indices, self._plan.weights, mean.to(index.device)
-        divisor = mean if per_step else None
-        if torch.compiler.is_compiling():
-            return plan_lookup(index, indices, weights, full=self._full, mean_weight=divisor)
-        try:
-            return plan_lookup(index, indices, weights, full=self._full, mean_weight=divisor)
-        except RuntimeError as error:
-            _, known = self._plan.lookup(index)
-            if bool(known.all()):
-                raise
-            bad = int(index[~known][0])
-            raise ValueError(f"PrunedLoss: index must hold ids of the plan of epoch {self._plan.epoch}, got {bad}") from error
+    def order(self, start: int, stop: int) -> torch.Tensor:
+        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64."""
+        return permute(self.num_samples, start, stop, seed=self.seed, epoch=self.epoch)
+
+    def positions(self, index: torch.Tensor) -> torch.Tensor:
+        """[B] int64: where the ids [B] stand in that order; from `count` on they are not kept."""
+        return order_positions(index, self.num_samples, seed=self.seed, epoch=self.epoch)
+
+    def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [B] of ids [B], 0 where an id is not in the plan, and whether it is."""
+        inside = (index >= 0) & (index < self.num_samples)
+        known = inside & (self.positions(torch.where(inside, index, 0)) < self.count) if self.num_samples else inside
+        return torch.where(known, self.mean_weight, 0.0), known
+
+    def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Every id may come, at one weight: which ids the plan holds is not stored, so a step checks their range alone."""
+        return None, torch.full((1,), self.mean_weight)
 
 
 def plan_epoch(
@@ -150,6 +208,7 @@ def plan_epoch(
     epoch: int,
     seed: int,
     strata: torch.Tensor | None = None,
+    min_per_stratum: int | None = None,
 ) -> EpochPlan:
     """Choose the samples of an epoch. A pure function: the same arguments give the same plan on every rank and device.
 
@@ -159,8 +218,12 @@ def plan_epoch(
         keep_ratio: share of the samples to keep, in (0, 1]; 1 keeps all with weight 1, whatever the method.
         epoch: in [0, 2^32).
         seed: in [0, 2^63).
-        strata: [num_samples] int64 labels >= 0, or None. With strata every stratum keeps its exact share of the total
-            weight (eq. 10).
+        strata: [num_samples] int64 labels >= 0, or None. Unbiased weights are calibrated, so that a stratum of which at
+            least 30 samples are kept has its exact share of the total weight (eq. 10). Smaller ones are merged with their
+            neighbours in the order of the labels until 30 are kept together: such a group has its exact share, and inside
+            it the weights are 1 / probability up to one factor. `min_per_stratum=30` gives every stratum its exact share.
+        min_per_stratum: quota: at least so many samples of every stratum are kept (all of it, if it has fewer), out of the
+            same total; needs `strata` and a method with an exact count.
 
     Returns:
         The plan; `indices` are ascending.
@@ -182,40 +245,58 @@ def plan_epoch(
     keep_ratio = _check.real(op, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
     rule = resolve(method)
-    num_samples = scores.numel()
-    labels = None if strata is None else checked_strata(op, strata, num_samples).to(scores.device)
-    return planned(scores, rule, keep_ratio=keep_ratio, epoch=epoch, seed=seed, strata=labels)
+    labels = None if strata is None else checked_strata(op, strata, scores.numel()).to(scores.device)
+    quota = checked_quota(op, min_per_stratum, labels, rule)
+    return make_plan(scores, rule, keep_ratio=keep_ratio, epoch=epoch, seed=seed, strata=labels, min_per_stratum=quota)
 
 
-def planned(
+def make_plan(
     scores: torch.Tensor,
-    rule: Method,
+    method: Method,
     *,
     keep_ratio: float,
     epoch: int,
     seed: int,
     strata: Strata | None = None,
+    min_per_stratum: int = 0,
     out: Buffers | None = None,
 ) -> EpochPlan:
     """`plan_epoch` of arguments that were checked, into buffers of the caller's where the method can use them.
 
     Args:
         scores, keep_ratio, epoch, seed: as in `plan_epoch`.
-        rule: the method.
+        method: the method.
         strata: the samples' strata, on the device of `scores`; or None.
+        min_per_stratum: the quota; 0 is none.
         out: see `stprune.ops.plan_budget`; num_samples elements on the device of `scores`. The plan may be views of them.
     """
-    num_samples = scores.numel()
-    if keep_ratio == 1.0 or num_samples == 0 or type(rule) is Full:
-        everything = (
-            torch.arange(num_samples, device=scores.device) if out is None else torch.arange(num_samples, out=out.indices)
-        )
-        weights = torch.ones(1, device=scores.device).expand(num_samples)
-        return EpochPlan(epoch, everything, weights, num_samples, seed, 1.0)
-    kept = rule.planned(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
-    return EpochPlan(epoch, kept.indices, kept.weights, num_samples, seed, kept.mean_weight)
+    n = scores.numel()
+    keep_ratio = method.ratio(keep_ratio)
+    if keep_ratio == 1.0 or n == 0:
+        everything = torch.arange(n, device=scores.device) if out is None else torch.arange(n, out=out.indices)
+        return EpochPlan(epoch, everything, torch.ones(1, device=scores.device).expand(n), n, seed, 1.0)
+    options = {"keep_ratio": keep_ratio, "seed": seed, "epoch": epoch}
+    if strata is not None and min_per_stratum > 0:
+        indices, weights = kept_by_quota(scores.float(), method, strata, min_per_stratum, **options)
+        if method.unbiased:
+            weights = calibrate(weights, indices, strata)
+        kept = Budgeted(indices, weights, finite_mean(weights))
+    else:
+        kept = method.kept(scores.float(), strata=strata, out=out, **options)
+    return EpochPlan(epoch, kept.indices, kept.weights, n, seed, kept.mean_weight)
 
 
-def _mean(weights: torch.Tensor) -> float:
-    # Exact for equal weights, so that dividing by it gives exactly 1.
-    return finite_mean(weights) if weights.numel() else 1.0
+def checked_quota(op: str, min_per_stratum: int | None, strata: Strata | None, method: Method) -> int:
+    """The quota of every stratum, 0 for none.
+
+    Raises:
+        TypeError, ValueError: it is no number of samples, or has no strata or no exact count to go with.
+    """
+    if min_per_stratum is None:
+        return 0
+    min_per_stratum = _check.integer(op, "min_per_stratum", min_per_stratum, 1)
+    if strata is None:
+        raise ValueError(f"{op}: min_per_stratum must be None without strata, got {min_per_stratum}")
+    if not method.exact_count:
+        raise ValueError(f"{op}: min_per_stratum must be None for a method without an exact count, got {method.name!r}")
+    return min_per_stratum

@@ -1,37 +1,102 @@
-"""Which of several processes this is, and how many samples a data source has."""
+"""Which of several processes this is, and with whom it exchanges scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Any
 
 from torch import distributed
 
 from stprune.ops import _check
 
+ALONE = "none"
+"""`process_group` of ranks that keep their scores to themselves."""
 
-def length_of(op: str, data_source: Any) -> int:
-    """The length of a data set, or the length itself."""
-    if isinstance(data_source, int):
-        return _check.integer(op, "data_source", data_source, 0, 2**62)
-    if not isinstance(data_source, Sized):
-        raise TypeError(
-            f"{op}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "
-            "samples of an iterable data set have no ids to prune by"
+
+class Ranks:
+    """The ranks of a run. Settled when the first plan is made: torch.distributed may begin after the sampler is built.
+
+    Args:
+        op: whose errors these are.
+        num_replicas: number of ranks; None is that of the process group, 1 without one.
+        rank: this process's rank; None is that in the process group, 0 without one.
+        process_group: the torch.distributed group whose ranks exchange scores; None is the default group, "none" nobody.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its rule.
+    """
+
+    def __init__(self, op: str, num_replicas: int | None, rank: int | None, process_group: Any) -> None:
+        self._op = op
+        if isinstance(process_group, str) and process_group != ALONE:
+            raise ValueError(f"{op}: process_group must be a process group, None or {ALONE!r}, got {process_group!r}")
+        self._asked = (
+            None if num_replicas is None else _check.integer(op, "num_replicas", num_replicas, 1),
+            None if rank is None else _check.integer(op, "rank", rank, 0, None if num_replicas is None else num_replicas - 1),
         )
-    return len(data_source)
+        self.group = process_group
+        self._settled: tuple[int, int] | None = None
 
+    @property
+    def _world(self) -> int:
+        """Ranks that exchange scores; 1 where nobody does."""
+        if self.group == ALONE or not (distributed.is_available() and distributed.is_initialized()):
+            return 1
+        return distributed.get_world_size(self.group)
 
-def is_distributed() -> bool:
-    """Whether torch.distributed is running."""
-    return distributed.is_available() and distributed.is_initialized()
+    @property
+    def both(self) -> tuple[int, int]:
+        """How many ranks there are and which this is; as long as it is not settled, what it would be now."""
+        if self._settled is not None:
+            return self._settled
+        num_replicas, rank = self._asked
+        num_replicas = self._world if num_replicas is None else num_replicas
+        if rank is None:
+            rank = distributed.get_rank(self.group) if self._world > 1 and num_replicas > 1 else 0
+        return num_replicas, _check.integer(self._op, "rank", rank, 0, num_replicas - 1)
 
+    def settle(self, *, needs_scores: bool) -> None:
+        """Decide, once, how many ranks there are and which this is.
 
-def ranks(op: str, num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    """How many ranks there are and which this is; None asks torch.distributed."""
-    if num_replicas is None:
-        num_replicas = distributed.get_world_size() if is_distributed() else 1
-    if rank is None:
-        rank = distributed.get_rank() if is_distributed() and num_replicas > 1 else 0
-    num_replicas = _check.integer(op, "num_replicas", num_replicas, 1)
-    return num_replicas, _check.integer(op, "rank", rank, 0, num_replicas - 1)
+        Args:
+            needs_scores: ranks must know each other's scores, or their plans differ.
+
+        Raises:
+            RuntimeError: there are several ranks, and their scores cannot be exchanged.
+        """
+        if self._settled is not None:
+            return
+        num_replicas, rank = self.both
+        world = self._world
+        if needs_scores and num_replicas != world and self.group != ALONE:
+            group = f"the process group has {world} ranks" if world > 1 else "there is no process group of several ranks"
+            raise RuntimeError(
+                f"{self._op}: process_group must be the group whose {num_replicas} ranks train on shares of the data and "
+                f"exchange scores (num_replicas = {num_replicas}, but {group}). Call torch.distributed.init_process_group "
+                f'before the first plan, pass process_group=, or process_group="{ALONE}" where every rank shall keep its '
+                "scores to itself"
+            )
+        self._settled = num_replicas, rank
+
+    @property
+    def exchange(self) -> bool:
+        """Whether scores are exchanged."""
+        return self.both[0] > 1 and self._world == self.both[0]
+
+    def agree(self, settings: dict[str, Any]) -> None:
+        """Refuse, on every rank, ranks whose settings differ; a collective where scores are exchanged.
+
+        Raises:
+            ValueError: a setting differs; the message names it, and the ranks and values.
+        """
+        if not self.exchange:
+            return
+        everyone: list[dict[str, Any]] = [{} for _ in range(self._world)]
+        distributed.all_gather_object(everyone, settings, group=self.group)
+        for name in settings:
+            values = [theirs.get(name) for theirs in everyone]
+            for rank, value in enumerate(values):
+                if value != values[0]:
+                    raise ValueError(
+                        f"{self._op}: {name} must be the same on every rank, got {values[0]!r} on rank 0 and {value!r} on "
+                        f"rank {rank}"
+                    )

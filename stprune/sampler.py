@@ -1,32 +1,34 @@
-"""PruningSampler: the epoch plan as a torch sampler."""
+"""PruningSampler: the epoch plan as a torch sampler, with its ranks and its state."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
+from torch.utils.data import ConcatDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from stprune.batches import CHUNK, Batches
 from stprune.granularity import Granularity
-from stprune.laws import NodeLaw
-from stprune.methods import Full, Method, SoftRandom, asked_count, resolve
+from stprune.methods import Method, SoftRandom, asked_count, resolve
+from stprune.nodes import Draw, NodeSampler
 from stprune.ops import _check
 from stprune.ops.strata import checked_strata
-from stprune.plan import EpochPlan, PlanWeights
+from stprune.passes import Batches, Pass
+from stprune.plan import EpochPlan, Plan, UniformPlan, checked_quota, make_plan
 from stprune.plan_memory import PlanMemory
-from stprune.ranks import is_distributed, length_of, ranks
-from stprune.resume import restore, save
+from stprune.ranks import Ranks
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
-from stprune.uniform_plan import UniformPlan, UniformWeights
-from stprune.unscored_table import UnscoredTable
 
 _OP = "PruningSampler"
+_VERSION = 2
 
 
 class PruningSampler(DistributedSampler[int]):
@@ -34,23 +36,32 @@ class PruningSampler(DistributedSampler[int]):
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
     compute the loss with `stprune.PrunedLoss(sampler)`, which scores the samples and weighs their gradients. Only
-    `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` is right before `iter`. It
-    shards itself over ranks (it is a DistributedSampler, so trainers leave it alone) and touches no global random state.
+    `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
+    this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
+    and touches no global random state.
 
     The first epoch is full, since every score is unknown, unless the method needs no scores or `fixed_length` is set.
+
+    A sample counts once an epoch: a second loss of a batch in one epoch (two criteria, SAM, gradient checkpointing around
+    the loss) is weighed like the first, but moves neither the sample's score nor the position that `state_dict` saves.
 
     Args:
         data_source: the training set, or its length: the number of windows.
         num_epochs: length of the run, at least 1.
         keep_ratio: share of the samples an epoch keeps, in (0, 1].
-        method: "st-prune", "infobatch", "soft-random", "rs2", "epsilon-greedy", "ucb", "seta", "top-k", "full", or an object
-            with the functions `inclusion` and `weights`.
+        method: "st-prune", "infobatch", "soft-random", "rs2", "epsilon-greedy", "ucb", "seta", "top-k", "spaced", "full", or
+            an object with the functions `inclusion` and `weights`.
         schedule: "step", "cosine", "none", or a function of the epoch that returns the keep ratio.
         anneal: share of the run after which the schedule rises to everything, in [0, 1].
         seed: in [0, 2^63); the same on every rank.
-        strata: [num_samples] int64 labels (see `stratify`), whose shares of the total weight are kept (eq. 10); or None.
-        num_replicas: number of ranks; None asks torch.distributed, 1 where it is not initialised.
-        rank: this process's rank; None asks torch.distributed.
+        strata: [num_samples] int64 labels (see `stratify`), whose shares of the total weight are kept (eq. 10, with the limit
+            that `plan_epoch` states for small strata); or None.
+        min_per_stratum: quota: at least so many samples of every stratum in every epoch; see `plan_epoch`.
+        num_replicas: number of ranks; None is that of the process group, 1 without one. Settled at the first plan, so that
+            the sampler may be built before `init_process_group`.
+        rank: this process's rank; None is that in the process group.
+        process_group: the torch.distributed group whose ranks train on shares of the data and exchange scores; None is the
+            default group, "none" lets every rank keep its scores to itself.
         drop_last: drop the tail that does not divide evenly over ranks (and, in `batches`, over batches) instead of padding
             it with the first ids of the order.
         fixed_length: every epoch, also the first and the annealed ones, has round(keep_ratio * num_samples) samples, for
@@ -62,11 +73,12 @@ class PruningSampler(DistributedSampler[int]):
             ceil(node_ratio * num_nodes) nodes are drawn; `nodes` says which. "pair": single (window, node) samples, for
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
-        node_law: how the nodes of a window are drawn: "uniform", "priority", or a `NodeLaw` such as `Stratified(groups)` or
-            `Cluster(adjacency)`.
+        node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
+            `Stratified(groups)` or `Cluster(adjacency)`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
+        RuntimeError: at the first plan: there are several ranks, and their scores cannot be exchanged.
 
     Example:
         >>> import stprune
@@ -90,78 +102,123 @@ class PruningSampler(DistributedSampler[int]):
         anneal: float = 0.875,
         seed: int = 0,
         strata: torch.Tensor | None = None,
+        min_per_stratum: int | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
+        process_group: Any = None,
         drop_last: bool = False,
         fixed_length: bool = False,
         num_nodes: int | None = None,
         node_ratio: float = 1.0,
         granularity: str | None = None,
-        node_law: str | NodeLaw = "uniform",
+        node_sampler: str | NodeSampler = "uniform",
     ) -> None:
         # DistributedSampler.__init__ is not called: it would ask for a process group and fix the length.
-        size = length_of(_OP, data_source)
+        size = _length_of(data_source)
         self.num_epochs = _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
         self.keep_ratio = _check.real(_OP, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
         self.seed, _ = _check.seed_and_epoch(_OP, seed, 0)
-        self._units = Granularity(
-            _OP, granularity, num_windows=size, num_nodes=num_nodes, node_ratio=node_ratio, law=node_law, seed=self.seed
+        units = self._units = Granularity(
+            _OP, granularity, num_windows=size, num_nodes=num_nodes, node_ratio=node_ratio, node_sampler=node_sampler, seed=seed
         )
-        size = self._units.num_samples
-        self.num_windows = self._units.num_windows
-        self.granularity, self.node_law = self._units.kind, self._units.law
-        self.num_nodes, self.node_ratio = self._units.num_nodes, self._units.node_ratio
+        self.num_windows, self.granularity, self.node_sampler = units.num_windows, units.kind, units.node_sampler
+        self.num_nodes, self.node_ratio = units.num_nodes, units.node_ratio
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)
-        self._strata = None if strata is None else checked_strata(_OP, strata, size)
-        self.num_replicas, self.rank = ranks(_OP, num_replicas, rank)
-        if self.num_replicas > 1:
-            self.node_law.share_scores()
+        self._strata = None if strata is None else checked_strata(_OP, strata, units.num_samples)
+        self.min_per_stratum = checked_quota(_OP, min_per_stratum, self._strata, self.method)
+        self._ranks = Ranks(_OP, num_replicas, rank, process_group)
         self.drop_last = bool(drop_last)
         self.fixed_length = bool(fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
-        self.table: ScoreTable | UnscoredTable = (
+        self.table = ScoreTable(
+            units.num_samples,
+            beta=self.method.beta,
+            decay=self.method.decay,
+            track_variance=self.method.track_variance,
             # Pairs are too many to keep scores that nobody reads.
-            UnscoredTable(size)
-            if self.granularity == "pair" and self._strata is None and type(self.method) in (SoftRandom, Full)
-            else ScoreTable(size, beta=self.method.beta, decay=self.method.decay, track_variance=self.method.track_variance)
+            stored=not (self.granularity == "pair" and self._strata is None and self.method.uniform),
         )
         self.epoch = 0
         self.shuffle = True
-        self._plan: EpochPlan | UniformPlan | None = None
-        self._weights: PlanWeights | UniformWeights | None = None
-        self._step: tuple[Any, bool, tuple[Any, ...]] | None = None  # what step_arguments gave, until the next plan
-        self._start = 0  # position of the epoch's order that iteration begins at: 0 unless resumed
-        self._reported = False
-        self._memory = PlanMemory(size)
+        self._memory = PlanMemory(units.num_samples)
+        self._plan: Plan | None = None
+        self._step: tuple[Any, ...] | None = None  # the plan's tensors on the training device
+        self._agreed = False  # the ranks have compared their settings in this epoch
+        self._base = 0  # position in the epoch's order from which trained samples are counted
+        self.begin_position = 0  # position at which the next pass begins: 0 unless resumed
+        self._finished = False  # a state was loaded whose epoch was over
+        self._last: torch.Tensor | None = None  # ids of the last batch, where nothing is stored
+        self._passes = 0  # passes over this epoch that came to their end
+        self._losses = 0  # samples of losses since the first of them
+        self._warned: set[str] = set()
 
     def __repr__(self) -> str:
         return (
-            f"PruningSampler(num_samples={self.table.num_samples}, method={self.method.name!r}, "
-            f"keep_ratio={self.keep_ratio}, epoch={self.epoch}/{self.num_epochs})"
+            f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs}, "
+            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, rank {self.rank} of {self.num_replicas})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for copies, which share no memory that this sampler plans in."""
+        self._memory.keep()
+        return self.__dict__ | {"_memory": PlanMemory(self.table.num_samples)}
 
     # --- the epoch ---------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: exchange scores between ranks, age the table, and plan. A second call for it does nothing.
 
+        A collective where ranks exchange scores: every rank calls it, for the same epoch. After `load_state_dict` of a state
+        from the middle of this epoch it goes on there; of a state whose epoch was over it begins that epoch anew.
+
         Args:
             epoch: in [0, num_epochs).
+
+        Raises:
+            ValueError: `epoch` lies outside the run; on every rank: a setting is not the same on every rank; or the last
+                epoch's ids did not tell samples apart.
         """
         epoch = _check.integer(f"{_OP}.set_epoch", "epoch", epoch, 0, self.num_epochs - 1)
         if self._plan is not None and epoch == self.epoch:
+            if self._finished:
+                self.resume_at(0)
             return
+        self._check_ids()
+        self._ranks.settle(needs_scores=self._needs_scores)
+        self._agree(epoch)
         self.synchronize()
         if epoch > self.epoch:
             self.table.advance(epoch - self.epoch)
+        else:
+            self.table.restart()
+        self.node_sampler.advance()
         self.epoch = epoch
-        self._start = 0
-        self.table.restart_count()
+        self._go_to(0)
         self._report_nonfinite()
         self._set_plan(self._make_plan())
+
+    @property
+    def _needs_scores(self) -> bool:
+        return self.method.needs_scores or (self.node_sampler.wants_scores and self.granularity == "node")
+
+    def _agree(self, epoch: int) -> None:
+        """Compare settings with the other ranks; a collective."""
+        self._ranks.agree({"epoch": epoch} | self._settings())
+        self._agreed = True
+
+    def resume_at(self, position: int) -> None:
+        """Let the next pass begin at this position of the epoch's order, and count trained samples from there."""
+        self.table.restart()
+        self._go_to(position)
+
+    def _go_to(self, position: int) -> None:
+        self._base = self.begin_position = position
+        self._finished = position > 0 and position >= self.reach
+        self._last = None
+        self._passes = self._losses = 0
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
@@ -169,9 +226,19 @@ class PruningSampler(DistributedSampler[int]):
         Call it on every rank before `state_dict()` in the middle of a distributed epoch, so that the state holds every
         rank's scores.
         """
-        if self.num_replicas > 1 and is_distributed() and distributed.get_world_size() == self.num_replicas:
-            self.table.synchronize()
-            self.node_law.synchronize()
+        if self._ranks.exchange:
+            self.table.synchronize(self._ranks.group)
+            self.node_sampler.synchronize(self._ranks.group)
+
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """Number of ranks."""
+        return self._ranks.both[0]
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """This process's rank."""
+        return self._ranks.both[1]
 
     @property
     def strata(self) -> torch.Tensor | None:
@@ -179,103 +246,89 @@ class PruningSampler(DistributedSampler[int]):
         return None if self._strata is None else self._strata.labels.long()
 
     @property
-    def plan(self) -> EpochPlan | UniformPlan:
-        """The current epoch's plan; epoch 0 is planned at first use."""
-        if self._plan is None:
-            return self._set_plan(self._make_plan())
-        return self._plan
-
-    def _set_plan(self, plan: EpochPlan | UniformPlan) -> EpochPlan | UniformPlan:
-        self._plan, self._step = plan, None
-        device = self.table.device
-        self._weights = PlanWeights(plan, device) if isinstance(plan, EpochPlan) else UniformWeights(plan, device)
+    def plan(self) -> Plan:
+        """The current epoch's plan; epoch 0 is planned at first use. It never changes: keep it as long as you like."""
+        plan = self._planned()
+        self._memory.keep()
         return plan
 
-    def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan, see `PlanWeights.of`."""
-        if torch.compiler.is_compiling() or self._weights is None:
-            self._plan_now()
-        assert self._weights is not None
-        return self._weights.of(index, per_step=per_step)
+    def _planned(self) -> Plan:
+        if self._plan is None:
+            self._ranks.settle(needs_scores=self._needs_scores)
+            self._set_plan(self._make_plan())
+        assert self._plan is not None
+        return self._plan
 
-    def _plan_now(self) -> bool:
-        """Plan the current epoch unless it is planned. Inside torch.compile that happens while the step is traced."""
-        return len(self.plan) > 0
-
-    # All that torch.compiler.assume_constant_result does; calling it would import the compiler with the package.
-    _plan_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-    def step_arguments(self, *, per_step: bool) -> tuple[Any, ...] | None:
-        """Plan's and table's arguments of `pruned_step`; None without scores on the host or for steps of one's own."""
-        ready, table = self._step, self.table
-        if type(table) is not ScoreTable:
-            return None
-        if ready is not None and ready[0] is table.columns and ready[1] is per_step:
-            return ready[2]
-        own = type(self)
-        if own.weights_of is not PruningSampler.weights_of or own.update is not PruningSampler.update:
-            return None
-        if self._weights is None:
-            self._plan_now()
-        if not isinstance(self._weights, PlanWeights) or not table.columns[0].is_cpu:
-            return None
-        arguments = *self._weights.arguments(per_step=per_step), *table.columns, table.beta
-        self._step = table.columns, per_step, arguments
-        return arguments
+    def _set_plan(self, plan: Plan) -> None:
+        device = self.table.device
+        ids, weights = plan.columns()
+        # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
+        mean = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
+        self._plan = plan
+        self._step = None if ids is None else ids.to(device), weights.to(device), mean
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
         return self.keep_ratio if self.fixed_length else self.schedule(epoch)
 
-    def _make_plan(self) -> EpochPlan | UniformPlan:
-        ratio = self.schedule(self.epoch)
-        if isinstance(self.table, UnscoredTable):
-            ratio = 1.0 if isinstance(self.method, Full) else self.keep_ratio if self.fixed_length else ratio
-            size = self.table.num_samples
-            return UniformPlan(self.epoch, asked_count(ratio, size), size, self.seed)
-        method = self.method
-        scores = self.method.scores_of(self.table)
+    def _make_plan(self) -> Plan:
+        method, ratio, size = self.method, self.keep_ratio_at(self.epoch), self.table.num_samples
+        if not self.table.stored:
+            return UniformPlan(self.epoch, asked_count(self.method.ratio(ratio), size), size, self.seed)
+        scores = method.scores_of(self.table.scores, self.table.variance)
         if self.fixed_length:
-            if ratio > self.keep_ratio:
+            if self.schedule(self.epoch) > self.keep_ratio:
                 method = SoftRandom()
-            ratio = self.keep_ratio
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
-        # The last epoch's plan leaves its memory to this one, unless somebody still holds it.
-        self._plan = self._weights = self._step = None
-        return self._memory.planned(scores, method, keep_ratio=ratio, epoch=self.epoch, seed=self.seed, strata=self._strata)
-
-    def _report_nonfinite(self) -> None:
-        count = self.table.num_nonfinite()
-        if count and not self._reported:
-            self._reported = True
-            warnings.warn(
-                f"stprune: {count} of {self.table.num_samples} samples were scored NaN or infinite. They are kept, with weight "
-                "1, and enter no mean. Reported once; see sampler.table.num_nonfinite().",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        # The last epoch's plan leaves its memory to this one, unless somebody still looks at it.
+        self._plan = self._step = None
+        out = self._memory.take(asked_count(ratio, size))
+        on_host = scores.device.type == "cpu"
+        plan = make_plan(
+            scores,
+            method,
+            keep_ratio=ratio,
+            epoch=self.epoch,
+            seed=self.seed,
+            strata=self._strata,
+            min_per_stratum=self.min_per_stratum,
+            out=out if on_host else None,
+        )
+        self._memory.made(len(plan))
+        # Loaders ask for ids on the host: from another device they come over once an epoch.
+        return plan if on_host else plan.copied_into(out)
 
     # --- ids ---------------------------------------------------------------------------------------------------------
 
     @property
+    def _share(self) -> int:
+        """Samples of the whole epoch that this rank delivers, padding included."""
+        count, replicas = len(self._planned()), self.num_replicas
+        return count // replicas if self.drop_last else -(-count // replicas)
+
+    @property
+    def reach(self) -> int:
+        """Position of the epoch's order at which every rank has delivered its share."""
+        return self._share * self.num_replicas
+
+    @property
     def num_samples(self) -> int:  # type: ignore[override]
         """Samples this rank delivers in the current epoch, as DistributedSampler calls it."""
-        return len(self)
+        return self._share
 
     @property
     def total_size(self) -> int:  # type: ignore[override]
         """Samples all ranks deliver together in the current epoch."""
-        return len(self) * self.num_replicas
+        return self.reach
 
     def __len__(self) -> int:
-        left = len(self.plan) - self._start
-        return left // self.num_replicas if self.drop_last else -(-left // self.num_replicas)
+        return self._share
 
     def __iter__(self) -> Iterator[int]:
-        for ids in self.chunks():
-            yield from ids.tolist()
+        """A pass over the epoch's ids, which begins with its first `next`; it has `state_dict` and `load_state_dict`."""
+        return Pass(self, None, self.drop_last, None)
 
     def batches(self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None) -> Batches:
         """The epoch's ids as arrays, without a Python int per sample.
@@ -291,15 +344,53 @@ class PruningSampler(DistributedSampler[int]):
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
         return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
 
+    def begin_pass(self, position: int | None) -> tuple[Plan, int]:
+        """The plan of a pass that begins now, and the position of its order at which it does.
+
+        Args:
+            position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
+                the state of a finished one was loaded.
+        """
+        if position is None and self._finished and self.epoch + 1 < self.num_epochs:
+            self.set_epoch(self.epoch + 1)
+        plan = self._planned()
+        if not self._agreed:
+            self._agree(self.epoch)
+        return plan, self.begin_position if position is None else position
+
+    def end_pass(self, plan: Plan) -> None:
+        """A pass has delivered its last id; the next one delivers the whole epoch."""
+        if plan is not self._plan:
+            return
+        self.begin_position = 0
+        # Somebody may only have looked at the ids.
+        if self.table.num_losses > 0:
+            self._passes += 1
+
+    def reading(self) -> AbstractContextManager[None]:
+        """A stretch of code that reads the current plan, whose memory is not used again before its end."""
+        return self._memory.reading()
+
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows [B] int64 of samples [B] int64: the samples themselves unless the granularity is "pair"."""
         return self._units.windows(index)
 
+    def draw_nodes(self, index: torch.Tensor) -> Draw:
+        """The nodes of samples, and what each counts for beside its window's weight (eq. 12).
+
+        Args:
+            index: [B] int64 sample ids; not modified.
+
+        Returns:
+            node [B, m] int64 as `nodes` gives them; weight [B, m] float32 with mean 1, or None where all are 1.
+        """
+        return self._units.draw(index, self.epoch)
+
     def nodes(self, index: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
         """The nodes of samples: ceil(node_ratio * num_nodes) distinct ones of each window, new every epoch; a pair's own one.
 
-        Under the uniform law a pure function of (seed, epoch, window): nothing is stored, and every rank, device and worker
-        draws the same. Under "priority" also of the window's pair scores, which change when it has been trained on.
+        A pure function of (seed, epoch, window), and under "priority" of the pairs' scores of earlier epochs: every rank,
+        device and worker draws the same, as often as it is asked.
 
         Args:
             index: [B] int64 sample ids, tensor or array.
@@ -307,15 +398,14 @@ class PruningSampler(DistributedSampler[int]):
         Returns:
             [B, m] int64, ascending in each row, on the device of `index`.
         """
-        index = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
-        return self._units.nodes(index, self.epoch)
+        return self.draw_nodes(torch.from_numpy(index) if isinstance(index, np.ndarray) else index)[0]
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
         units, epoch = self._units, self.epoch
-        return lambda index: units.nodes(index, epoch)
+        return lambda index: units.draw(index, epoch)[0]
 
-    def node_weights_of(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
+    def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
 
         Args:
@@ -323,20 +413,11 @@ class PruningSampler(DistributedSampler[int]):
         """
         return self._units.weights(index, node, self.epoch)
 
-    @property
-    def wants_pair_scores(self) -> bool:
-        """Whether `update_pairs` has any use."""
-        return self.node_law.wants_scores and self.granularity == "node"
-
-    def update_pairs(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores [B, m] of the nodes [B, m] int64 of windows [B] int64; PrunedLoss does it."""
-        self.node_law.update(index, node, scores)
-
     def total_steps(self, batch_size: int) -> int:
         """Optimizer steps of the whole run on this rank: what OneCycleLR asks for.
 
         Exact for methods with an exact count as long as every sample of a full epoch gets a score; an upper bound for
-        "infobatch" and "seta", whose counts depend on the scores.
+        methods whose counts depend on the scores.
         """
         batch_size = _check.integer(f"{_OP}.total_steps", "batch_size", batch_size, 1)
         total = 0
@@ -345,56 +426,249 @@ class PruningSampler(DistributedSampler[int]):
             unknown = epoch == 0 and self.method.needs_scores and not self.fixed_length
             if unknown or not self.method.exact_count:
                 ratio = 1.0
-            count = asked_count(ratio, self.table.num_samples)
+            count = asked_count(self.method.ratio(ratio), self.table.num_samples)
             local = count // self.num_replicas if self.drop_last else -(-count // self.num_replicas)
             total += local // batch_size if self.drop_last else -(-local // batch_size)
         return total
 
-    def chunks(self, step: int = CHUNK, order: torch.Tensor | None = None) -> Iterator[np.ndarray[Any, Any]]:
-        """This rank's ids, `step` at a time, of the plan that is current when iteration begins; `order` as in `batches`."""
-        plan, start, length = self.plan, self._start, len(self)
-        ordered = plan.order if order is None else lambda begin, end: order[begin:end]
-        left = len(plan) - start
-        for first in range(0, length, step):
-            begin, end = first * self.num_replicas, min(first + step, length) * self.num_replicas
-            parts = [ordered(start + begin, start + min(end, left))]
-            # Padding: the order's first ids again (they may have to go round more than once on tiny epochs).
-            parts += [ordered(start + at % left, start + at % left + 1) for at in range(max(begin, left), end)]
-            yield torch.cat(parts)[self.rank :: self.num_replicas].contiguous().cpu().numpy()
+    # --- training steps ----------------------------------------------------------------------------------------------
 
-    # --- scores ------------------------------------------------------------------------------------------------------
-
-    def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch (PrunedLoss does it) and count its samples as trained on, for `state_dict`.
+    def step_arguments(self, *, per_step: bool) -> tuple[Any, ...]:
+        """What an op looks weights up in and takes scores into, on the table's device.
 
         Args:
-            index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified.
+            per_step: weights are divided by the plan's mean weight.
+
+        Returns:
+            ids [K] int64 of the plan, or None where every id in [0, num_samples) is in it; weights [K] or [1] float32; their
+            divisor [] float32 or None; num_samples; the table's scores, marks, variance, count and beta.
         """
-        self.table.update(index, scores, counted=True)
+        if self._step is None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(f"{_OP}: the epoch must be planned before a compiled step: call set_epoch, or iterate")
+            self._planned()
+        assert self._step is not None
+        ids, weights, mean = self._step
+        return ids, weights, mean if per_step else None, self.table.num_samples, *self.table.columns, self.table.beta
+
+    def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
+        """The weights of samples in the current plan.
+
+        Args:
+            index: [B] int64 sample ids; not modified.
+            per_step: divide by the plan's mean weight.
+
+        Returns:
+            [B] float32, on the device of `index`.
+
+        Raises:
+            ValueError: an id is not in the plan (looked at on the CPU).
+        """
+        plan = self._planned()
+        _check.ids(f"{_OP}.weights_of", "index", index, self.table.num_samples - 1)
+        weight, known = plan.lookup(index.cpu())
+        if not bool(known.all()):
+            bad = int(index.cpu()[~known][0])
+            raise ValueError(f"{_OP}.weights_of: index must hold ids of the plan of epoch {plan.epoch}, got {bad}")
+        return (weight / torch.tensor(plan.mean_weight) if per_step else weight).to(index.device, torch.float32)
+
+    @property
+    def wants_pair_scores(self) -> bool:
+        """Whether `take_in` has any use for scores of pairs."""
+        return self.node_sampler.wants_scores and self.granularity == "node"
+
+    def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take in the scores of a batch that was trained on, for loops without `PrunedLoss`.
+
+        Args:
+            index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified. Samples that were trained
+                on in this epoch before keep their scores.
+        """
+        self.table.update(index, scores, trained=True)
+        self.take_in(index)
+
+    def take_in(self, index: torch.Tensor, node: torch.Tensor | None = None, pair_scores: torch.Tensor | None = None) -> None:
+        """End a training step whose scores the table has: PrunedLoss calls it.
+
+        Args:
+            index: [B] int64 ids of the batch; not modified.
+            node: [B, m] int64 drawn nodes, or None.
+            pair_scores: [B, m] float32 scores of these nodes where `wants_pair_scores`, or None.
+        """
+        if node is not None and pair_scores is not None:
+            self.node_sampler.update(index, node, pair_scores)
+        if not self.table.stored:
+            self._last = index
+        if self._passes > 0 and not torch.compiler.is_compiling():
+            self._watch_passes(index.numel())
+
+    def _watch_passes(self, size: int) -> None:
+        """Warn once when a whole second pass over the epoch's ids was trained on: somebody forgot `set_epoch`."""
+        self._losses += size
+        if self._losses < self._share:
+            return
+        self._losses = self.table.num_losses - self._num_trained
+        if self._losses >= self._share:
+            self._warn(
+                "set_epoch",
+                f"PruningSampler: epoch {self.epoch} was trained on a second time. Nothing is pruned or scored anew until "
+                "sampler.set_epoch(epoch) begins the next epoch",
+            )
+
+    def _warn(self, name: str, message: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
+
+    def _report_nonfinite(self) -> None:
+        count = self.table.num_nonfinite()
+        if count:
+            self._warn(
+                "nonfinite",
+                f"{count} of {self.table.num_samples} samples were scored NaN or infinite. They are kept, with weight 1, and "
+                "enter no mean; see sampler.table.num_nonfinite()",
+            )
+
+    def _check_ids(self) -> None:
+        """Refuse an epoch of which every delivered sample had one loss, but ids came back: they do not name samples."""
+        if self._passes != 1 or not self.table.stored:
+            return
+        losses, trained = self.table.num_losses, self.table.num_trained
+        if losses == self._share and trained < losses - self.num_replicas:
+            raise ValueError(
+                f"{_OP}: index must name every sample of epoch {self.epoch} by an id of its own, got {trained} ids for "
+                f"{losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"
+            )
 
     def to(self, device: torch.device | str) -> PruningSampler:
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
-        self.node_law.to(self.table.device)
+        self.node_sampler.to(self.table.device)
         self._strata = None if self._strata is None else self._strata.to(self.table.device)
         if self._plan is not None:
             self._set_plan(self._plan)
         return self
 
-    # --- resume ------------------------------------------------------------------------------------------------------
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _num_trained(self) -> int:
+        """Samples of this rank's share, from where it began, that were trained on in this epoch."""
+        if self.table.stored:
+            return self.table.num_trained
+        if self._last is None:
+            return 0
+        # Nothing is stored of the samples; but batches come in the plan's order, of which the last one tells the position.
+        return (int(self._planned().positions(self._last).max()) - self._base) // self.num_replicas + 1
+
+    @functools.cached_property
+    def _strata_digest(self) -> str | None:
+        """A short name of the strata, the same for the same ones on any device."""
+        if self._strata is None:
+            return None
+        return hashlib.sha256(self._strata.labels.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same on every rank, and in a sampler that continues; the number of ranks may differ."""
+        schedule = self.schedule.kind
+        return {
+            "num_samples": self.table.num_samples,
+            "num_epochs": self.num_epochs,
+            "keep_ratio": self.keep_ratio,
+            "schedule": schedule if isinstance(schedule, str) else "function",
+            "anneal": self.anneal,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "fixed_length": self.fixed_length,
+            "num_nodes": self.num_nodes,
+            "node_ratio": self.node_ratio,
+            "granularity": self.granularity,
+            "min_per_stratum": self.min_per_stratum,
+            "strata": self._strata_digest,
+        } | {
+            f"{owner}.{name}": value
+            for owner, settings in (("method", self.method.settings()), ("node_sampler", self.node_sampler.settings()))
+            for name, value in settings.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, also in the middle of an epoch and with another number of ranks.
 
-        The position is the number of samples whose scores came in (`PrunedLoss` or `update`), so batches that a loader has
-        prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True).
+        The position counts distinct samples whose scores came in (`PrunedLoss` or `update`), so batches that a loader has
+        prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True). As in the states of
+        torch's modules the tensors are the sampler's own, so that a state costs nothing each batch: `copy.deepcopy` it to
+        keep it beside a run that goes on.
         """
-        return save(self)
+        plan = self._planned()
+        self._memory.keep()
+        ids, weights = plan.columns()
+        return {
+            "version": _VERSION,
+            "settings": self._settings(),
+            "epoch": self.epoch,
+            "position": min(self._base + self._num_trained * self.num_replicas, self.reach),
+            "count": len(plan),
+            "indices": ids,
+            "weights": weights,
+            "mean_weight": plan.mean_weight,
+            "table": self.table.state_dict(),
+            "node_sampler": self.node_sampler.state_dict(),
+            "warned": sorted(self._warned),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`: iteration goes on at the saved position, and `len` counts what is left.
+        """Continue from `state_dict()`: the next pass over the epoch begins at the saved position; `len` counts all of it.
+
+        A state whose epoch was over begins the next epoch, or the epoch that `set_epoch` then names, anew.
 
         Raises:
-            ValueError: the state was saved with other settings; nothing is changed.
+            TypeError: `state` is no dictionary.
+            ValueError: the state was saved with other settings, by name; nothing is changed.
         """
-        restore(self, state)
+        op = f"{_OP}.load_state_dict"
+        version = state.get("version") if isinstance(state, dict) else None
+        if version is not None and version != _VERSION:
+            raise ValueError(f"{op}: version must be {_VERSION}, got {version}")
+        _check.same_keys(op, state, _ENTRIES)
+        _check.same_settings(op, "sampler", self._settings(), state["settings"])
+        self.table.check_state(state["table"])
+        self.table.load_state_dict(state["table"])
+        self.node_sampler.load_state_dict(state["node_sampler"])
+        self.epoch = int(state["epoch"])
+        self._warned = set(state["warned"])
+        self._agreed = False
+        self._ranks.settle(needs_scores=self._needs_scores)
+        self._memory.keep()
+        self._set_plan(self._saved_plan(state))
+        self.resume_at(int(state["position"]))
+
+    def _saved_plan(self, state: dict[str, Any]) -> Plan:
+        count, size = int(state["count"]), self.table.num_samples
+        if not self.table.stored:
+            return UniformPlan(self.epoch, count, size, self.seed)
+        indices = torch.arange(size) if state["indices"] is None else state["indices"].cpu().clone()
+        weights = state["weights"].cpu().clone()
+        weights = weights.expand(count) if weights.numel() == 1 else weights
+        return EpochPlan(self.epoch, indices, weights, size, self.seed, float(state["mean_weight"]))
+
+
+_ENTRIES = (
+    "version", "settings", "epoch", "position", "count", "indices", "weights", "mean_weight", "table", "node_sampler", "warned",
+)  # fmt: skip
+
+
+def _length_of(data_source: Any) -> int:
+    """The length of a data set, or the length itself."""
+    if isinstance(data_source, ConcatDataset) and any(getattr(part, "yields_index", False) for part in data_source.datasets):
+        raise ValueError(
+            f"{_OP}: data_source must give every sample an id of its own, got a ConcatDataset of IndexedDatasets, whose ids "
+            "collide; write IndexedDataset(ConcatDataset([a, b]))"
+        )
+    if hasattr(data_source, "__index__"):
+        return _check.integer(_OP, "data_source", operator.index(data_source), 0, 2**62)
+    if not isinstance(data_source, Sized):
+        raise TypeError(
+            f"{_OP}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "
+            "samples of an iterable data set have no ids to prune by"
+        )
+    return len(data_source)

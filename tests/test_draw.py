@@ -244,13 +244,6 @@ def test_bad_probabilities_anywhere_leave_the_buffer_alone(isa, dtype):
     assert int(out.max()) == -7
 
 
-def test_opcheck():
-    p = torch.rand(100, generator=torch.Generator().manual_seed(0))
-    torch.library.opcheck(torch.ops.stprune.draw.default, (p, None, 1, 2))
-    torch.library.opcheck(torch.ops.stprune.draw.default, (p, round(float(p.sum())), 1, 2))
-    torch.library.opcheck(torch.ops.stprune.check_range.default, (p, 1.0, True))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_for_threads_and_instruction_sets(threads, dtype):
     p = probabilities("mixed", 100_003, dtype)

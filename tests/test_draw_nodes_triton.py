@@ -149,10 +149,10 @@ class OnGpu(torch.Tensor):
 def test_a_gpu_without_a_compiled_library_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     op = importlib.import_module("stprune.ops.draw_nodes")
     kernel = types.SimpleNamespace(MOST_NODES=100)
-    monkeypatch.setattr(op, "_triton_kernel", lambda: kernel)
+    monkeypatch.setattr(op, "kernel_module", lambda name: kernel)
     index = torch.arange(3).as_subclass(OnGpu)
     assert op._kernel_for(index, 100) is kernel
     assert op._kernel_for(index, 101) is None  # more than its registers hold: the reference composition
     assert op._kernel_for(torch.arange(3), 100) is None
-    monkeypatch.setattr(op, "_triton_kernel", lambda: None)
+    monkeypatch.setattr(op, "kernel_module", lambda name: None)
     assert op._kernel_for(index, 100) is None  # triton is not installed

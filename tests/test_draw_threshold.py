@@ -7,7 +7,7 @@ import torch
 
 import stprune
 from stprune import testing
-from stprune.methods import InfoBatch, Method
+from stprune.methods import InfoBatch
 from stprune.ops import draw_threshold, permute
 from stprune.reference import draw_threshold as reference
 from stprune.testing import assert_chi_square
@@ -20,7 +20,7 @@ def lognormal(n, seed=0):
 
 
 def assert_reference(scores, keep, exact, seed=7, epoch=3):
-    drawn = torch.ops.stprune.draw_threshold(scores, keep, exact, seed, epoch)
+    drawn = draw_threshold(scores, keep, seed=seed, epoch=epoch, exact_count=exact)
     for actual, expected in zip(drawn, reference.draw_threshold(scores, keep, exact, seed, epoch), strict=True):
         testing.assert_same(actual, expected)
 
@@ -75,20 +75,13 @@ def test_exact_count_is_the_head_of_a_permutation(n, keep):
 def test_infobatch_in_one_op_is_infobatch_in_three(n, keep_ratio):
     scores = lognormal(n)
     scores[0] = math.nan
-    arguments = {"keep_ratio": keep_ratio, "seed": 3, "epoch": 9}
-    for actual, expected in zip(
-        InfoBatch().choose(scores, **arguments), Method.choose(InfoBatch(), scores, **arguments), strict=True
-    ):
-        testing.assert_same(actual, expected)
-
-
-def test_infobatch_with_a_step_of_ones_own_takes_the_three():
-    class Heavier(InfoBatch):
-        def weights(self, probability):
-            return torch.full_like(probability, 9.0)
-
-    plan = stprune.plan_epoch(lognormal(100), method=Heavier(), keep_ratio=0.5, epoch=1, seed=0)
-    assert set(plan.weights.tolist()) == {9.0}
+    order = lambda size, seed, epoch: stprune.permute(size, 0, size, seed=seed, epoch=epoch)
+    plans = [
+        stprune.plan_epoch(scores, method=method, keep_ratio=keep_ratio, epoch=9, seed=3)
+        for method in (InfoBatch(), InfoBatch(permutation=order))
+    ]
+    testing.assert_same(plans[0].indices, plans[1].indices)
+    testing.assert_same(plans[0].weights, plans[1].weights)
 
 
 def test_inclusion_frequencies():
@@ -186,13 +179,6 @@ def test_errors(change, error, message):
     arguments = {"scores": torch.ones(3), "keep": 0.5, "seed": 0, "epoch": 0} | change
     with pytest.raises(error, match=f"draw_threshold: {message}"):
         draw_threshold(arguments.pop("scores"), arguments.pop("keep"), **arguments)
-
-
-def test_opcheck():
-    for exact in (False, True):
-        torch.library.opcheck(torch.ops.stprune.draw_threshold.default, (lognormal(5000), 0.5, exact, 1, 2))
-        out = (torch.zeros(5000, dtype=torch.int64), torch.zeros(5000))
-        torch.library.opcheck(torch.ops.stprune.draw_threshold_into.default, (*out, lognormal(5000), 0.5, exact, 1, 2))
 
 
 @pytest.mark.parametrize("isa", testing.isas())

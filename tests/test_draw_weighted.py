@@ -207,12 +207,6 @@ def test_keys_next_to_the_threshold(isa, race, n):
                 assert race or torch.equal(got[1], expected[1])
 
 
-@pytest.mark.parametrize("race", [False, True])
-def test_opcheck(race):
-    w = weights_of("sparse", 200)
-    torch.library.opcheck(torch.ops.stprune.draw_weighted.default, (w, 30, 1, 2, race))
-
-
 @pytest.mark.parametrize("law", ["priority", "race"])
 def test_same_for_threads_and_instruction_sets(threads, law):
     for kind in WEIGHTS:

@@ -8,6 +8,7 @@ import torch
 from own_process import run
 
 from stprune.ops import gather_windows
+from stprune.ops._triton import kernel_module
 from stprune.testing import assert_same
 
 KERNEL = pathlib.Path(__file__).resolve().parents[1] / "kernels" / "gather_windows.py"
@@ -169,11 +170,9 @@ def test_compiles_to_machine_code_for_every_supported_gpu(tmp_path):
 
 @needs_triton
 def test_the_installed_package_finds_its_kernel():
-    from stprune.ops.gather_windows import _triton_launcher
-
-    launcher = _triton_launcher()
-    assert launcher is not None
-    assert launcher.__module__ == "stprune.kernels.gather_windows"
+    kernel = kernel_module("gather_windows")
+    assert kernel is not None
+    assert kernel.__name__ == "stprune.kernels.gather_windows"
 
 
 def test_importing_the_package_does_not_import_triton():

@@ -144,7 +144,7 @@ class Law(stprune.PruningSampler):
     taken: torch.Tensor | None = None
     wants_pair_scores = True
 
-    def node_weights_of(self, index, node):
+    def node_weights(self, index, node):
         return None if self.weights is None else self.weights[index[:, None], node]
 
     def update_pairs(self, index, node, scores):
@@ -200,7 +200,7 @@ def test_pairs_are_weighted_and_scored(dims, dtype):
 def test_uniform_draws_have_no_weights_and_keep_no_errors():
     sampler = stprune.PruningSampler(4, num_epochs=1, num_nodes=20, node_ratio=0.3)
     index = torch.arange(4)
-    assert sampler.node_weights_of(index, sampler.nodes(index)) is None
+    assert sampler.node_weights(index, sampler.nodes(index)) is None
     assert not sampler.wants_pair_scores
 
 
@@ -418,7 +418,7 @@ def test_a_training_step_on_drawn_nodes_traces_without_a_break(law):
     for compiled in (False, True):
         torch._dynamo.reset()
         generator = torch.Generator().manual_seed(0)
-        sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=20, node_ratio=0.3, node_law=law)
+        sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=20, node_ratio=0.3, node_sampler=law)
         criterion = stprune.PrunedLoss(sampler, null_value=0.0, mean=torch.arange(20.0), std=2.0)
         weight = torch.randn(4, 4, generator=generator).requires_grad_()
         x, y = (torch.randn(8, 20, 4, generator=generator) for _ in range(2))

@@ -158,7 +158,7 @@ def test_epsilon_greedy_keeps_the_top_and_draws_the_rest_evenly():
 def test_ucb_prefers_the_uncertain():
     sampler = stprune.PruningSampler(3, num_epochs=9, method=stprune.METHODS["ucb"](bonus=10.0), keep_ratio=1 / 3)
     for values in ([1.0, 1.1, 1.0], [3.0, 1.1, 1.0], [1.0, 1.1, 1.0]):
-        sampler.update(torch.arange(3), torch.tensor(values))
+        sampler.table.update(torch.arange(3), torch.tensor(values))
     sampler.set_epoch(1)
     assert sampler.plan.indices.tolist() == [0]
 
@@ -198,6 +198,13 @@ def test_seta_slides_from_easy_to_hard():
         start = epoch % 6  # 10 groups, window 5
         expected = ((label >= start) & (label < start + 5)).nonzero().squeeze(1)
         assert torch.equal(kept("seta", s, keep_ratio=0.5, epoch=epoch).indices, expected)
+
+
+def test_a_method_that_works_in_one_op_cannot_be_subclassed_by_halves():
+    """Its op would not call the functions that a subclass replaces."""
+    for name in ("st-prune", "infobatch", "soft-random", "spaced"):
+        with pytest.raises(TypeError, match="base class must be stprune.Method, got"):
+            type("Own", (stprune.METHODS[name],), {"weights": lambda self, probability: probability})
 
 
 # --- a user's own ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Reused output buffers: the same bits, a view of the buffer's front, no fresh memory, and nothing written on an error."""
 
-import importlib
 import sys
 
 import pytest
@@ -162,38 +161,3 @@ def test_a_draw_that_fits_by_chance_only():
     with pytest.raises(ValueError, match=f"draw: out must have at least {size} elements, got {size - 1}"):
         stprune.draw(p, seed=3, epoch=4, out=out)
     assert bool((out == -7).all())
-
-
-def test_opcheck():
-    keys = testing.named_keys("normal", 100).abs()
-    check = torch.library.opcheck
-    ops = torch.ops.stprune
-    check(ops.select_into.default, (index_buffer(30), keys))
-    check(ops.topk_into.default, (torch.zeros(30), index_buffer(30), keys, True))
-    check(ops.draw_into.default, (index_buffer(100), keys.clamp(max=1.0), None, 1, 2))
-    check(ops.draw_weighted_into.default, (index_buffer(30), torch.zeros(30), keys, 1, 2, False))
-    check(ops.shuffle_into.default, (torch.zeros(100), keys, 1, 2))
-
-
-def test_without_a_kernel_of_its_own():
-    """Devices that have no such kernel compute the result and copy it."""
-    draw, draw_weighted, select, shuffle = (
-        importlib.import_module(f"stprune.ops.{name}") for name in ("draw", "draw_weighted", "select", "shuffle")
-    )
-    values, indices = torch.zeros(2, 30), index_buffer(60).view(2, 30)
-    keys = testing.named_keys("tie_at_k", 200).view(2, 100).abs()
-    select._select_into(indices, keys)
-    assert torch.equal(indices, stprune.select(keys, 30))
-    select._topk_into(values, indices, keys, True)
-    testing.assert_same(values, stprune.topk(keys, 30).values)
-    assert torch.equal(indices, stprune.topk(keys, 30).indices)
-    row = keys[0].contiguous()
-    out, weights = index_buffer(100), torch.zeros(100)
-    drawn = stprune.draw(row.clamp(max=1.0), seed=1, epoch=2)
-    assert draw._into(out, row.clamp(max=1.0), None, 1, 2).tolist() == [drawn.numel()]
-    assert torch.equal(out[: drawn.numel()], drawn)
-    draw_weighted._into(out[:50], weights[:50], row, 1, 2, False)
-    for got, wanted in zip((out[:50], weights[:50]), stprune.draw_weighted(row, 50, seed=1, epoch=2), strict=True):
-        testing.assert_same(got, wanted)
-    shuffle._shuffle_into(weights, row, 1, 2)
-    testing.assert_same(weights, stprune.shuffle(row, seed=1, epoch=2))

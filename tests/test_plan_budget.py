@@ -154,16 +154,6 @@ def test_plan_epoch_is_this_plan():
         assert plan.mean_weight == kept.mean_weight
 
 
-def test_a_method_that_replaces_a_step_is_asked_for_it():
-    class Half(stprune.methods.STPrune):
-        def weights(self, probability):
-            return torch.full_like(probability, 0.5)
-
-    plan = stprune.plan_epoch(lognormal(1000), method=Half(), keep_ratio=0.3, epoch=2, seed=1)
-    assert bool((plan.weights == 0.5).all())
-    assert plan.mean_weight == 0.5
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -202,12 +192,3 @@ def test_labels_out_of_range_are_refused():
 def test_nothing_there():
     kept = plan_budget(torch.ones(0), alpha=0.5, count=0, minimum=0.1, seed=0, epoch=0)
     assert (kept.indices.tolist(), kept.weights.tolist(), kept.mean_weight) == ([], [], 1.0)
-
-
-def test_opcheck():
-    scores, strata = lognormal(300), checked_strata("test", labels(300, 4), 300)
-    arguments = (scores, 0.5, 100, 0.1, strata.labels, strata.sizes, 1, 2)
-    check = torch.library.opcheck
-    check(torch.ops.stprune.plan_budget.default, arguments)
-    check(torch.ops.stprune.plan_budget_into.default, (*buffers(300), *arguments))
-    check(torch.ops.stprune.plan_budget.default, (scores, 0.5, 100, 0.1, None, None, 1, 2))

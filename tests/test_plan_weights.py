@@ -108,8 +108,12 @@ def test_labels_and_indices_out_of_range_are_refused(stratum):
 def test_a_methods_own_weights_are_not_overwritten():
     kept = {}
 
-    class Own(stprune.methods.InfoBatch):
+    class Own(stprune.Method):
         name = "own"
+        unbiased = True
+
+        def inclusion(self, scores, *, keep_ratio, seed, epoch):
+            return torch.full_like(scores, keep_ratio)
 
         def weights(self, probability):
             kept["weights"] = probability.reciprocal()

@@ -227,14 +227,6 @@ def test_16_bit_keys_are_not_copied():
         assert max(event.cpu_memory_usage for event in profile.events()) < 4096
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype):
-    keys = testing.named_keys("normal", 100, dtype)
-    for shaped in (keys, keys.view(4, 25)):
-        torch.library.opcheck(torch.ops.stprune.select.default, (shaped, 20))
-        torch.library.opcheck(torch.ops.stprune.topk.default, (shaped, 20, True))
-
-
 def test_same_for_any_number_of_threads(threads):
     for name in ("normal", "tie_at_k", "sorted", "inf"):
         keys = testing.named_keys(name, 200_003)

@@ -167,12 +167,6 @@ def test_errors():
         permute(10, seed=0, epoch=0, out=torch.empty(20, dtype=torch.int64)[::2])
 
 
-def test_opcheck():
-    torch.library.opcheck(torch.ops.stprune.shuffle.default, (torch.arange(2000), 1, 2))
-    out = torch.empty(500, dtype=torch.int64)
-    torch.library.opcheck(torch.ops.stprune.permute.default, (out, 2000, 100, 1, 2, SHUFFLE))
-
-
 def test_same_for_threads_and_instruction_sets(threads):
     n = 100_003
     expected = torch.empty(n, dtype=torch.int64)

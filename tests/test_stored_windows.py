@@ -219,6 +219,18 @@ def test_chunk_order_resumes_in_the_middle_of_an_epoch_and_shards(values, ranks)
     assert torch.equal(torch.cat([done, left]).sort().values, samplers[0].plan.indices)
 
 
+def test_chunk_order_of_the_epoch_after_a_finished_one(values):
+    settings = {"batch_size": 64, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
+    first, second = (WindowLoader(torch.from_numpy(values), make_sampler(), **settings) for _ in range(2))
+    first.set_epoch(1)
+    for index, _, _ in first:
+        first.sampler.update(index, torch.ones(len(index)))
+    second.load_state_dict(first.state_dict())
+    got = ids_of(second)
+    first.set_epoch(2)
+    assert torch.equal(got, ids_of(first))
+
+
 def test_a_copy_of_a_loader_reads_by_itself(values):
     series = ChunkedSeries(values, chunk=CHUNK, memory_chunks=2)
     loader = WindowLoader(series, batch_size=200)

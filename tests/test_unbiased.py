@@ -117,23 +117,23 @@ def test_node_draws():
     assert_within_4_standard_errors(draws, full)
 
 
-LAWS = {
+SAMPLERS = {
     "priority": stprune.Priority(floor=0.1),
     "stratified": stprune.Stratified(torch.tensor([0] * 7 + [1] * 5)),
     "cluster": stprune.Cluster(torch.diag(torch.ones(11), 1)),
 }
 
 
-def by_law(name, x, y, weight):
+def by_sampler(name, x, y, weight):
     """Gradients of draws of a quarter of the nodes, after one pass that scored all pairs."""
     n, nodes = x.shape[0], x.shape[2]
     sampler = stprune.PruningSampler(
-        n, num_epochs=DRAWS + 1, keep_ratio=1.0, num_nodes=nodes, node_ratio=0.25, node_law=LAWS[name]
+        n, num_epochs=DRAWS + 1, keep_ratio=1.0, num_nodes=nodes, node_ratio=0.25, node_sampler=SAMPLERS[name]
     )
     criterion = stprune.PrunedLoss(sampler)
     everything = torch.arange(nodes).expand(n, -1)
     if sampler.wants_pair_scores:
-        sampler.update_pairs(torch.arange(n), everything, (x @ weight - y).abs().mean((1, 3)))
+        sampler.node_sampler.table.update(torch.arange(n), everything, (x @ weight - y).abs().mean((1, 3)))
     draws = []
     for epoch in range(DRAWS):
         sampler.set_epoch(epoch)
@@ -142,29 +142,29 @@ def by_law(name, x, y, weight):
     return draws, sampler
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_node_laws(name):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_node_samplers(name):
     """The weights of eq. 12 inside the loss: priority, stratified and cluster draws estimate the mean over all nodes."""
     x, y, weight = frozen(n=60, nodes=12)
     y = y * torch.linspace(0.2, 4.0, 12).view(1, 1, 12, 1)
-    draws, _ = by_law(name, x, y, weight)
+    draws, _ = by_sampler(name, x, y, weight)
     assert_within_4_standard_errors(draws, full_gradient(x, y, weight))
 
 
 @pytest.mark.parametrize("name", ["priority", "stratified"])
-def test_node_laws_need_their_weights(name, monkeypatch):
+def test_node_samplers_need_their_weights(name, monkeypatch):
     x, y, weight = frozen(n=60, nodes=12)
     y = y * torch.linspace(0.2, 4.0, 12).view(1, 1, 12, 1)
-    monkeypatch.setattr(stprune.PruningSampler, "node_weights_of", lambda self, index, node: None)
-    draws, _ = by_law(name, x, y, weight)
+    monkeypatch.setattr(stprune.PruningSampler, "node_weights", lambda self, index, node: None)
+    draws, _ = by_sampler(name, x, y, weight)
     with pytest.raises(AssertionError):
         assert_within_4_standard_errors(draws, full_gradient(x, y, weight))
 
 
 def test_the_loss_scores_the_drawn_pairs():
     x, y, weight = frozen(n=60, nodes=12)
-    _, sampler = by_law("priority", x, y, weight)
-    rows = sampler.node_law.table.rows(torch.arange(60))
+    _, sampler = by_sampler("priority", x, y, weight)
+    rows = sampler.node_sampler.table.rows(torch.arange(60))
     assert torch.allclose(rows, (x @ weight - y).abs().mean((1, 3)), rtol=2.0**-8)
 
 

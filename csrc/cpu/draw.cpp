@@ -1,6 +1,7 @@
 // draw: samples with given inclusion probabilities, independently (Bernoulli) or exactly `count` of them (systematic).
 #include <atomic>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "cpu/systematic.h"
@@ -91,42 +92,26 @@ void exactly(const Tensor& probability, int64_t count, int64_t seed, int64_t epo
   }
 }
 
-Tensor draw(const Tensor& probability, std::optional<int64_t> count, int64_t seed, int64_t epoch) {
+// The indices and how many they are.
+std::tuple<Tensor, Tensor> draw(const Tensor& probability, std::optional<int64_t> count, int64_t seed, int64_t epoch,
+                                const std::optional<Tensor>& buffer) {
   check(probability, count);
-  if (count.has_value()) {
-    Tensor out = new_output(probability, *count, ScalarType::Long);
-    exactly(probability, *count, seed, epoch, out.mutable_data_ptr<int64_t>());
-    return out;
-  }
-  const Bernoulli drawn = each(probability, seed, epoch);
-  Tensor out = new_output(probability, drawn.total(), ScalarType::Long);
-  drawn.write(out.mutable_data_ptr<int64_t>());
-  return out;
-}
-
-// Into the front of a buffer that the caller owns; returns how many. Nothing is written where it is too small.
-Tensor draw_into(Tensor out, const Tensor& probability, std::optional<int64_t> count, int64_t seed, int64_t epoch) {
-  check(probability, count);
-  check_vector(out, "draw", "out");
-  check_dtype(out, ScalarType::Long, "draw", "out");
-  Tensor drawn = torch::stable::new_empty(probability, {1}, ScalarType::Long);
-  int64_t& total = *drawn.mutable_data_ptr<int64_t>();
+  Output out(buffer, probability, ScalarType::Long, "draw", "out");
+  Tensor size = new_host_vector("draw", 1, ScalarType::Long);
+  int64_t& total = *size.mutable_data_ptr<int64_t>();
   if (count.has_value()) {
     total = *count;
-    if (total <= out.numel()) exactly(probability, total, seed, epoch, out.mutable_data_ptr<int64_t>());
-    return drawn;
+    if (out.fits(total)) exactly(probability, total, seed, epoch, out.take<int64_t>({total}));
+  } else {
+    const Bernoulli drawn = each(probability, seed, epoch);
+    total = drawn.total();
+    if (out.fits(total)) drawn.write(out.take<int64_t>({total}));
   }
-  const Bernoulli bernoulli = each(probability, seed, epoch);
-  total = bernoulli.total();
-  if (total <= out.numel()) bernoulli.write(out.mutable_data_ptr<int64_t>());
-  return drawn;
+  return {out.result(), size};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
-  m.impl("draw", TORCH_BOX(&draw));
-  m.impl("draw_into", TORCH_BOX(&draw_into));
-}
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("draw", TORCH_BOX(&draw)); }
 
 }  // namespace stprune

@@ -157,36 +157,25 @@ Drawn drawn(const Tensor& scores, double keep, bool exact_count, int64_t seed, i
   return Drawn(scores.const_data_ptr<double>(), n, draw, exact_count);
 }
 
-std::tuple<Tensor, Tensor> draw_threshold(const Tensor& scores, double keep, bool exact_count, int64_t seed,
-                                          int64_t epoch) {
+// Indices, weights and how many they are.
+std::tuple<Tensor, Tensor, Tensor> draw_threshold(const Tensor& scores, double keep, bool exact_count, int64_t seed,
+                                                  int64_t epoch, const std::optional<Tensor>& index_buffer,
+                                                  const std::optional<Tensor>& weight_buffer) {
+  const char* op = "draw_threshold";
+  Output indices(index_buffer, scores, ScalarType::Long, op, "out indices");
+  Output weights(weight_buffer, scores, ScalarType::Float, op, "out weights");
   const Drawn found = drawn(scores, keep, exact_count, seed, epoch);
-  Tensor indices = new_output(scores, found.total(), ScalarType::Long);
-  Tensor weights = new_output(scores, found.total(), ScalarType::Float);
-  found.write(indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>());
-  return {indices, weights};
-}
-
-// Into the front of buffers that the caller owns; returns how many. Nothing is written where they are too small.
-Tensor draw_threshold_into(Tensor indices, Tensor weights, const Tensor& scores, double keep, bool exact_count,
-                           int64_t seed, int64_t epoch) {
-  check_vector(indices, "draw_threshold", "indices");
-  check_vector(weights, "draw_threshold", "weights");
-  check_dtype(indices, ScalarType::Long, "draw_threshold", "indices");
-  check_dtype(weights, ScalarType::Float, "draw_threshold", "weights");
-  const Drawn found = drawn(scores, keep, exact_count, seed, epoch);
-  if (found.total() <= indices.numel() && found.total() <= weights.numel()) {
-    found.write(indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>());
+  Tensor size = new_host_vector(op, 1, ScalarType::Long);
+  const int64_t total = *size.mutable_data_ptr<int64_t>() = found.total();
+  if (indices.fits(total) && weights.fits(total)) {
+    int64_t* index_to = indices.take<int64_t>({total});
+    found.write(index_to, weights.take<float>({total}));
   }
-  Tensor count = torch::stable::new_empty(scores, {1}, ScalarType::Long);
-  *count.mutable_data_ptr<int64_t>() = found.total();
-  return count;
+  return {indices.result(), weights.result(), size};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
-  m.impl("draw_threshold", TORCH_BOX(&draw_threshold));
-  m.impl("draw_threshold_into", TORCH_BOX(&draw_threshold_into));
-}
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("draw_threshold", TORCH_BOX(&draw_threshold)); }
 
 }  // namespace stprune

@@ -149,33 +149,21 @@ void check(const Tensor& weights, int64_t k) {
   STD_TORCH_CHECK(k >= 0 && k <= weights.numel(), "draw_weighted: k must lie in [0, ", weights.numel(), "], got ", k);
 }
 
-std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race) {
+// For the race the sample's weights are empty.
+std::tuple<Tensor, Tensor> draw_weighted(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool race,
+                                         const std::optional<Tensor>& index_buffer,
+                                         const std::optional<Tensor>& weight_buffer) {
   check(weights, k);
-  Tensor indices = new_output(weights, k, ScalarType::Long);
-  Tensor out = new_output(weights, race ? 0 : k, ScalarType::Float);
-  draw_weighted_kernel(weights.const_data_ptr<float>(), weights.numel(), k, seed, epoch, race,
-                       indices.mutable_data_ptr<int64_t>(), out.mutable_data_ptr<float>());
-  return {indices, out};
-}
-
-// Into buffers of k elements that the caller owns; for the race the second has none.
-void draw_weighted_into(Tensor indices, Tensor out, const Tensor& weights, int64_t seed, int64_t epoch, bool race) {
-  check_vector(indices, "draw_weighted", "out");
-  check_vector(out, "draw_weighted", "out weights");
-  check_dtype(indices, ScalarType::Long, "draw_weighted", "out");
-  check_dtype(out, ScalarType::Float, "draw_weighted", "out weights");
-  const int64_t k = indices.numel();
-  check(weights, k);
-  STD_TORCH_CHECK(out.numel() == (race ? 0 : k), "draw_weighted: out weights must have ", race ? 0 : k, " elements");
-  draw_weighted_kernel(weights.const_data_ptr<float>(), weights.numel(), k, seed, epoch, race,
-                       indices.mutable_data_ptr<int64_t>(), out.mutable_data_ptr<float>());
+  Output indices(index_buffer, weights, ScalarType::Long, "draw_weighted", "out indices");
+  Output sample_weights(weight_buffer, weights, ScalarType::Float, "draw_weighted", "out weights");
+  int64_t* index_to = indices.take<int64_t>({k});
+  float* weight_to = sample_weights.take<float>({race ? 0 : k});
+  draw_weighted_kernel(weights.const_data_ptr<float>(), weights.numel(), k, seed, epoch, race, index_to, weight_to);
+  return {indices.result(), sample_weights.result()};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
-  m.impl("draw_weighted", TORCH_BOX(&draw_weighted));
-  m.impl("draw_weighted_into", TORCH_BOX(&draw_weighted_into));
-}
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("draw_weighted", TORCH_BOX(&draw_weighted)); }
 
 }  // namespace stprune

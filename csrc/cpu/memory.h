@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "check.h"
+#include "output.h"
 
 namespace stprune {
 namespace {
@@ -29,7 +29,7 @@ inline void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] in
 }
 
 // A tensor of torch's allocator, whose own word for a failure does not cross the stable ABI.
-inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+inline Tensor allocate(const Tensor& like, Shape sizes, ScalarType dtype) {
   try {
     return torch::stable::new_empty(like, sizes, dtype);
   } catch (const std::exception&) {
@@ -37,11 +37,13 @@ inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArray
   }
 }
 
-inline Tensor new_shaped(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+inline Tensor new_shaped(const Tensor& like, Shape sizes, ScalarType dtype) {
   Tensor out = allocate(like, sizes, dtype);
   advise_huge_pages(out.data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
   return out;
 }
+
+using Output = OutputOf<&new_shaped>;
 
 inline Tensor new_output(const Tensor& like, int64_t size, ScalarType dtype) { return new_shaped(like, {size}, dtype); }
 

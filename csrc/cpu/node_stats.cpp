@@ -63,7 +63,8 @@ template <Loss LOSS, typename A>
 void run_segment(const Problem& problem, int64_t channels, int64_t sample, int64_t first, int64_t width,
                  Scratch<A>& scratch, const NodeOutputs<A>& out) {
   scratch.copies.fill(problem, sample, 0, problem.steps, first, width);
-  const A null = static_cast<A>(problem.null_value), parameter = static_cast<A>(problem.parameter);
+  const A low = static_cast<A>(problem.null_low), high = static_cast<A>(problem.null_high);
+  const A parameter = static_cast<A>(problem.parameter);
   double sum[SEGMENT] = {}, loss[SEGMENT] = {}, square[SEGMENT] = {};
   int64_t count[SEGMENT] = {};
   for (int64_t t = 0; t < problem.steps; ++t) {
@@ -73,7 +74,7 @@ void run_segment(const Problem& problem, int64_t channels, int64_t sample, int64
     uint8_t* kept = scratch.kept.data() + t * SEGMENT;
     for (int64_t j = 0; j < width; ++j) {
       const A y = target[j], e = error[j] - y;
-      bool here = !problem.has_null || ((y == y) & (y != null));
+      bool here = !problem.has_null || ((y < low) | (y > high));
       if (mask != nullptr) here = here && mask[j] != 0;
       if (LOSS == Loss::kMape) here = here && !(std::abs(y) < parameter);
       const A u = here ? std::abs(e) : A(0);
@@ -161,13 +162,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> launch(const Problem& problem, const 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> node_stats(const Tensor& prediction, const Tensor& target,
                                                       const std::optional<Tensor>& mask,
-                                                      std::optional<double> null_value, const std::string& loss,
-                                                      double parameter) {
+                                                      std::optional<double> null_value, double null_tolerance,
+                                                      int64_t loss, double parameter) {
   const std::optional<Tensor> none;
   STD_TORCH_CHECK(prediction.dim() >= 3, "node_stats: prediction must be [B, T, nodes ..., C], got ", prediction.dim(),
                   " dimensions");
-  const Problem problem =
-      make_problem({"node_stats", prediction, target, mask, none, none, none, null_value, loss, parameter});
+  const Problem problem = make_problem(
+      {"node_stats", prediction, target, mask, none, none, none, null_value, null_tolerance, loss, parameter});
   return problem.wide ? launch<double>(problem, prediction) : launch<float>(problem, prediction);
 }
 

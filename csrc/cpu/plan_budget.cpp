@@ -193,51 +193,39 @@ double write_plan(const Planned<T>& plan, const Arguments& given, int64_t* indic
   return mean;
 }
 
+// The kept samples, their weights, and how many they are and the mean weight.
 std::tuple<Tensor, Tensor, Tensor> plan_budget(const Tensor& scores, double alpha, int64_t count, double minimum,
                                                const std::optional<Tensor>& strata, const std::optional<Tensor>& sizes,
-                                               int64_t seed, int64_t epoch) {
+                                               int64_t seed, int64_t epoch, const std::optional<Tensor>& index_buffer,
+                                               const std::optional<Tensor>& weight_buffer,
+                                               const std::optional<Tensor>& scratch) {
+  const char* op = "plan_budget";
   const Arguments given = checked(scores, alpha, count, minimum, strata, sizes, seed, epoch);
-  Tensor mean = torch::stable::new_empty(scores, {1}, ScalarType::Double);
-  std::optional<Tensor> indices, weights;
+  Output indices(index_buffer, scores, ScalarType::Long, op, "out indices");
+  Output weights(weight_buffer, scores, ScalarType::Float, op, "out weights");
+  STD_TORCH_CHECK(scratch.has_value() == index_buffer.has_value(), op, ": out must have all buffers or none");
+  if (scratch.has_value()) {
+    check_vector(*scratch, op, "out scratch");
+    check_dtype(*scratch, ScalarType::Int, op, "out scratch");
+  }
+  Tensor totals = new_host_vector(op, 2, ScalarType::Double);
+  double* to = totals.mutable_data_ptr<double>();
   with_plan(given, [&](const auto& plan) {
-    indices = new_output(scores, plan.num_kept(), ScalarType::Long);
-    weights = new_output(scores, plan.num_kept(), ScalarType::Float);
-    const Workspace<int32_t> members(given.strata.has_value() ? plan.num_kept() : 0, "plan_budget");
-    *mean.mutable_data_ptr<double>() = write_plan(plan, given, indices->mutable_data_ptr<int64_t>(),
-                                                  weights->mutable_data_ptr<float>(), members.data());
-  });
-  return {*indices, *weights, mean};
-}
-
-// Into the fronts of buffers that the caller owns; returns how many and the mean. Nothing is written where they are too
-// small.
-Tensor plan_budget_into(Tensor indices, Tensor weights, Tensor scratch, const Tensor& scores, double alpha,
-                        int64_t count, double minimum, const std::optional<Tensor>& strata,
-                        const std::optional<Tensor>& sizes, int64_t seed, int64_t epoch) {
-  check_vector(indices, "plan_budget", "indices");
-  check_vector(weights, "plan_budget", "weights");
-  check_dtype(indices, ScalarType::Long, "plan_budget", "indices");
-  check_dtype(weights, ScalarType::Float, "plan_budget", "weights");
-  check_vector(scratch, "plan_budget", "scratch");
-  check_dtype(scratch, ScalarType::Int, "plan_budget", "scratch");
-  const Arguments given = checked(scores, alpha, count, minimum, strata, sizes, seed, epoch);
-  Tensor result = torch::stable::new_empty(scores, {2}, ScalarType::Double);
-  double* to = result.mutable_data_ptr<double>();
-  with_plan(given, [&](const auto& plan) {
-    to[0] = static_cast<double>(plan.num_kept());
+    const int64_t kept = plan.num_kept();
+    to[0] = static_cast<double>(kept);
     to[1] = std::numeric_limits<double>::quiet_NaN();
-    if (plan.num_kept() > std::min({indices.numel(), weights.numel(), scratch.numel()})) return;
-    to[1] = write_plan(plan, given, indices.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
-                       scratch.mutable_data_ptr<int32_t>());
+    if (!indices.fits(kept) || !weights.fits(kept) || (scratch.has_value() && kept > scratch->numel())) return;
+    int64_t* index_to = indices.take<int64_t>({kept});
+    float* weight_to = weights.take<float>({kept});
+    const Workspace<int32_t> members(strata.has_value() && !scratch.has_value() ? kept : 0, op);
+    void* members_to = scratch.has_value() ? scratch->mutable_data_ptr() : members.data();
+    to[1] = write_plan(plan, given, index_to, weight_to, members_to);
   });
-  return result;
+  return {indices.result(), weights.result(), totals};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
-  m.impl("plan_budget", TORCH_BOX(&plan_budget));
-  m.impl("plan_budget_into", TORCH_BOX(&plan_budget_into));
-}
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("plan_budget", TORCH_BOX(&plan_budget)); }
 
 }  // namespace stprune

@@ -10,26 +10,35 @@ namespace stprune {
 namespace {
 
 struct PlanTable {
-  const int64_t* ids;   // [size] kept ids, ascending
-  const float* weight;  // [size], `stride` entries from one to the next
-  int64_t size, stride;
-  bool full;  // ids are their own positions
+  const int64_t* ids;   // [size] kept ids, ascending; null where every id is kept, at its own position
+  const float* weight;  // [size] or one for all
+  int64_t size, num_samples;
+  int64_t stride;  // entries from one weight to the next
   float mean;
 };
 
-inline PlanTable plan_table(const char* op, const Tensor& ids, const Tensor& weights, bool full,
-                            const std::optional<Tensor>& mean_weight) {
-  check_vector(ids, op, "indices");
-  check_dtype(ids, ScalarType::Long, op, "indices");
-  check_dtype(weights, ScalarType::Float, op, "weights");
-  STD_TORCH_CHECK(weights.dim() == 1 && weights.numel() == ids.numel(), op, ": weights must have the shape of indices");
+inline PlanTable plan_table(const char* op, const std::optional<Tensor>& ids, const Tensor& weights,
+                            const std::optional<Tensor>& mean_weight, int64_t num_samples) {
+  if (ids.has_value()) {
+    check_vector(*ids, op, "plan_ids");
+    check_dtype(*ids, ScalarType::Long, op, "plan_ids");
+  }
+  const int64_t size = ids.has_value() ? ids->numel() : num_samples;
+  check_dtype(weights, ScalarType::Float, op, "plan_weights");
+  STD_TORCH_CHECK(weights.dim() == 1 && (weights.numel() == size || weights.numel() == 1), op,
+                  ": plan_weights must have one element or one for each of ", size, " ids, got ", weights.numel());
   float mean = 1.0f;
   if (mean_weight.has_value()) {
     check_dtype(*mean_weight, ScalarType::Float, op, "mean_weight");
     STD_TORCH_CHECK(mean_weight->numel() == 1, op, ": mean_weight must have one element");
     mean = *mean_weight->const_data_ptr<float>();
   }
-  return {ids.const_data_ptr<int64_t>(), weights.const_data_ptr<float>(), ids.numel(), weights.stride(0), full, mean};
+  return {ids.has_value() ? ids->const_data_ptr<int64_t>() : nullptr,
+          weights.const_data_ptr<float>(),
+          size,
+          num_samples,
+          weights.numel() == 1 ? 0 : weights.stride(0),
+          mean};
 }
 
 // Where `id` stands in ascending ids [n], or where it would. Kept ids spread over the samples nearly evenly: a guess by
@@ -55,12 +64,12 @@ inline int64_t find_id(const int64_t* ids, int64_t n, int64_t id) {
 }
 
 template <typename A>
-void look_up(const char* op, const PlanTable& plan, const int64_t* ids, int64_t size, A* out) {
+void look_up(const char* op, const PlanTable& plan, const int64_t* index, int64_t size, A* out) {
   for (int64_t i = 0; i < size; ++i) {
-    const int64_t id = ids[i];
+    const int64_t id = index[i];
     int64_t position = id;
     bool found = id >= 0 && id < plan.size;
-    if (!plan.full) {
+    if (plan.ids != nullptr) {
       position = plan.size == 0 ? 0 : find_id(plan.ids, plan.size, id);
       found = plan.size > 0 && plan.ids[position] == id;
     }

@@ -1,5 +1,5 @@
-// The fused loss's pass over a batch, shared by the op that gives all statistics and by the one that makes a training
-// step.
+// The fused loss's pass over a batch, shared by the op that gives all statistics and by the one that does a step of
+// training.
 //
 // Bits do not depend on the thread count or on the instruction set: every sum runs over a fixed number of lanes, in
 // tiles of a fixed width, and tiles and samples are added in order.
@@ -19,7 +19,7 @@ constexpr int64_t TILE = 4096;
 template <typename A>
 struct SampleOutputs {
   A* loss;         // [B]
-  A* rest;         // [3, B]: spatial, temporal, score
+  A* statistics;   // [3, B]: spatial, temporal, score
   int64_t* count;  // [B]
   double* sum;     // [B] of the loss's terms, times the columns' weights where there are any
   A* column_mean;  // [B, F] or null
@@ -60,7 +60,8 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
   ResidualTile tile;
   tile.steps = problem.steps;
   tile.has_null = problem.has_null;
-  tile.null_value = problem.null_value;
+  tile.null_low = problem.null_low;
+  tile.null_high = problem.null_high;
   tile.parameter = problem.parameter;
   tile.row_sum = scratch.row_sum.data();
   tile.row_loss = scratch.row_loss.data();
@@ -120,12 +121,13 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
 double spread(const float* mean, int64_t n) { return residual_kernels().spread_f32(mean, n); }
 double spread(const double* mean, int64_t n) { return residual_kernels().spread_f64(mean, n); }
 
-struct Score {
+// What the spreads count for in a sample's score.
+struct SpreadWeights {
   double spatial, temporal;
 };
 
 template <typename A>
-void finish(const Problem& problem, int64_t sample, const Score& weights, const A* single_weight /* [B] or null */,
+void finish(const Problem& problem, int64_t sample, const SpreadWeights& weights, const A* single_weight /* [B] or null */,
             bool swapped, const RowTotal* rows, SampleScratch<A>& scratch, const SampleOutputs<A>& out) {
   double total = 0.0, weighted = 0.0;
   int64_t count = 0;
@@ -148,9 +150,9 @@ void finish(const Problem& problem, int64_t sample, const Score& weights, const 
   if (weights.spatial > 0.0) score += weights.spatial * spatial;
   if (weights.temporal > 0.0) score += weights.temporal * temporal;
   out.loss[sample] = static_cast<A>(loss);
-  out.rest[sample] = static_cast<A>(spatial);
-  out.rest[problem.samples + sample] = static_cast<A>(temporal);
-  out.rest[2 * problem.samples + sample] = static_cast<A>(score);
+  out.statistics[sample] = static_cast<A>(spatial);
+  out.statistics[problem.samples + sample] = static_cast<A>(temporal);
+  out.statistics[2 * problem.samples + sample] = static_cast<A>(score);
   out.count[sample] = count;
   if (problem.column_weight != nullptr) total = weighted;
   if (single_weight != nullptr) total *= static_cast<double>(single_weight[sample]);
@@ -165,7 +167,7 @@ void finish(const Problem& problem, int64_t sample, const Score& weights, const 
 }
 
 template <typename A>
-void pruned_loss_kernel(const Problem& problem, const Score& weights, const A* single_weight, bool swapped,
+void pruned_loss_kernel(const Problem& problem, const SpreadWeights& weights, const A* single_weight, bool swapped,
                         const SampleOutputs<A>& out) {
   const int64_t steps = problem.steps, nodes = problem.nodes, samples = problem.samples;
   const int64_t tiles = std::max<int64_t>(1, (nodes + TILE - 1) / TILE);
@@ -220,7 +222,7 @@ void pruned_loss_kernel(const Problem& problem, const Score& weights, const A* s
 
 // Runs the pass and gives the batch loss; `problem` is laid out anew for it.
 template <typename A>
-A run_pruned_loss(Problem& problem, const A* weight /* [B] or null */, const Score& weights,
+A run_pruned_loss(Problem& problem, const A* weight /* [B] or null */, const SpreadWeights& weights,
                   const SampleOutputs<A>& out) {
   bool swapped = false;
   const A* single_weight = nullptr;

@@ -52,7 +52,8 @@ bool is_flat(const Tensor& like, const Tensor& tensor) {
 ResidualRow row_of(const Problem& problem, double coefficient) {
   ResidualRow row{};
   row.has_null = problem.has_null;
-  row.null_value = problem.null_value;
+  row.null_low = problem.null_low;
+  row.null_high = problem.null_high;
   row.parameter = problem.parameter;
   row.coefficient = coefficient;
   return row;
@@ -182,11 +183,16 @@ std::vector<Coefficient> coefficients(const char* op, const Problem& problem, co
 }
 
 // Gradients of prediction and, if asked for, of target (else empty).
-std::tuple<Tensor, Tensor> gradients(const ResidualArguments& arguments, const std::optional<Tensor>& grad_value,
-                                     const std::optional<Tensor>& grad_loss, const std::optional<Tensor>& weight,
-                                     const Tensor& count, bool target_too) {
-  const Tensor &prediction = arguments.prediction, &target = arguments.target;
-  const char* op = arguments.op;
+std::tuple<Tensor, Tensor> pruned_loss_backward(
+    const std::optional<Tensor>& grad_value, const std::optional<Tensor>& grad_loss, const Tensor& prediction,
+    const Tensor& target, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon,
+    const std::optional<Tensor>& column_weight, std::optional<double> null_value, double null_tolerance, int64_t loss,
+    double parameter, const Tensor& count, bool target_too) {
+  const char* op = "pruned_loss_backward";
+  const ResidualArguments arguments{op,      prediction,    target,     mask,           affine,
+                                    horizon, column_weight, null_value, null_tolerance, loss,
+                                    parameter};
   Problem problem = make_problem(arguments);
   const std::vector<Coefficient> coefficient =
       problem.wide ? coefficients<double>(op, problem, grad_value, grad_loss, weight, count)
@@ -216,34 +222,8 @@ std::tuple<Tensor, Tensor> gradients(const ResidualArguments& arguments, const s
   return {to_prediction, to_target};
 }
 
-std::tuple<Tensor, Tensor> pruned_loss_backward(
-    const std::optional<Tensor>& grad_value, const std::optional<Tensor>& grad_loss, const Tensor& prediction,
-    const Tensor& target, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& horizon,
-    const std::optional<Tensor>& column_weight, std::optional<double> null_value, const std::string& loss,
-    double parameter, const Tensor& count, bool target_too) {
-  const ResidualArguments arguments{"pruned_loss_backward", prediction, target, mask,     affine, horizon,
-                                    column_weight,          null_value, loss,   parameter};
-  return gradients(arguments, grad_value, grad_loss, weight, count, target_too);
-}
-
-std::tuple<Tensor, Tensor> pruned_step_backward(const Tensor& grad_value, const Tensor& prediction,
-                                                const Tensor& target, const std::optional<Tensor>& mask,
-                                                const std::optional<Tensor>& affine,
-                                                const std::optional<Tensor>& horizon, const Tensor& weight,
-                                                const Tensor& count, std::optional<double> null_value,
-                                                const std::string& loss, double parameter, bool target_too) {
-  const std::optional<Tensor> nothing;
-  const ResidualArguments arguments{
-      "pruned_step_backward", prediction, target, mask, affine, horizon, nothing, null_value, loss, parameter};
-  return gradients(arguments, grad_value, nothing, weight, count, target_too);
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
-  m.impl("pruned_loss_backward", TORCH_BOX(&pruned_loss_backward));
-  m.impl("pruned_step_backward", TORCH_BOX(&pruned_step_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) { m.impl("pruned_loss_backward", TORCH_BOX(&pruned_loss_backward)); }
 
 }  // namespace stprune

@@ -7,8 +7,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
-#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -40,11 +40,12 @@ struct ResidualArguments {
   const Tensor& prediction;
   const Tensor& target;
   const std::optional<Tensor>& mask;
-  const std::optional<Tensor>& affine;         // [5, 1 or B, F] A
+  const std::optional<Tensor>& affine;         // [7, 1 or B, F] A
   const std::optional<Tensor>& horizon;        // [T] A
   const std::optional<Tensor>& column_weight;  // [B, F] A
   std::optional<double> null_value;
-  const std::string& loss;
+  double null_tolerance;
+  int64_t loss;
   double parameter;
 };
 
@@ -53,13 +54,13 @@ struct Problem {
   bool has_mask;
   int64_t samples, steps, nodes;
   bool has_null;
-  double null_value;
+  double null_low, null_high;
   Loss loss;
   double parameter;
   Keep keep;
   bool wide;            // the accumulator is double
-  const void* affine;   // A [5, 1 or B, F], or null
-  int64_t affine_step;  // from one of its five rows to the next
+  const void* affine;   // A [7, 1 or B, F], or null
+  int64_t affine_step;  // from one of its rows to the next
   int64_t affine_sample;
   const void* horizon;        // A [T], or null
   const void* column_weight;  // A [B, F], or null
@@ -101,15 +102,6 @@ inline Operand operand(const Tensor& tensor, int64_t nodes) {
   return out;
 }
 
-inline Loss parse_loss(const char* op, const std::string& loss) {
-  constexpr const char* NAMES[NUM_LOSSES] = {"mae", "mse", "huber", "mape", "quantile"};
-  for (int i = 0; i < NUM_LOSSES; ++i) {
-    if (loss == NAMES[i]) return static_cast<Loss>(i);
-  }
-  STD_TORCH_CHECK(false, op, ": unknown loss ", loss);
-  return Loss::kMae;
-}
-
 inline double rounded_null(double value, ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
@@ -149,8 +141,14 @@ inline Problem make_problem(const ResidualArguments& a) {
     out.mask = operand(*a.mask, out.nodes);
   }
   out.has_null = a.null_value.has_value();
-  out.null_value = rounded_null(a.null_value.value_or(0.0), a.target.scalar_type());
-  out.loss = parse_loss(a.op, a.loss);
+  const double null = rounded_null(a.null_value.value_or(0.0), a.target.scalar_type());
+  // No number lies between the bounds of NaN.
+  constexpr double INFINITE = std::numeric_limits<double>::infinity();
+  out.null_low = null == null ? null - a.null_tolerance : INFINITE;
+  out.null_high = null == null ? null + a.null_tolerance : -INFINITE;
+  STD_TORCH_CHECK(a.loss >= 0 && a.loss < NUM_LOSSES, a.op, ": loss must be a code in [0, ", NUM_LOSSES - 1, "], got ",
+                  a.loss);
+  out.loss = static_cast<Loss>(a.loss);
   out.parameter = a.parameter;
   out.keep = out.has_mask ? Keep::kMask : out.has_null ? Keep::kNull : Keep::kAll;
   const ScalarType accumulator = out.wide ? ScalarType::Double : ScalarType::Float;
@@ -161,7 +159,7 @@ inline Problem make_problem(const ResidualArguments& a) {
     check_dtype(affine, accumulator, a.op, "affine");
     STD_TORCH_CHECK(affine.is_contiguous() && affine.dim() == 3 && affine.size(0) == AFFINE_ROWS &&
                         (affine.size(1) == 1 || affine.size(1) == out.samples) && affine.size(2) == out.nodes,
-                    a.op, ": affine must be contiguous [5, 1 or B, F]");
+                    a.op, ": affine must be contiguous [7, 1 or B, F]");
     out.affine = affine.const_data_ptr();
     out.affine_step = affine.size(1) * out.nodes;
     out.affine_sample = affine.size(1) == 1 ? 0 : out.nodes;
@@ -283,7 +281,7 @@ struct Copies {
 
   std::vector<A> prediction, target;  // [steps, SEGMENT]
   std::vector<uint8_t> mask;          // likewise
-  std::vector<A> affine;              // [5, SEGMENT]
+  std::vector<A> affine;              // [7, SEGMENT]
   std::vector<A> column_weight;       // [SEGMENT]
 };
 

@@ -7,6 +7,7 @@
 
 namespace stprune {
 
+// In the order of LOSSES in stprune/reference/pruned_loss.py, whose places are the codes in the schemas.
 enum class Loss { kMae, kMse, kHuber, kMape, kQuantile };
 constexpr int NUM_LOSSES = 5;
 
@@ -24,8 +25,9 @@ constexpr int64_t UNIT_BYTES = 64;
 constexpr int64_t SEGMENT = 512;
 // Rows added in the input's precision before the column sums go into a double.
 constexpr int64_t ROWS = 32;
-// Rows of an affine tensor: prediction * [0] + [1], target * [2] + [3], their difference * [4].
-constexpr int64_t AFFINE_ROWS = 5;
+// Rows of an affine tensor: prediction * [0] + [1], target * [2] + [3], their difference * [4]; a target as it is given
+// is missing where it lies in [[5], [6]].
+constexpr int64_t MAP_ROWS = 5, AFFINE_ROWS = 7;
 
 struct RowTotal {
   double sum = 0.0;       // of |e|
@@ -46,8 +48,8 @@ struct ResidualTile {
   int64_t affine_step;        // entries from one of its rows to the next
   const void* column_weight;  // A, first column, or null
   bool has_null;
-  double null_value;   // rounded to the target's dtype
-  double parameter;    // of the loss
+  double null_low, null_high;  // targets in between are missing; with `affine` its rows say so
+  double parameter;            // of the loss
   void* row_sum;       // A [steps][lanes] scratch
   void* row_loss;      // A [steps][lanes] scratch
   void* row_weighted;  // A [steps][lanes] scratch, with column_weight only
@@ -65,7 +67,7 @@ struct ResidualRow {
   const void* affine;
   int64_t affine_step;
   bool has_null;
-  double null_value;
+  double null_low, null_high;
   double parameter;
   double coefficient;     // what the slope of the loss is multiplied by
   const void* scale;      // A [width], what it is multiplied by instead, entry by entry; or null

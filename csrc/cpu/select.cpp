@@ -84,17 +84,6 @@ void check_keys(const Tensor& keys, int64_t k, const char* op) {
   STD_TORCH_CHECK(k >= 0 && k <= row_size(keys), op, ": k must lie in [0, ", row_size(keys), "], got ", k);
 }
 
-// Buffers hold k elements for every row, k being their last size.
-int64_t check_buffer(const Tensor& out, const Tensor& keys, ScalarType dtype, const char* op) {
-  check_dtype(out, dtype, op, "out");
-  STD_TORCH_CHECK(out.dim() == keys.dim() && out.dim() >= 1 && out.is_contiguous(), op,
-                  ": out must be contiguous and have the dimensions of keys");
-  for (int64_t d = 0; d + 1 < keys.dim(); ++d) {
-    STD_TORCH_CHECK(out.size(d) == keys.size(d), op, ": out must have the rows of keys");
-  }
-  return row_size(out);
-}
-
 std::vector<int64_t> shape_of(const Tensor& keys, int64_t k) {
   std::vector<int64_t> shape;
   for (int64_t d = 0; d + 1 < keys.dim(); ++d) shape.push_back(keys.size(d));
@@ -102,30 +91,27 @@ std::vector<int64_t> shape_of(const Tensor& keys, int64_t k) {
   return shape;
 }
 
-void select_into(Tensor out, const Tensor& keys) {
-  const int64_t k = check_buffer(out, keys, ScalarType::Long, "select"), n = row_size(keys);
+Tensor select(const Tensor& keys, int64_t k, const std::optional<Tensor>& buffer) {
   check_keys(keys, k, "select");
-  if (out.numel() == 0) return;
-  int64_t* to = out.mutable_data_ptr<int64_t>();
+  Output out(buffer, keys, ScalarType::Long, "select", "out");
+  int64_t* to = out.take<int64_t>(shape_of(keys, k));
+  const int64_t n = row_size(keys);
+  if (k == 0 || keys.numel() == 0) return out.result();
   with_keys(keys, "select", [&](const auto* from, const auto& source) {
     for_rows(keys.numel() / n, n, [&](int64_t row) { select_row(source(from + row * n), k, to + row * k); });
   });
+  return out.result();
 }
 
-Tensor select(const Tensor& keys, int64_t k) {
-  check_keys(keys, k, "select");
-  Tensor out = new_shaped(keys, shape_of(keys, k), ScalarType::Long);
-  select_into(out, keys);
-  return out;
-}
-
-void topk_into(Tensor values, Tensor indices, const Tensor& keys, bool sorted) {
-  const int64_t k = check_buffer(indices, keys, ScalarType::Long, "topk"), n = row_size(keys);
-  STD_TORCH_CHECK(check_buffer(values, keys, keys.scalar_type(), "topk") == k, "topk: out must have one size");
+std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted, const std::optional<Tensor>& value_buffer,
+                                const std::optional<Tensor>& index_buffer) {
   check_keys(keys, k, "topk");
-  if (indices.numel() == 0) return;
-  int64_t* index_to = indices.mutable_data_ptr<int64_t>();
-  void* value_to = values.mutable_data_ptr();
+  Output values(value_buffer, keys, keys.scalar_type(), "topk", "out values");
+  Output indices(index_buffer, keys, ScalarType::Long, "topk", "out indices");
+  void* value_to = values.take<void>(shape_of(keys, k));
+  int64_t* index_to = indices.take<int64_t>(shape_of(keys, k));
+  const int64_t n = row_size(keys);
+  if (k == 0 || keys.numel() == 0) return {values.result(), indices.result()};
   with_keys(keys, "topk", [&](const auto* from, const auto& source) {
     using Stored = std::remove_cvref_t<decltype(*from)>;
     for_rows(keys.numel() / n, n, [&](int64_t row) {
@@ -133,23 +119,14 @@ void topk_into(Tensor values, Tensor indices, const Tensor& keys, bool sorted) {
                index_to + row * k);
     });
   });
-}
-
-std::tuple<Tensor, Tensor> topk(const Tensor& keys, int64_t k, bool sorted) {
-  check_keys(keys, k, "topk");
-  Tensor values = new_shaped(keys, shape_of(keys, k), keys.scalar_type());
-  Tensor indices = new_shaped(keys, shape_of(keys, k), ScalarType::Long);
-  topk_into(values, indices, keys, sorted);
-  return {values, indices};
+  return {values.result(), indices.result()};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
   m.impl("select", TORCH_BOX(&select));
-  m.impl("select_into", TORCH_BOX(&select_into));
   m.impl("topk", TORCH_BOX(&topk));
-  m.impl("topk_into", TORCH_BOX(&topk_into));
 }
 
 }  // namespace stprune

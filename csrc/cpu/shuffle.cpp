@@ -49,43 +49,41 @@ void shuffle_kernel(const Element* from /* [n] */, int64_t n, int64_t seed, int6
   });
 }
 
-template <typename Element>
-void shuffle_elements(const Tensor& indices, int64_t seed, int64_t epoch, Tensor& out) {
-  shuffle_kernel(static_cast<const Element*>(indices.data_ptr()), indices.numel(), seed, epoch,
-                 static_cast<Element*>(out.data_ptr()));
-}
-
 struct Wide {
   uint64_t parts[2];
 };
 
-void shuffle_into(Tensor out, const Tensor& indices, int64_t seed, int64_t epoch) {
+Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch, const std::optional<Tensor>& buffer) {
   check_vector(indices, "shuffle", "indices");
-  check_vector(out, "shuffle", "out");
-  check_dtype(out, indices.scalar_type(), "shuffle", "out");
   STD_TORCH_CHECK(indices.numel() <= LONGEST, "shuffle: indices must have at most 2^40 elements");
-  STD_TORCH_CHECK(out.numel() == indices.numel(), "shuffle: out must have ", indices.numel(), " elements");
-  if (indices.numel() == 0) return;
-  switch (indices.element_size()) {
+  Output out(buffer, indices, indices.scalar_type(), "shuffle", "out");
+  const int64_t n = indices.numel();
+  void* to = out.take<void>({n});
+  const auto run = [&]<typename Element>(Element) {
+    shuffle_kernel(static_cast<const Element*>(indices.const_data_ptr()), n, seed, epoch, static_cast<Element*>(to));
+  };
+  switch (n == 0 ? 0 : indices.element_size()) {
+    case 0:
+      break;
     case 1:
-      return shuffle_elements<uint8_t>(indices, seed, epoch, out);
+      run(uint8_t{});
+      break;
     case 2:
-      return shuffle_elements<uint16_t>(indices, seed, epoch, out);
+      run(uint16_t{});
+      break;
     case 4:
-      return shuffle_elements<uint32_t>(indices, seed, epoch, out);
+      run(uint32_t{});
+      break;
     case 8:
-      return shuffle_elements<uint64_t>(indices, seed, epoch, out);
+      run(uint64_t{});
+      break;
     case 16:
-      return shuffle_elements<Wide>(indices, seed, epoch, out);
+      run(Wide{});
+      break;
     default:
       STD_TORCH_CHECK(false, "shuffle: unsupported dtype");
   }
-}
-
-Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
-  Tensor out = new_output(indices, indices.numel(), indices.scalar_type());
-  shuffle_into(out, indices, seed, epoch);
-  return out;
+  return out.result();
 }
 
 }  // namespace
@@ -93,7 +91,6 @@ Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
 STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
   m.impl("permute", TORCH_BOX(&permute));
   m.impl("shuffle", TORCH_BOX(&shuffle));
-  m.impl("shuffle_into", TORCH_BOX(&shuffle_into));
 }
 
 }  // namespace stprune

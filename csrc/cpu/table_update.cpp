@@ -4,20 +4,29 @@
 namespace stprune {
 namespace {
 
-void table_update(Tensor scores, Tensor marks, std::optional<Tensor> variance, Tensor count, const Tensor& index,
-                  const Tensor& values, double beta, bool counted) {
+void table_update(std::optional<Tensor> scores, std::optional<Tensor> marks, std::optional<Tensor> variance,
+                  Tensor count, const Tensor& index, const Tensor& values, const std::optional<Tensor>& entries,
+                  double beta, bool trained) {
   const char* op = "table_update";
-  const ScoreTable table = score_table(op, scores, marks, variance, count);
+  const ScoreTable table = score_table(op, scores, marks, variance, count, scores.has_value() ? scores->numel() : 0);
+  const int64_t size = index.numel();
   check_vector(index, op, "index");
   check_dtype(index, ScalarType::Long, op, "index");
   check_vector(values, op, "values");
   check_dtype(values, ScalarType::Float, op, "values");
-  STD_TORCH_CHECK(values.numel() == index.numel(), op, ": values must have the shape of index");
-  const ScoredBatch batch{index.const_data_ptr<int64_t>(), values.const_data_ptr<float>(), index.numel(),
-                          static_cast<float>(beta), static_cast<float>(1.0 - beta)};
-  check_ids(op, batch.index, batch.size, table.n);
-  table_update_kernel(table, batch, op);
-  if (counted) table.count[0] += batch.size;
+  STD_TORCH_CHECK(values.numel() == size, op, ": values must have the shape of index");
+  if (entries.has_value()) {
+    check_vector(*entries, op, "entries");
+    check_dtype(*entries, ScalarType::Long, op, "entries");
+    STD_TORCH_CHECK(entries->numel() == size, op, ": entries must have the shape of index");
+  }
+  const int64_t* ids = index.const_data_ptr<int64_t>();
+  if (table.scores != nullptr) check_ids(op, ids, size, table.n);
+  table_update_kernel(table,
+                      scored_batch(ids, values.const_data_ptr<float>(),
+                                   entries.has_value() ? entries->const_data_ptr<int64_t>() : nullptr, size, beta,
+                                   trained),
+                      op);
 }
 
 }  // namespace

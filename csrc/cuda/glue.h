@@ -4,8 +4,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "check.h"
 #include "cuda/launchers.h"
+#include "output.h"
 
 namespace stprune {
 namespace {
@@ -22,6 +22,19 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_ = nullptr;
 };
+
+inline Tensor new_on_device(const Tensor& like, Shape shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+using Output = OutputOf<&new_on_device>;
+
+// [1] int64 on the host.
+inline Tensor new_size(int64_t size) {
+  Tensor out = torch::stable::empty({1}, ScalarType::Long);
+  *out.mutable_data_ptr<int64_t>() = size;
+  return out;
+}
 
 // From torch's allocator, so that it belongs to the stream and to a captured graph.
 inline Tensor scratch_like(const Tensor& tensor, int64_t bytes) {

@@ -16,17 +16,17 @@ void permute(Tensor out, int64_t n, int64_t start, int64_t seed, int64_t epoch, 
                "permute");
 }
 
-Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch) {
+Tensor shuffle(const Tensor& indices, int64_t seed, int64_t epoch, const std::optional<Tensor>& buffer) {
   check_vector(indices, "shuffle", "indices");
   const int64_t n = indices.numel(), size = static_cast<int64_t>(indices.element_size());
   STD_TORCH_CHECK(n <= LONGEST, "shuffle: indices must have at most 2^40 elements");
   STD_TORCH_CHECK(size == 1 || size == 2 || size == 4 || size == 8 || size == 16, "shuffle: unsupported dtype");
   const OnDevice on(indices);
-  Tensor out = torch::stable::new_empty(indices, {n});
+  Output out(buffer, indices, indices.scalar_type(), "shuffle", "out");
   check_launch(stprune_cuda_shuffle(indices.const_data_ptr(), n, static_cast<int>(size), seed, epoch,
-                                    out.mutable_data_ptr(), on.stream()),
+                                    out.take<void>({n}), on.stream()),
                "shuffle");
-  return out;
+  return out.result();
 }
 
 }  // namespace

@@ -169,7 +169,7 @@ class PrunedFeed:
         num_epochs: epochs of the run.
         keep_ratio: share of the windows kept before the annealing.
         node_ratio: share of the nodes drawn in every window.
-        node_law: "uniform", or "priority" for nodes by their error.
+        node_sampler: "uniform", or "priority" for nodes by their error.
         batch_size: windows per step.
         seed: of the plans.
         strata: [num_samples] int64 strata of the windows, or None.
@@ -186,7 +186,7 @@ class PrunedFeed:
         batch_size: int,
         seed: int,
         strata: Tensor | None = None,
-        node_law: str = "uniform",
+        node_sampler: str = "uniform",
     ) -> None:
         self.problem = problem
         self.num_epochs = num_epochs
@@ -203,7 +203,7 @@ class PrunedFeed:
             strata=strata,
             num_nodes=problem.num_nodes,
             node_ratio=node_ratio,
-            node_law=node_law,
+            node_sampler=node_sampler,
         )
         # Only ST-Prune looks at where in a window the error sits; the others rank by the plain loss or not at all.
         spread = 0.5 if method == "st-prune" else 0.0

@@ -124,8 +124,8 @@ class Group:
         if name in PRUNERS:
             return self._pruned(name, strata=self._strata() if name == "st-prune" else None)
         epochs = self._fitting_epochs() if name == "nodes-long" else self._epochs
-        law = "priority" if name == "nodes-priority" else "uniform"
-        return self._pruned("st-prune", strata=None, epochs=epochs, keep_ratio=1.0, node_ratio=options.node_ratio, node_law=law)
+        nodes = {"node_ratio": options.node_ratio, "node_sampler": "priority" if name == "nodes-priority" else "uniform"}
+        return self._pruned("st-prune", strata=None, epochs=epochs, keep_ratio=1.0, **nodes)
 
     def _pruned(
         self,
@@ -135,7 +135,7 @@ class Group:
         epochs: int | None = None,
         keep_ratio: float | None = None,
         node_ratio: float = 1.0,
-        node_law: str = "uniform",
+        node_sampler: str = "uniform",
     ) -> PrunedFeed:
         options = self.options
         return PrunedFeed(
@@ -144,7 +144,7 @@ class Group:
             num_epochs=self._epochs if epochs is None else epochs,
             keep_ratio=options.keep_ratio if keep_ratio is None else keep_ratio,
             node_ratio=node_ratio,
-            node_law=node_law,
+            node_sampler=node_sampler,
             batch_size=options.batch_size,
             seed=self.seed,
             strata=strata,

@@ -1,6 +1,6 @@
-"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (method.md, 4-7).
+"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (eq. 6-11).
 
-A method is a small class with two functions, `inclusion` and `weights`; the rest has defaults:
+A method is a frozen value. One of your own is a small class with two functions, `inclusion` and `weights`:
 
     class Squared(stprune.Method):
         name = "squared"
@@ -14,7 +14,7 @@ A method is a small class with two functions, `inclusion` and `weights`; the res
 
 from __future__ import annotations
 
-from stprune.methods.base import Method, adapt, asked_count
+from stprune.methods.base import Method, UserMethod, asked_count
 from stprune.methods.greedy import UCB, EpsilonGreedy, TopK
 from stprune.methods.infobatch import InfoBatch
 from stprune.methods.seta import SeTa
@@ -35,6 +35,7 @@ __all__ = [
     "SoftRandom",
     "Spaced",
     "TopK",
+    "UserMethod",
     "asked_count",
     "resolve",
 ]
@@ -59,5 +60,5 @@ def resolve(method: str | Method | object) -> Method:
     if isinstance(method, Method):
         return method
     if callable(getattr(method, "inclusion", None)) and callable(getattr(method, "weights", None)):
-        return adapt(method)
+        return UserMethod(method)
     raise TypeError(f"method must have the functions inclusion and weights, got {type(method).__name__}")

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from stprune.ops import _check, draw
 from stprune.ops.finite_mean import finite_mean, finite_stats
 from stprune.ops.plan_budget import Budgeted, Buffers
-from stprune.ops.plan_weights import inverse_at
 from stprune.ops.strata import Strata, calibrate
-
-if TYPE_CHECKING:
-    from stprune.table import ScoreTable
 
 
 class Method:
-    """Base of every method: how scores become probabilities, a kept set, and weights.
+    """Base of every method: a value that says how scores become probabilities, a kept set, and weights.
+
+    A method of one's own is a subclass with the two functions `inclusion` and `weights`. The methods of this package are
+    frozen dataclasses; those that do all of it in one op define `kept`, and cannot be subclassed, as `kept` would ignore
+    what the subclass changes.
 
     Attributes:
         name: what `PruningSampler(method=...)` and saved states call it.
         unbiased: the weighted gradient sum over the kept set has the full gradient sum as its expectation.
         needs_scores: the first epoch must see every sample, because nothing is known yet.
         exact_count: every epoch keeps exactly round(keep_ratio * num_samples) samples.
+        uniform: every sample is as likely as any other, whatever its score.
         beta, decay, track_variance: the `ScoreTable` settings the method was published with.
     """
 
@@ -31,35 +32,43 @@ class Method:
     unbiased = False
     needs_scores = True
     exact_count = True
+    uniform = False
     beta = 0.0
     decay = 1.0
     track_variance = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__mro__[1:-1]:
+            if base is not Method and "kept" in vars(base) and "kept" not in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__}: base class must be stprune.Method, got {base.__name__}, which chooses samples in one op "
+                    "that would not call the functions of a subclass"
+                )
+
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
-        """[num_samples] float32 probability of keeping each sample, from the scores of earlier epochs."""
+        """[num_samples] floating probability of keeping each sample, from the scores [num_samples] of earlier epochs."""
         raise NotImplementedError
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        """[K] float32 weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 9)."""
+        """[K] weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 9)."""
         return probability.reciprocal()
 
-    def choose(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Kept ids [K] int64, ascending, and their weights [K] float32: `inclusion`, `draw` and `weights` one after another.
+    def ratio(self, keep_ratio: float) -> float:
+        """The share of the samples that is kept when `keep_ratio` is asked for: just that."""
+        return keep_ratio
 
-        A method may do the three in one where that is faster. Both tensors are new: a plan overwrites the weights.
-        """
-        probability = self.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-        total = _checked_total(self.name, probability, scores)
-        if getattr(self.draw, "__func__", None) is Method.draw and probability.dtype == torch.float32:
-            indices = _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-        else:
-            indices = self.draw(probability, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-        if getattr(self.weights, "__func__", None) is Method.weights:
-            return indices, inverse_at(probability, indices)
-        # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
-        return indices, self.weights(probability[indices]).to(torch.float32, copy=True).contiguous()
+    def scores_of(self, scores: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """What samples are ranked by, from the table's scores and variances [num_samples]: the scores themselves."""
+        return scores
 
-    def planned(
+    def settings(self) -> dict[str, Any]:
+        """What must be the same in a saved state: the method's name, its parameters and its settings of the table."""
+        return {"name": self.name, "beta": self.beta, "decay": self.decay, "track_variance": self.track_variance} | parameters(
+            self
+        )
+
+    def kept(
         self,
         scores: torch.Tensor,
         *,
@@ -69,31 +78,62 @@ class Method:
         strata: Strata | None = None,
         out: Buffers | None = None,
     ) -> Budgeted:
-        """What `plan_epoch` asks for: `choose`, the weights calibrated by stratum where they are unbiased, and their mean.
+        """The kept samples of an epoch, their weights and the mean of these: what the planner calls.
 
-        A method that can do it in one, or in the buffers it is given, does.
+        Args:
+            scores: [num_samples] float32; not modified.
+            keep_ratio, seed, epoch: as in `stprune.plan_epoch`.
+            strata: the samples' strata, on the device of `scores`; unbiased weights are calibrated by them (eq. 10).
+            out: memory that a method may use for its results; num_samples elements on the device of `scores`.
         """
-        indices, weights = self.choose(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-        return self._weighed(indices, weights, strata)
+        probability = self.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        total = _checked_total(self.name, probability, scores)
+        indices = _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+        # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
+        weights = self.weights(probability[indices]).to(torch.float32, copy=True).contiguous()
+        return self.weighed(indices, weights, strata)
 
-    def _weighed(self, indices: torch.Tensor, weights: torch.Tensor, strata: Strata | None) -> Budgeted:
+    def weighed(self, indices: torch.Tensor, weights: torch.Tensor, strata: Strata | None) -> Budgeted:
+        """Kept samples and weights [K], the latter calibrated in place by stratum where they are unbiased."""
         if strata is not None and self.unbiased:
             weights = calibrate(weights, indices, strata)
         # Exact for equal weights, so that dividing by it gives exactly 1.
         return Budgeted(indices, weights, finite_mean(weights) if weights.numel() else 1.0)
 
-    def _keeps(self, own: type[Method], *steps: str) -> bool:
-        """Whether no subclass of `own` replaced one of these functions."""
-        return all(getattr(type(self), step) is getattr(own, step) for step in steps)
 
-    def draw(self, probability: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
-        """[K] int64 ascending: the kept set. Systematic sampling with exact count unless a method says otherwise."""
-        total = _checked_total(self.name, probability, probability)
-        return _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
+class UserMethod(Method):
+    """The method of an object that has `inclusion` and `weights` but not the base class.
 
-    def scores_of(self, table: ScoreTable) -> torch.Tensor:
-        """What the method ranks samples by; the table's scores unless a method adds to them."""
-        return table.scores
+    Args:
+        inner: the object; attributes of `Method` that it lacks take their defaults.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.name = str(getattr(inner, "name", type(inner).__name__))
+        for attribute in ("unbiased", "needs_scores", "exact_count", "beta", "decay", "track_variance"):
+            setattr(self, attribute, getattr(inner, attribute, getattr(Method, attribute)))
+
+    def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
+        return self.inner.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)  # type: ignore[no-any-return]
+
+    def weights(self, probability: torch.Tensor) -> torch.Tensor:
+        return self.inner.weights(probability)  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | parameters(self.inner)
+
+
+def parameters(value: object) -> dict[str, Any]:
+    """The attributes of an object that a saved state can compare: numbers, words and None; a function counts by its name."""
+    plain = (bool, int, float, str, type(None))
+    found = {}
+    for name, entry in getattr(value, "__dict__", {}).items():
+        if isinstance(entry, plain):
+            found[name] = entry
+        elif callable(entry):
+            found[name] = getattr(entry, "__qualname__", type(entry).__qualname__)
+    return found
 
 
 def asked_count(keep_ratio: float, num_samples: int) -> int:
@@ -119,40 +159,13 @@ def _checked_total(name: str, probability: torch.Tensor, scores: torch.Tensor) -
 
 def _draw_exactly(probability: torch.Tensor, total: float, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
     """Systematic sampling of probabilities that were checked and have this sum."""
-    n = probability.numel()
-    asked = asked_count(keep_ratio, n)
+    asked = asked_count(keep_ratio, probability.numel())
     # Rounding the probabilities to float32 moves their sum by up to 2^-24 of it; that is no other count.
     count = asked if abs(total - asked) <= 0.5 + asked * 2.0**-24 else round(total)
-    if probability.dtype != torch.float32 or n > 2**30:
-        return draw(probability, seed=seed, epoch=epoch, count=count)
-    if abs(total - count) > 0.5:
+    if probability.dtype == torch.float32 and abs(total - count) > 0.5:
         # From some 2^25 samples on the rounding can add up to more than a draw takes: undone in float64.
         certain = probability >= 1.0
         num_certain = int(certain.sum())
         share = (count - num_certain) / (total - num_certain)
-        return draw(
-            torch.where(certain, 1.0, (probability.double() * share).clamp_max(1.0)), seed=seed, epoch=epoch, count=count
-        )
-    # Past the door of `draw`, whose checks would read all probabilities once more.
-    return torch.ops.stprune.draw(probability.contiguous(), count, seed, epoch)  # type: ignore[no-any-return]
-
-
-class _Adapted(Method):
-    """A user's object with the two functions but without the base class."""
-
-    def __init__(self, inner: object) -> None:
-        self.inner = inner
-        self.name = str(getattr(inner, "name", type(inner).__name__))
-        self.unbiased = bool(getattr(inner, "unbiased", False))
-        for attribute in ("needs_scores", "exact_count", "beta", "decay", "track_variance"):
-            setattr(self, attribute, getattr(inner, attribute, getattr(Method, attribute)))
-        self.inclusion = inner.inclusion  # type: ignore[attr-defined,method-assign]
-        self.weights = inner.weights  # type: ignore[attr-defined,method-assign]
-        for function in ("draw", "scores_of"):
-            if hasattr(inner, function):
-                setattr(self, function, getattr(inner, function))
-
-
-def adapt(inner: object) -> Method:
-    """A `Method` around an object that has the two functions but not the base class."""
-    return _Adapted(inner)
+        probability = torch.where(certain, 1.0, (probability.double() * share).clamp_max(1.0))
+    return draw(probability, seed=seed, epoch=epoch, count=count)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check, select
 
-if TYPE_CHECKING:
-    from stprune.table import ScoreTable
 
-
+@dataclass(frozen=True, kw_only=True)
 class EpsilonGreedy(Method):
     """The (1 - epsilon) * K samples of largest score, and a uniform draw from the others (eq. 8). Biased: weights are 1.
 
@@ -24,19 +22,21 @@ class EpsilonGreedy(Method):
         Raju et al., "Accelerating Deep Learning with Dynamic Data Pruning", 2021.
     """
 
+    epsilon: float = 0.1
+
     name = "epsilon-greedy"
     beta = 0.5
 
-    def __init__(self, *, epsilon: float = 0.1) -> None:
-        self.epsilon = _check.real("EpsilonGreedy", "epsilon", epsilon, 0.0, 1.0)
+    def __post_init__(self) -> None:
+        _check.real("EpsilonGreedy", "epsilon", self.epsilon, 0.0, 1.0)
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         n = scores.numel()
         unknown = int((~torch.isfinite(scores)).sum())
         count = max(asked_count(keep_ratio, n), unknown)
         top = max(round((1.0 - self.epsilon) * count), unknown)
-        rest = (count - top) / (n - top) if n > top else 0.0
-        probability = torch.full_like(scores, rest, dtype=torch.float32)
+        other = (count - top) / (n - top) if n > top else 0.0
+        probability = torch.full_like(scores, other, dtype=torch.float32)
         probability[select(scores, top)] = 1.0
         return probability
 
@@ -44,6 +44,7 @@ class EpsilonGreedy(Method):
         return torch.ones_like(probability)
 
 
+@dataclass(frozen=True)
 class TopK(Method):
     """The K samples of largest score. Biased: weights are 1, and easy samples are never seen again until they age."""
 
@@ -59,6 +60,7 @@ class TopK(Method):
         return torch.ones_like(probability)
 
 
+@dataclass(frozen=True, kw_only=True)
 class UCB(TopK):
     """Top-k of the smoothed score plus `bonus` times its running variance. Biased: weights are 1.
 
@@ -69,12 +71,14 @@ class UCB(TopK):
         Raju et al., "Accelerating Deep Learning with Dynamic Data Pruning", 2021.
     """
 
+    bonus: float = 1.0
+
     name = "ucb"
     beta = 0.5
     track_variance = True
 
-    def __init__(self, *, bonus: float = 1.0) -> None:
-        self.bonus = _check.real("UCB", "bonus", bonus, 0.0, math.inf)
+    def __post_init__(self) -> None:
+        _check.real("UCB", "bonus", self.bonus, 0.0, math.inf)
 
-    def scores_of(self, table: ScoreTable) -> torch.Tensor:
-        return table.scores + self.bonus * table.variance
+    def scores_of(self, scores: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        return scores + self.bonus * variance

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check, permute
 
 
+@dataclass(frozen=True, kw_only=True)
 class SeTa(Method):
     """Random first stage, then a window that slides over groups of similar score, easy to hard. Biased: weights are 1.
 
@@ -23,12 +26,15 @@ class SeTa(Method):
         Zhou et al., "Scale Efficient Training for Large Datasets" (SeTa), CVPR 2025.
     """
 
+    groups: int = 10
+    window: float = 0.5
+
     name = "seta"
     exact_count = False
 
-    def __init__(self, *, groups: int = 10, window: float = 0.5) -> None:
-        self.groups = _check.integer("SeTa", "groups", groups, 1)
-        self.window = _check.real("SeTa", "window", window, 0.0, 1.0, low_open=True)
+    def __post_init__(self) -> None:
+        _check.integer("SeTa", "groups", self.groups, 1)
+        _check.real("SeTa", "window", self.window, 0.0, 1.0, low_open=True)
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         n = scores.numel()

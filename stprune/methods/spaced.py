@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check, draw_spaced, select
+from stprune.ops.plan_budget import Budgeted, Buffers
+from stprune.ops.strata import Strata
 
 
+@dataclass(frozen=True, kw_only=True)
 class Spaced(Method):
     """The hardest windows, and of the easy stretches between them every `spacing`-th window. Biased: weights are 1.
 
@@ -25,13 +30,24 @@ class Spaced(Method):
         `stprune.draw_spaced`; our definition.
     """
 
+    spacing: int = 24
+
     name = "spaced"
     exact_count = False
 
-    def __init__(self, *, spacing: int = 24) -> None:
-        self.spacing = _check.integer("Spaced", "spacing", spacing, 2, (1 << 31) - 1)
+    def __post_init__(self) -> None:
+        _check.integer("Spaced", "spacing", self.spacing, 2, (1 << 31) - 1)
 
-    def choose(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def kept(
+        self,
+        scores: torch.Tensor,
+        *,
+        keep_ratio: float,
+        seed: int,
+        epoch: int,
+        strata: Strata | None = None,
+        out: Buffers | None = None,
+    ) -> Budgeted:
         n = scores.numel()
         unknown = int((~torch.isfinite(scores)).sum())
         # hard + (n - hard) / spacing = asked
@@ -40,4 +56,4 @@ class Spaced(Method):
         hard = torch.zeros_like(scores)
         hard[select(scores, min(n, max(num_hard, unknown, 0)))] = 1.0
         indices = draw_spaced(hard, spacing=self.spacing, threshold=0.5, seed=seed, epoch=epoch)
-        return indices, torch.ones(indices.numel(), dtype=torch.float32, device=scores.device)
+        return self.weighed(indices, torch.ones(indices.numel(), dtype=torch.float32, device=scores.device), strata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +14,7 @@ from stprune.ops.plan_budget import MOST, Budgeted, Buffers, plan_budget
 from stprune.ops.strata import Strata
 
 
+@dataclass(frozen=True, kw_only=True)
 class STPrune(Method):
     """Probability proportional to a power of the score, clipped, with the asked number of samples exactly (eq. 7).
 
@@ -28,16 +30,19 @@ class STPrune(Method):
         Eq. 7 and 10, our definition of the sampler of ST-Prune (arXiv 2602.19113), which publishes no formula.
     """
 
+    alpha: float = 0.5
+    weight_cap: float = 5.0
+
     name = "st-prune"
     unbiased = True
     beta = 0.5
     decay = 0.97
 
-    def __init__(self, *, alpha: float = 0.5, weight_cap: float = 5.0) -> None:
-        self.alpha = _check.real("STPrune", "alpha", alpha, 0.0, math.inf)
-        self.weight_cap = _check.real("STPrune", "weight_cap", weight_cap, 1.0, math.inf)
+    def __post_init__(self) -> None:
+        _check.real("STPrune", "alpha", self.alpha, 0.0, math.inf)
+        _check.real("STPrune", "weight_cap", self.weight_cap, 1.0, math.inf)
 
-    def planned(
+    def kept(
         self,
         scores: torch.Tensor,
         *,
@@ -47,24 +52,14 @@ class STPrune(Method):
         strata: Strata | None = None,
         out: Buffers | None = None,
     ) -> Budgeted:
-        if not self._keeps(STPrune, "inclusion", "choose", "draw", "weights") or scores.numel() > MOST:
-            return super().planned(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
-        return plan_budget(
-            scores,
-            alpha=self.alpha,
-            count=asked_count(keep_ratio, scores.numel()),
-            minimum=keep_ratio / self.weight_cap,
-            seed=seed,
-            epoch=epoch,
-            strata=strata,
-            out=out,
-        )
+        if scores.numel() > MOST:
+            return super().kept(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata)
+        return plan_budget(scores, **self._budget(scores, keep_ratio), seed=seed, epoch=epoch, strata=strata, out=out)
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         # Losses are not negative; a score of one's own may be, and then teaches nothing.
-        return inclusion_budget(
-            scores,
-            alpha=self.alpha,
-            count=asked_count(keep_ratio, scores.numel()),
-            minimum=keep_ratio / self.weight_cap,
-        )
+        return inclusion_budget(scores, **self._budget(scores, keep_ratio))
+
+    def _budget(self, scores: torch.Tensor, keep_ratio: float) -> dict[str, float | int]:
+        count = asked_count(keep_ratio, scores.numel())
+        return {"alpha": self.alpha, "count": count, "minimum": keep_ratio / self.weight_cap}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from stprune.methods.base import Method, asked_count
@@ -13,17 +15,23 @@ _EXACT = 1 << 24
 """Up to so many samples the float32 probabilities of a draw add up to its count within half a sample."""
 
 
+@dataclass(frozen=True)
 class Full(Method):
     """Every sample, every epoch, weight 1: training without pruning."""
 
     name = "full"
     unbiased = True
     needs_scores = False
+    uniform = True
+
+    def ratio(self, keep_ratio: float) -> float:
+        return 1.0
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         return torch.ones_like(scores, dtype=torch.float32)
 
 
+@dataclass(frozen=True)
 class SoftRandom(Method):
     """A fresh uniformly random subset each epoch: the control that every claim about scores is tested against.
 
@@ -36,12 +44,13 @@ class SoftRandom(Method):
     name = "soft-random"
     unbiased = True
     needs_scores = False
+    uniform = True
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         count = asked_count(keep_ratio, scores.numel())
         return torch.full_like(scores, count / max(1, scores.numel()), dtype=torch.float32)
 
-    def planned(
+    def kept(
         self,
         scores: torch.Tensor,
         *,
@@ -52,16 +61,16 @@ class SoftRandom(Method):
         out: Buffers | None = None,
     ) -> Budgeted:
         n = scores.numel()
+        if out is None or not 0 < n <= _EXACT:
+            return super().kept(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata)
         count = asked_count(keep_ratio, n)
-        own = self._keeps(SoftRandom, "inclusion", "choose", "draw", "weights")
-        if out is None or not own or not 0 < n <= _EXACT:
-            return super().planned(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
         probability = out.scratch[:n].view(torch.float32).fill_(count / n)
         indices = draw(probability, seed=seed, epoch=epoch, count=count, out=out.indices)
         weight = probability[:1].reciprocal()
-        return self._weighed(indices, out.weights[:count].copy_(weight.expand(count)), strata)
+        return self.weighed(indices, out.weights[:count].copy_(weight.expand(count)), strata)
 
 
+@dataclass(frozen=True)
 class RS2(Method):
     """Walk one random permutation, a keep ratio's worth each epoch, so that no sample returns before all had their turn.
 

@@ -120,3 +120,20 @@ def _addresses(value: torch.Tensor) -> tuple[int, int]:
     """First address of a tensor's elements, and the one behind the last."""
     span = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
     return value.data_ptr(), value.data_ptr() + span * value.element_size()
+
+
+def same_keys(op: str, state: Any, names: tuple[str, ...]) -> None:
+    """`state` is a dictionary with exactly these entries."""
+    if not isinstance(state, dict):
+        raise TypeError(f"{op}: state must be a dictionary, got {type(state).__name__}")
+    if set(state) != set(names):
+        raise ValueError(f"{op}: state must have the entries {', '.join(names)}, got {', '.join(map(str, state)) or 'none'}")
+
+
+def same_settings(op: str, owner: str, mine: dict[str, Any], given: dict[str, Any]) -> None:
+    """Saved settings are those of the object that shall continue."""
+    for name in {**mine, **given}:
+        if name not in given or name not in mine or given[name] != mine[name]:
+            raise ValueError(
+                f"{op}: {name} must be {mine.get(name)!r} as in this {owner}, got {given.get(name)!r} in the saved state"
+            )

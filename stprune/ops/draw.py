@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stprune.ops import _check
+from stprune.ops._out import deliver
 from stprune.ops._range import in_range
 from stprune.ops._registry import define
 from stprune.reference import draw as reference
@@ -13,20 +14,11 @@ from stprune.reference import draw as reference
 _MOST = 1 << 30
 
 
-def _fake(probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
-    size = torch.library.get_ctx().new_dynamic_size() if count is None else count
-    return probability.new_empty((size,), dtype=torch.int64)
-
-
-def _into(out: torch.Tensor, probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
-    drawn = torch.ops.stprune.draw(probability, count, seed, epoch)
-    if drawn.numel() <= out.numel():
-        out[: drawn.numel()] = drawn
-    return torch.tensor([drawn.numel()], device=drawn.device)
-
-
-def _into_fake(out: torch.Tensor, probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
-    return probability.new_empty((1,), dtype=torch.int64)
+def _fake(
+    probability: torch.Tensor, count: int | None, seed: int, epoch: int, out: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size = 0 if out is not None else torch.library.get_ctx().new_dynamic_size() if count is None else count
+    return probability.new_empty((size,), dtype=torch.int64), torch.empty(1, dtype=torch.int64)
 
 
 def _range(probability: torch.Tensor, *, total: bool) -> int:
@@ -34,15 +26,17 @@ def _range(probability: torch.Tensor, *, total: bool) -> int:
     return in_range("draw", "probability", "lie in [0, 1]", probability, 1.0, total=total)[1]
 
 
-def _reference(probability: torch.Tensor, count: int | None, seed: int, epoch: int) -> torch.Tensor:
+def _reference(
+    probability: torch.Tensor, count: int | None, seed: int, epoch: int, out: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
     """The reference; on the CPU it refuses bad probabilities where the compiled kernel does."""
     if count is None and probability.device.type == "cpu":
         _range(probability, total=False)
-    return reference.draw(probability, count, seed, epoch)
+    drawn = reference.draw(probability, count, seed, epoch)
+    return *deliver([drawn], out), torch.tensor([drawn.numel()])
 
 
-define("draw(Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", _reference, _fake)
-define("draw_into(Tensor(a!) out, Tensor probability, SymInt? count, int seed, int epoch) -> Tensor", _into, _into_fake)
+define("draw(Tensor probability, SymInt? count, int seed, int epoch, Tensor(a!)? out) -> (Tensor, Tensor)", _reference, _fake)
 
 
 def draw(
@@ -111,11 +105,9 @@ def draw(
                 f"draw: count must be the sum of probability to within 0.5, got {count} for a sum of {units / 2**32:g}"
             )
     try:
-        if out is None:
-            return torch.ops.stprune.draw(probability, count, seed, epoch)  # type: ignore[no-any-return]
-        size = int(torch.ops.stprune.draw_into(out, probability, count, seed, epoch))
+        drawn, size = torch.ops.stprune.draw(probability, count, seed, epoch, out)
     except RuntimeError:
         # What is wrong with them is only then looked for.
         _range(probability, total=False)
         raise
-    return _check.room("draw", "out", out, size)
+    return drawn if out is None else _check.room("draw", "out", out, int(size))

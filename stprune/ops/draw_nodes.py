@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from types import ModuleType
 
 import torch
@@ -11,6 +9,7 @@ import torch
 from stprune.ops import _check
 from stprune.ops._range import in_range
 from stprune.ops._registry import define
+from stprune.ops._triton import kernel_module
 from stprune.reference import draw_nodes as reference
 
 _WINDOWS = 1 << 56
@@ -27,18 +26,9 @@ def _weighted_fake(
     return index.new_empty((index.shape[0], count)), weights.new_empty((index.shape[0], count))
 
 
-@functools.cache
-def _triton_kernel() -> ModuleType | None:
-    """The Triton kernel's module, imported at the first call; None where triton is not installed."""
-    try:
-        return importlib.import_module("stprune.kernels.draw_nodes")
-    except ImportError:
-        return None
-
-
 def _kernel_for(index: torch.Tensor, num_nodes: int) -> ModuleType | None:
     """The kernel that draws on a GPU for which no library was compiled, where it can."""
-    kernel = _triton_kernel() if index.is_cuda else None
+    kernel = kernel_module("draw_nodes") if index.is_cuda else None
     return None if kernel is None or num_nodes > kernel.MOST_NODES else kernel
 
 

@@ -5,42 +5,43 @@ from __future__ import annotations
 import torch
 
 from stprune.ops import _check
+from stprune.ops._out import deliver
 from stprune.ops._registry import define
 from stprune.reference import draw_threshold as reference
 
 
-def _fake(scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    size = torch.library.get_ctx().new_dynamic_size()
-    return scores.new_empty((size,), dtype=torch.int64), scores.new_empty((size,), dtype=torch.float32)
+def _fake(
+    scores: torch.Tensor,
+    keep: float,
+    exact_count: bool,
+    seed: int,
+    epoch: int,
+    out_indices: torch.Tensor | None,
+    out_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size() if out_indices is None else 0
+    indices, weights = scores.new_empty((size,), dtype=torch.int64), scores.new_empty((size,), dtype=torch.float32)
+    return indices, weights, torch.empty(1, dtype=torch.int64)
 
 
-def _into(
-    indices: torch.Tensor, weights: torch.Tensor, scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int
-) -> torch.Tensor:
-    """Write what is kept into the front of buffers, unless they are too small; how many there are, as [1] int64."""
-    kept, weight = torch.ops.stprune.draw_threshold(scores, keep, exact_count, seed, epoch)
-    if kept.numel() <= min(indices.numel(), weights.numel()):
-        indices[: kept.numel()] = kept
-        weights[: kept.numel()] = weight
-    return torch.tensor([kept.numel()], device=scores.device)
-
-
-def _into_fake(
-    indices: torch.Tensor, weights: torch.Tensor, scores: torch.Tensor, keep: float, exact_count: bool, seed: int, epoch: int
-) -> torch.Tensor:
-    return scores.new_empty((1,), dtype=torch.int64)
+def _reference(
+    scores: torch.Tensor,
+    keep: float,
+    exact_count: bool,
+    seed: int,
+    epoch: int,
+    out_indices: torch.Tensor | None,
+    out_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    found = reference.draw_threshold(scores, keep, exact_count, seed, epoch)
+    return *deliver(found, out_indices, out_weights), torch.tensor([found[0].numel()])
 
 
 define(
-    "draw_threshold(Tensor scores, float keep, bool exact_count, int seed, int epoch) -> (Tensor, Tensor)",
-    reference.draw_threshold,
+    "draw_threshold(Tensor scores, float keep, bool exact_count, int seed, int epoch, Tensor(a!)? out_indices, "
+    "Tensor(b!)? out_weights) -> (Tensor, Tensor, Tensor)",
+    _reference,
     _fake,
-)
-define(
-    "draw_threshold_into(Tensor(a!) indices, Tensor(b!) weights, Tensor scores, float keep, bool exact_count, int seed, "
-    "int epoch) -> Tensor",
-    _into,
-    _into_fake,
 )
 
 
@@ -97,12 +98,14 @@ def draw_threshold(
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
     # bfloat16 and float16 become float32, which is exact.
     scores = scores.contiguous() if scores.dtype in (torch.float32, torch.float64) else scores.float()
+    arguments = (scores, keep, bool(exact_count), seed, epoch)
     if out is None:
-        return torch.ops.stprune.draw_threshold(scores, keep, bool(exact_count), seed, epoch)  # type: ignore[no-any-return]
+        indices, weights, _ = torch.ops.stprune.draw_threshold(*arguments, None, None)
+        return indices, weights
     indices = _check.buffer(op, "out indices", out[0], torch.int64, scores)
     weights = _check.buffer(op, "out weights", out[1], torch.float32, scores)
     _check.apart(op, "out weights", weights, indices)
-    count = int(torch.ops.stprune.draw_threshold_into(indices, weights, scores, keep, bool(exact_count), seed, epoch))
+    count = int(torch.ops.stprune.draw_threshold(*arguments, indices, weights)[2])
     if count > min(indices.numel(), weights.numel()):
         have = min(indices.numel(), weights.numel())
         raise ValueError(f"{op}: out must have at least {count} elements, got {have}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stprune.ops import _check
+from stprune.ops._out import deliver, empty
 from stprune.ops._range import in_range
 from stprune.ops._registry import define
 from stprune.reference import draw_weighted as reference
@@ -12,8 +13,17 @@ from stprune.reference import draw_weighted as reference
 _LARGEST = torch.finfo(torch.float32).max
 
 
-def _fake(weights: torch.Tensor, k: int, seed: int, epoch: int, race: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    return weights.new_empty((k,), dtype=torch.int64), weights.new_empty((0 if race else k,))
+def _fake(
+    weights: torch.Tensor,
+    k: int,
+    seed: int,
+    epoch: int,
+    race: bool,
+    out_indices: torch.Tensor | None,
+    out_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    sampled = empty(out_weights, weights, (0 if race else k,), torch.float32)
+    return empty(out_indices, weights, (k,), torch.int64), sampled
 
 
 def _check_values(weights: torch.Tensor, k: int) -> None:
@@ -25,30 +35,26 @@ def _check_values(weights: torch.Tensor, k: int) -> None:
         )
 
 
-def _reference(weights: torch.Tensor, k: int, seed: int, epoch: int, race: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _reference(
+    weights: torch.Tensor,
+    k: int,
+    seed: int,
+    epoch: int,
+    race: bool,
+    out_indices: torch.Tensor | None,
+    out_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
     """The reference; on the CPU it refuses bad weights, as the compiled kernel does there."""
     if weights.device.type == "cpu":
         _check_values(weights, k)
-    return reference.draw_weighted(weights, k, seed, epoch, race)
+    return deliver(reference.draw_weighted(weights, k, seed, epoch, race), out_indices, out_weights)
 
 
 define(
-    "draw_weighted(Tensor weights, SymInt k, int seed, int epoch, bool race) -> (Tensor, Tensor)",
+    "draw_weighted(Tensor weights, SymInt k, int seed, int epoch, bool race, Tensor(a!)? out_indices, "
+    "Tensor(b!)? out_weights) -> (Tensor, Tensor)",
     _reference,
     _fake,
-)
-
-
-def _into(indices: torch.Tensor, out: torch.Tensor, weights: torch.Tensor, seed: int, epoch: int, race: bool) -> None:
-    drawn, drawn_weights = torch.ops.stprune.draw_weighted(weights, indices.numel(), seed, epoch, race)
-    indices.copy_(drawn)
-    out.copy_(drawn_weights)
-
-
-define(
-    "draw_weighted_into(Tensor(a!) indices, Tensor(b!) out, Tensor weights, int seed, int epoch, bool race) -> ()",
-    _into,
-    lambda indices, out, weights, seed, epoch, race: None,
 )
 
 
@@ -109,31 +115,29 @@ def draw_weighted(
     k = _check.integer("draw_weighted", "k", k, 0)
     seed, epoch = _check.seed_and_epoch("draw_weighted", seed, epoch)
     race = _check.choice("draw_weighted", "law", law, ("priority", "race")) == "race"
-    buffers = None if out is None else _buffers(out, weights, k, race)
+    buffers = (None, None) if out is None else _buffers(out, weights, k, race)
     weights = weights.contiguous()
     if weights.device.type != "cpu":
         _check_values(weights, k)
     try:
-        if buffers is None:
-            indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race)
-        else:
-            indices, sample_weights = buffers
-            torch.ops.stprune.draw_weighted_into(indices, sample_weights, weights, seed, epoch, race)
+        indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race, *buffers)
     except RuntimeError:
         # The CPU's kernel looks at the weights while it draws, which costs no pass; what is wrong is only then looked for.
         _check_values(weights, k)
         raise
+    if buffers[0] is not None:
+        return buffers[0], buffers[1]
     return indices, None if race else sample_weights
 
 
 def _buffers(
     out: tuple[torch.Tensor, torch.Tensor | None], weights: torch.Tensor, k: int, race: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fronts of the caller's buffers, an empty one for weights that a race does not have."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The fronts of the caller's buffers; None for the weights that a race does not have."""
     op = "draw_weighted"
     indices = _check.room(op, "out indices", _check.buffer(op, "out indices", out[0], torch.int64, weights), k)
     if race:
-        return indices, weights.new_empty(0)
+        return indices, None
     sample_weights = _check.room(op, "out weights", _check.buffer(op, "out weights", out[1], torch.float32, weights), k)
     _check.apart(op, "out weights", sample_weights, indices)
     return indices, sample_weights

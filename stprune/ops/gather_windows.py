@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stprune.ops import _check, _registry
+from stprune.ops._triton import kernel_module
 from stprune.ops._window_recipe import WindowRecipe, make_recipe
 from stprune.reference.gather_windows import gather_windows as reference
 
@@ -20,19 +20,9 @@ def _fake(*args: Any) -> None:
     return None
 
 
-@functools.cache
-def _triton_launcher() -> Callable[..., None] | None:
-    """The Triton kernel's launcher, imported at the first call; None where triton or the kernel is not installed."""
-    try:
-        from stprune.kernels import gather_windows as kernel  # type: ignore[import-untyped]
-    except ImportError:
-        return None
-    return kernel.gather_windows
-
-
 def _cuda(series: Tensor, start: Tensor, node: Tensor | None, *args: Any) -> None:
-    launcher = _triton_launcher()
-    if launcher is None:
+    kernel = kernel_module("gather_windows")
+    if kernel is None:
         # Indexing asserts on the device that ids are in range, as the Triton path does below.
         return reference(series, start, node, *args)
     x, y = args[-2:]
@@ -41,7 +31,7 @@ def _cuda(series: Tensor, start: Tensor, node: Tensor | None, *args: Any) -> Non
     if node is not None:
         inside = ((node >= 0) & (node < series.shape[1])).all()
         torch._assert_async(inside, f"gather_windows: node must lie in [0, {series.shape[1] - 1}]")
-    return launcher(series, start, node, *args)
+    return kernel.gather_windows(series, start, node, *args)
 
 
 _registry.define(

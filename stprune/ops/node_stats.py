@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from stprune.ops._registry import define
 from stprune.reference import residual_stats as reference
 
 
-def _fake(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    null_value: float | None,
-    loss: str,
-    parameter: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _fake(prediction: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = (prediction.shape[0], *prediction.shape[2:-1])
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     values = [prediction.new_empty(shape, dtype=dtype) for _ in range(3)]
@@ -23,8 +18,8 @@ def _fake(
 
 
 define(
-    "node_stats(Tensor prediction, Tensor target, Tensor? mask, float? null_value, str loss, float parameter)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "node_stats(Tensor prediction, Tensor target, Tensor? mask, float? null_value, float null_tolerance, int loss, "
+    "float parameter) -> (Tensor, Tensor, Tensor, Tensor)",
     reference.node_stats,
     _fake,
 )

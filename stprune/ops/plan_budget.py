@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from stprune.ops import _check
+from stprune.ops._out import deliver
 from stprune.ops._registry import define
 from stprune.ops.budget import checked_budget
 from stprune.ops.finite_mean import finite_stats
@@ -56,67 +57,39 @@ def _composed(
     sizes: torch.Tensor | None,
     seed: int,
     epoch: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *buffers: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
     """The steps one after another, each by the kernel of the scores' device."""
     probability = torch.ops.stprune.inclusion_budget(scores, alpha, float(count), minimum)
     kept = reference_budget.num_kept(scores, count, minimum)
     # From some 2^25 samples on what rounding adds up to can be more than the op takes; the reference takes any.
     close = abs(finite_stats(probability).sum - kept) <= 0.5
-    indices = (torch.ops.stprune.draw if close else reference_draw.draw)(probability, kept, seed, epoch)
+    if close:
+        indices, _ = torch.ops.stprune.draw(probability, kept, seed, epoch, None)
+    else:
+        indices = reference_draw.draw(probability, kept, seed, epoch)
     weights = torch.ops.stprune.inverse_at(probability, indices)
     if strata is not None and sizes is not None:
         calibrate(weights, indices, Strata(strata, sizes))
-    return indices, weights, mean_weight(weights)
+    totals = torch.tensor([indices.numel(), mean_weight(weights).item()], dtype=torch.float64)
+    return *deliver([indices, weights], *buffers[:2]), totals
 
 
-def _composed_into(
-    indices: torch.Tensor,
-    weights: torch.Tensor,
-    scratch: torch.Tensor,
-    scores: torch.Tensor,
-    alpha: float,
-    count: int,
-    minimum: float,
-    strata: torch.Tensor | None,
-    sizes: torch.Tensor | None,
-    seed: int,
-    epoch: int,
-) -> torch.Tensor:
-    kept, values, mean = _composed(scores, alpha, count, minimum, strata, sizes, seed, epoch)
-    if kept.numel() <= indices.numel():
-        indices[: kept.numel()] = kept
-        weights[: kept.numel()] = values
-    return torch.cat([torch.full_like(mean, kept.numel()), mean])
-
-
-def _fake(
-    scores: torch.Tensor,
-    alpha: float,
-    count: int,
-    minimum: float,
-    strata: torch.Tensor | None,
-    sizes: torch.Tensor | None,
-    seed: int,
-    epoch: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    size = torch.library.get_ctx().new_dynamic_size()
+def _fake(scores: torch.Tensor, *others: torch.Tensor | float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # The buffers are the last three arguments, all or none.
+    size = torch.library.get_ctx().new_dynamic_size() if others[-1] is None else 0
     return (
         scores.new_empty((size,), dtype=torch.int64),
         scores.new_empty((size,), dtype=torch.float32),
-        scores.new_empty((1,), dtype=torch.float64),
+        torch.empty(2, dtype=torch.float64),
     )
 
 
-def _into_fake(indices: torch.Tensor, *others: object) -> torch.Tensor:
-    return indices.new_empty((2,), dtype=torch.float64)
-
-
-_ARGUMENTS = "Tensor scores, float alpha, int count, float minimum, Tensor? strata, Tensor? sizes, int seed, int epoch"
-define(f"plan_budget({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _composed, _fake)
 define(
-    f"plan_budget_into(Tensor(a!) indices, Tensor(b!) weights, Tensor(c!) scratch, {_ARGUMENTS}) -> Tensor",
-    _composed_into,
-    _into_fake,
+    "plan_budget(Tensor scores, float alpha, int count, float minimum, Tensor? strata, Tensor? sizes, int seed, int epoch, "
+    "Tensor(a!)? out_indices, Tensor(b!)? out_weights, Tensor(c!)? scratch) -> (Tensor, Tensor, Tensor)",
+    _composed,
+    _fake,
 )
 
 
@@ -181,15 +154,16 @@ def plan_budget(
         return Budgeted(scores.new_empty(0, dtype=torch.int64), scores.new_empty(0, dtype=torch.float32), 1.0)
     arguments = (scores, alpha, count, minimum, labels, sizes, seed, epoch)
     if out is None:
-        indices, weights, mean = torch.ops.stprune.plan_budget(*arguments)
-        return Budgeted(indices, weights, float(mean))
+        indices, weights, totals = torch.ops.stprune.plan_budget(*arguments, None, None, None)
+        return Budgeted(indices, weights, float(totals[1]))
     indices = _check.buffer(op, "out indices", out.indices, torch.int64, scores)
     weights = _check.buffer(op, "out weights", out.weights, torch.float32, scores)
     scratch = _check.buffer(op, "out scratch", out.scratch, torch.int32, scores)
     for name, one, other in (("weights", weights, indices), ("scratch", scratch, indices), ("scratch", scratch, weights)):
         _check.apart(op, f"out {name}", one, other)
     room = min(indices.numel(), weights.numel(), scratch.numel())
-    size, value = torch.ops.stprune.plan_budget_into(indices[:room], weights[:room], scratch[:room], *arguments).tolist()
+    totals = torch.ops.stprune.plan_budget(*arguments, indices[:room], weights[:room], scratch[:room])[2]
+    size, value = int(totals[0]), float(totals[1])
     if size > room:
-        raise ValueError(f"{op}: out must have at least {int(size)} elements, got {room}")
-    return Budgeted(indices[: int(size)], weights[: int(size)], value)
+        raise ValueError(f"{op}: out must have at least {size} elements, got {room}")
+    return Budgeted(indices[:size], weights[:size], value)

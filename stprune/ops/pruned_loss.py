@@ -1,52 +1,39 @@
-"""pruned_loss: the op behind PrunedLoss, residual_stats and score; schema, autograd, and the arguments they share."""
+"""pruned_loss: the op behind evaluation, residual_stats and score; its gradient, and the arguments they share."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
+import numbers
+import sys
 from typing import Any
 
 import torch
 
 from stprune.ops import _check
-from stprune.ops._registry import define, define_autograd, define_cuda
+from stprune.ops._registry import define, define_cuda
+from stprune.ops._triton import kernel_module
 from stprune.reference import pruned_loss as reference
 
-LOSSES = ("mae", "mse", "huber", "mape", "quantile")
-"""The losses that the fused op knows."""
+LOSSES = reference.LOSSES
+"""The losses that the fused op knows; in a schema each is the number of its place."""
 
 Five = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 _OPTIONS = (
-    "Tensor? mask, Tensor? weight, Tensor? affine, Tensor? horizon, Tensor? column_weight, float? null_value, str loss, "
-    "float parameter"
+    "Tensor? mask, Tensor? weight, Tensor? affine, Tensor? horizon, Tensor? column_weight, float? null_value, "
+    "float null_tolerance, int loss, float parameter"
 )
 
 
-def _fake(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    affine: torch.Tensor | None,
-    horizon: torch.Tensor | None,
-    column_weight: torch.Tensor | None,
-    null_value: float | None,
-    loss: str,
-    parameter: float,
-    spatial: float,
-    temporal: float,
-    columns: bool,
-) -> Five:
-    samples = prediction.shape[0]
+def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
+    samples, column_means = prediction.shape[0], others[-1]
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     return (
         prediction.new_empty((), dtype=dtype),
         prediction.new_empty((samples,), dtype=dtype),
         prediction.new_empty((3, samples), dtype=dtype),
         prediction.new_empty((samples,), dtype=torch.int64),
-        prediction.new_empty((samples, prediction.shape[2:].numel()) if columns else (0,), dtype=dtype),
+        prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
     )
 
 
@@ -55,139 +42,105 @@ def _backward_fake(
     grad_loss: torch.Tensor | None,
     prediction: torch.Tensor,
     target: torch.Tensor,
-    mask: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    affine: torch.Tensor | None,
-    horizon: torch.Tensor | None,
-    column_weight: torch.Tensor | None,
-    null_value: float | None,
-    loss: str,
-    parameter: float,
-    count: torch.Tensor,
-    target_too: bool,
+    *others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(prediction), torch.empty_like(target) if target_too else target.new_empty((0,))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
-    prediction, target, mask, weight, affine, horizon, column_weight, null_value, loss, parameter, _, _, _ = inputs
-    _, _, rest, count, column_mean = output
-    ctx.mark_non_differentiable(rest, count, column_mean)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(prediction, target, mask, weight, affine, horizon, column_weight, count)
-    ctx.options = (null_value, loss, parameter)
-
-
-def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    *tensors, count = ctx.saved_tensors
-    grad_value, grad_loss = grads[:2]
-    nothing: tuple[None, ...] = (None,) * 13
-    if grad_value is None and grad_loss is None:
-        return nothing
-    to_prediction, to_target = ctx.needs_input_grad[:2]
-    grad, grad_target = torch.ops.stprune.pruned_loss_backward.default(
-        grad_value, None if grad_loss is None else grad_loss.contiguous(), *tensors, *ctx.options, count, to_target
-    )
-    return grad if to_prediction else None, grad_target if to_target else None, *nothing[2:]
-
-
-def _backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-def _double_backward(ctx: Any, *grads: torch.Tensor) -> None:
-    raise RuntimeError(
-        "pruned_loss: the loss can be differentiated once; a second derivative (create_graph=True followed by "
-        "another backward) is not supported"
-    )
-
-
-@functools.cache
-def _kernels() -> Any:
-    """The Triton kernels' launchers, imported at the first call; None where triton is not installed."""
-    try:
-        return importlib.import_module("stprune.kernels.pruned_loss")
-    except ImportError:
-        return None
+    return torch.empty_like(prediction), torch.empty_like(target) if others[-1] else target.new_empty((0,))
 
 
 def _cuda(*arguments: Any) -> Five:
-    kernels = _kernels()
+    kernels = kernel_module("pruned_loss")
     result: Five = reference.pruned_loss(*arguments) if kernels is None else kernels.pruned_loss(*arguments)
     return result
 
 
 def _backward_cuda(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    kernels = _kernels()
+    kernels = kernel_module("pruned_loss")
     run = reference.pruned_loss_backward if kernels is None else kernels.pruned_loss_backward
     result: tuple[torch.Tensor, torch.Tensor] = run(*arguments)
     return result
 
 
 define(
-    f"pruned_loss(Tensor prediction, Tensor target, {_OPTIONS}, float spatial, float temporal, bool columns)"
+    f"pruned_loss(Tensor prediction, Tensor target, {_OPTIONS}, float spatial, float temporal, bool column_means)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.pruned_loss,
     _fake,
 )
-define_autograd("pruned_loss", _backward, _setup_context)
 define(
     f"pruned_loss_backward(Tensor? grad_value, Tensor? grad_loss, Tensor prediction, Tensor target, {_OPTIONS}, "
     "Tensor count, bool target_too) -> (Tensor, Tensor)",
     reference.pruned_loss_backward,
     _backward_fake,
 )
-define_autograd("pruned_loss_backward", _double_backward, _backward_setup_context)
 define_cuda("pruned_loss", _cuda)
 define_cuda("pruned_loss_backward", _backward_cuda)
 
 
-def _find_short_way() -> tuple[Any, Any] | None:
-    """What the short way into the kernel needs of torch: undocumented names, which a release may drop. None without them."""
-    names = "_AutoDispatchBelowAutograd", "_are_functorch_transforms_active"
-    found = [getattr(torch._C, name, None) for name in names]
-    return None if None in found else (found[0], found[1])
-
-
-_SHORT_WAY = _find_short_way()
-
-
-def functorch_is_active() -> bool:
-    """Whether a functorch transform is at work, or a torch does not say so."""
-    return _SHORT_WAY is None or bool(_SHORT_WAY[1]())
-
-
-class _Fused(torch.autograd.Function):
-    """The same gradient as the registered one, at a fifth of its cost per call (40 us on the CPU)."""
+class _Once(torch.autograd.Function):
+    """The gradient as it is, whose own gradient is refused."""
 
     @staticmethod
-    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, others: tuple[Any, ...]) -> Five:
-        # One tuple: torch looks into every argument of its own.
-        assert _SHORT_WAY is not None
-        with _SHORT_WAY[0]():
-            output: Five = _OP(prediction, target, *others)
-        _setup_context(ctx, (prediction, target, *others), output)
+    def forward(ctx: Any, gradient: torch.Tensor, *sources: torch.Tensor | None) -> torch.Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        raise RuntimeError(
+            "pruned_loss: the loss can be differentiated once; a second derivative (create_graph=True followed by "
+            "another backward) is not supported"
+        )
+
+
+def gradients(
+    ctx: Any, grad_value: torch.Tensor | None, grad_loss: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of prediction and target, where they are asked for.
+
+    Args:
+        ctx: of an autograd function whose first inputs are prediction and target; it saved these, mask, weight, affine,
+            horizon, column_weight and count, and has null_value, null_tolerance, loss and parameter as `options`.
+        grad_value: [] of the batch loss, or None.
+        grad_loss: [B] of the samples' losses, or None.
+    """
+    *tensors, count = ctx.saved_tensors
+    to_prediction, to_target = ctx.needs_input_grad[:2]
+    found = torch.ops.stprune.pruned_loss_backward.default(
+        grad_value, None if grad_loss is None else grad_loss.contiguous(), *tensors, *ctx.options, count, to_target
+    )
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        found = [_Once.apply(gradient, *tensors[:2], grad_value, grad_loss) for gradient in found]  # type: ignore[no-untyped-call]
+    return found[0] if to_prediction else None, found[1] if to_target else None
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
+        output: Five = torch.ops.stprune.pruned_loss.default(prediction, target, *others)
+        _, _, statistics, count, column_mean = output
+        ctx.mark_non_differentiable(statistics, count, column_mean)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(prediction, target, *others[:5], count)
+        ctx.options = others[5:9]
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        assert _SHORT_WAY is not None
-        if torch.is_grad_enabled():  # create_graph: the op's own autograd refuses the second derivative
-            return _backward(ctx, *grads)[:3]
-        with _SHORT_WAY[0]():
-            return _backward(ctx, *grads)[:3]
+        nothing = (None,) * 12
+        if grads[0] is None and grads[1] is None:
+            return None, None, *nothing
+        return *gradients(ctx, *grads[:2]), *nothing
 
 
-_OP = torch.ops.stprune.pruned_loss.default
-
-
-def pruned_loss(*arguments: Any) -> Five:
-    """The op, by the shortest way to its kernel.
+def pruned_loss(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
+    """The op with its gradient.
 
     Args:
-        arguments: those of the schema; prediction and target [B, T, ...], whose dimensions after the second fold into F
-            columns; weight [B] and column_weight [B, F] multiply the samples' and the columns' shares of the batch loss and of
-            its gradient, and nothing else; columns asks for the last result. Nothing is modified.
+        prediction, target: [B, T, ...], whose dimensions after the second fold into F columns. Not modified.
+        others: the schema's other arguments, in order: mask, of the target's shape; weight [B] and column_weight [B, F],
+            which multiply the samples' and the columns' shares of the batch loss and of its gradient, and nothing else;
+            affine [7, 1 or B, F] and horizon [T], as `stprune.scaling` makes them; null_value and null_tolerance, which say
+            what targets mean missing where there is no affine, whose rows say so otherwise; loss, a place in `LOSSES`,
+            and its parameter; spatial and temporal of eq. 4; column_means, whether the last result is asked for.
 
     Returns:
         The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] int64; mean of |e| over time of
@@ -199,15 +152,10 @@ def pruned_loss(*arguments: Any) -> Five:
     Source:
         Eq. 1-4, 13.
     """
-    if torch.compiler.is_compiling() or _SHORT_WAY is None or _SHORT_WAY[1]():
-        result: Five = _OP(*arguments)
-        return result
-    prediction, target, *others = arguments
     if torch.is_grad_enabled() and (prediction.requires_grad or target.requires_grad):
-        result = _Fused.apply(prediction, target, tuple(others))  # type: ignore[no-untyped-call]
-        return result
-    with _SHORT_WAY[0]():
-        result = _OP(*arguments)
+        result: Five = _Loss.apply(prediction, target, *others)  # type: ignore[no-untyped-call]
+    else:
+        result = torch.ops.stprune.pruned_loss.default(prediction, target, *others)
     return result
 
 
@@ -226,6 +174,21 @@ def checked_dims(op: str, dims: Any) -> str | None:
     if not set(dims) <= set("BTNCHW") or len(set(dims)) != len(dims) or "B" not in dims or (grid and "N" in dims):
         raise ValueError(f"{op}: dims must name each dimension once, of B, T, N, C or B, T, C, H, W, got {dims!r}")
     return dims
+
+
+def checked_null(op: str, null_value: Any, null_tolerance: Any) -> tuple[float | None, float]:
+    """The two rules of what targets mean missing, as the schemas take them.
+
+    Raises:
+        TypeError: one of them is no number.
+        ValueError: null_tolerance is negative, infinite or NaN.
+    """
+    tolerance = _check.real(op, "null_tolerance", null_tolerance, 0.0, sys.float_info.max)
+    if null_value is None:
+        return None, tolerance
+    if isinstance(null_value, bool) or not isinstance(null_value, numbers.Real):
+        raise TypeError(f"{op}: null_value must be a number, got {null_value!r}")
+    return float(null_value), tolerance
 
 
 def arranged(tensor: torch.Tensor, dims: str | None) -> torch.Tensor:
@@ -252,8 +215,8 @@ def parameter_of(loss: str, *, huber_delta: float, mape_floor: float, quantile: 
     return {"huber": huber_delta, "mape": mape_floor, "quantile": quantile}.get(loss, 1.0)
 
 
-def checked_loss(op: str, loss: Any, huber_delta: Any, mape_floor: Any, quantile: Any) -> tuple[str, float]:
-    """The loss's name and its parameter.
+def checked_loss(op: str, loss: Any, huber_delta: Any, mape_floor: Any, quantile: Any) -> tuple[int, float]:
+    """The loss's place in `LOSSES` and its parameter.
 
     Raises:
         TypeError: a parameter is no number.
@@ -265,4 +228,4 @@ def checked_loss(op: str, loss: Any, huber_delta: Any, mape_floor: Any, quantile
     quantile = _check.real(op, "quantile", quantile, 0.0, 1.0, low_open=True)
     if quantile == 1.0:
         raise ValueError(f"{op}: quantile must lie in (0, 1), got 1")
-    return loss, parameter_of(loss, huber_delta=huber_delta, mape_floor=mape_floor, quantile=quantile)
+    return LOSSES.index(loss), parameter_of(loss, huber_delta=huber_delta, mape_floor=mape_floor, quantile=quantile)

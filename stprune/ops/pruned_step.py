@@ -1,106 +1,86 @@
-"""pruned_step: an eager training step of PrunedLoss in one op: weights of the samples, loss, and scores into the table."""
+"""pruned_step: a step of training in one op: weights of the samples, loss, and scores into the table."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-from stprune.ops._registry import define
+from stprune.ops._registry import define, define_cuda
+from stprune.ops.pruned_loss import gradients
 from stprune.reference import pruned_step as reference
 
+Two = tuple[torch.Tensor, torch.Tensor]
 
-def _fake(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    affine: torch.Tensor | None,
-    horizon: torch.Tensor | None,
-    index: torch.Tensor,
-    *rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
+    samples, column_means = prediction.shape[0], others[-1]
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     return (
         prediction.new_empty((), dtype=dtype),
-        prediction.new_empty(index.shape, dtype=dtype),
-        prediction.new_empty(index.shape, dtype=torch.int64),
+        prediction.new_empty((samples,), dtype=dtype),
+        prediction.new_empty((samples,), dtype=torch.int64),
+        prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
     )
 
 
-def _backward_fake(
-    grad_value: torch.Tensor, prediction: torch.Tensor, target: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(prediction), torch.empty_like(target) if rest[-1] else target.new_empty((0,))
-
-
 define(
-    "pruned_step(Tensor prediction, Tensor target, Tensor? mask, Tensor? affine, Tensor? horizon, Tensor index, "
-    "Tensor plan_ids, Tensor plan_weights, bool full, Tensor? mean_weight, "
-    "Tensor(a!) scores, Tensor(b!) marks, Tensor(c!)? variance, Tensor(d!) count, float beta, "
-    "float? null_value, str loss, float parameter, float spatial, float temporal) -> (Tensor, Tensor, Tensor)",
+    "pruned_step(Tensor prediction, Tensor target, Tensor? mask, Tensor? affine, Tensor? horizon, Tensor? column_weight, "
+    "Tensor index, Tensor? plan_ids, Tensor plan_weights, Tensor? mean_weight, int num_samples, "
+    "Tensor(a!)? scores, Tensor(b!)? marks, Tensor(c!)? variance, Tensor(d!) count, float beta, float? null_value, "
+    "float null_tolerance, int loss, float parameter, float spatial, float temporal, bool column_means)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     reference.pruned_step,
     _fake,
 )
-# Apart from pruned_loss_backward, whose own gradient, the refusal of a second derivative, makes a call expensive.
-define(
-    "pruned_step_backward(Tensor grad_value, Tensor prediction, Tensor target, Tensor? mask, Tensor? affine, "
-    "Tensor? horizon, Tensor weight, Tensor count, float? null_value, str loss, float parameter, bool target_too)"
-    " -> (Tensor, Tensor)",
-    reference.pruned_step_backward,
-    _backward_fake,
+# On the GPU the same parts, each by its own kernel.
+define_cuda(
+    "pruned_step",
+    functools.partial(
+        reference.pruned_step, loss_op=torch.ops.stprune.pruned_loss.default, update_op=torch.ops.stprune.table_update.default
+    ),
 )
-
-_OP = torch.ops.stprune.pruned_step.default
-_BACKWARD = torch.ops.stprune.pruned_step_backward.default
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, rest: tuple[Any, ...]) -> torch.Tensor:
-        # One tuple: torch looks into every argument of its own.
-        value, weight, count = _OP(prediction, target, *rest)
-        # What nobody else can change needs no watch.
-        ctx.save_for_backward(prediction, target, *rest[:3])
-        ctx.own = weight, count, *rest[13:16]
-        result: torch.Tensor = value
-        return result
+    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Two:
+        value, weight, count, column_mean = torch.ops.stprune.pruned_step.default(prediction, target, *others)
+        ctx.mark_non_differentiable(column_mean)
+        ctx.set_materialize_grads(False)
+        mask, affine, horizon, column_weight = others[:4]
+        ctx.save_for_backward(prediction, target, mask, weight, affine, horizon, column_weight, count)
+        ctx.options = others[14:18]
+        return value, column_mean
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        to_prediction, to_target, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph: this op's autograd refuses the second derivative
-            prediction, target, mask, affine, horizon = ctx.saved_tensors
-            weight, count, *options = ctx.own
-            grad_prediction, grad_target = torch.ops.stprune.pruned_loss_backward.default(
-                grad, None, prediction, target, mask, weight, affine, horizon, None, *options, count, to_target
-            )
-        else:
-            grad_prediction, grad_target = _BACKWARD(grad, *ctx.saved_tensors, *ctx.own, to_target)
-        return grad_prediction if to_prediction else None, grad_target if to_target else None, None
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        nothing = (None,) * 21
+        return (None, None, *nothing) if grads[0] is None else (*gradients(ctx, grads[0], None), *nothing)
 
 
-# Without the wrapper that looks for functorch's tensors: callers have done so, and it costs more than the call.
-_apply = super(torch.autograd.Function, _Step).apply
-
-
-def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *rest: Any) -> torch.Tensor:
+def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Two:
     """The weighted batch loss, differentiable once; the table takes the scores of the batch in.
 
+    A sample that was trained on before in this epoch keeps its score: the op may run twice on a batch.
+
     Args:
-        prediction, target: [B, T, ...] on the host, at least one of which asks for its gradient.
-        rest: the schema's other arguments, in order: mask, affine and horizon as in `pruned_loss`; index [B] int64
-            contiguous; ids [K], weights [K], full and mean_weight of the plan as in `plan_lookup`; scores, marks, variance,
-            count and beta of the table as in `table_update`, which are modified; null_value, loss, parameter, spatial and
-            temporal as in `pruned_loss`.
+        prediction, target: [B, T, ...]. Not modified.
+        others: the schema's other arguments, in order: mask, affine, horizon and column_weight as in `pruned_loss`; index
+            [B] int64 contiguous; plan_ids [K] int64 ascending, or None where all of num_samples are kept; plan_weights, one
+            for each kept id or one for all; mean_weight, which they are divided by, or None; num_samples; scores, marks,
+            variance, count and beta of the table as in `table_update`, which are modified; null_value, null_tolerance,
+            loss, parameter, spatial, temporal and column_means as in `pruned_loss`.
 
     Returns:
-        [] float64 for float64 inputs, else float32.
+        [] float64 for float64 inputs, else float32; and the columns' means as `pruned_loss` gives them.
 
     Raises:
-        RuntimeError: arguments do not fit, or an id is not in the plan or the table; nothing was changed then.
+        RuntimeError: arguments do not fit, or an id is not in the plan (on a GPU the loss is NaN then); nothing was changed.
 
     Source:
         Eq. 1-5, 9, 10, 13.
     """
-    result: torch.Tensor = _apply(prediction, target, rest)  # type: ignore[no-untyped-call]
+    result: Two = _Step.apply(prediction, target, *others)  # type: ignore[no-untyped-call]
     return result

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from stprune.ops import _check
+from stprune.ops._out import deliver, empty
 from stprune.ops._registry import define
 from stprune.reference import order as reference
 
 
-def _select_fake(keys: torch.Tensor, k: int) -> torch.Tensor:
-    return keys.new_empty((*keys.shape[:-1], k), dtype=torch.int64)
+def _select(keys: torch.Tensor, k: int, out: torch.Tensor | None) -> torch.Tensor:
+    return deliver([reference.select(keys, k)], out)[0]
 
 
-def _topk_fake(keys: torch.Tensor, k: int, sorted: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    return keys.new_empty((*keys.shape[:-1], k)), _select_fake(keys, k)
+def _select_fake(keys: torch.Tensor, k: int, out: torch.Tensor | None) -> torch.Tensor:
+    return empty(out, keys, (*keys.shape[:-1], k), torch.int64)
 
 
-def _select_into(out: torch.Tensor, keys: torch.Tensor) -> None:
-    out.copy_(torch.ops.stprune.select(keys, out.shape[-1]))
+def _topk(
+    keys: torch.Tensor, k: int, sorted: bool, out_values: torch.Tensor | None, out_indices: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    return deliver(reference.topk(keys, k, sorted), out_values, out_indices)
 
 
-def _topk_into(values: torch.Tensor, indices: torch.Tensor, keys: torch.Tensor, sorted: bool) -> None:
-    found_values, found_indices = torch.ops.stprune.topk(keys, indices.shape[-1], sorted)
-    values.copy_(found_values)
-    indices.copy_(found_indices)
+def _topk_fake(
+    keys: torch.Tensor, k: int, sorted: bool, out_values: torch.Tensor | None, out_indices: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty(out_values, keys, (*keys.shape[:-1], k), keys.dtype), _select_fake(keys, k, out_indices)
 
 
-define("select(Tensor keys, SymInt k) -> Tensor", reference.select, _select_fake)
-define("topk(Tensor keys, SymInt k, bool sorted) -> (Tensor, Tensor)", reference.topk, _topk_fake)
-define("select_into(Tensor(a!) out, Tensor keys) -> ()", _select_into, lambda out, keys: None)
+define("select(Tensor keys, SymInt k, Tensor(a!)? out) -> Tensor", _select, _select_fake)
 define(
-    "topk_into(Tensor(a!) values, Tensor(b!) indices, Tensor keys, bool sorted) -> ()",
-    _topk_into,
-    lambda values, indices, keys, sorted: None,
+    "topk(Tensor keys, SymInt k, bool sorted, Tensor(a!)? out_values, Tensor(b!)? out_indices) -> (Tensor, Tensor)",
+    _topk,
+    _topk_fake,
 )
 
 
@@ -51,9 +54,8 @@ def _as_taken(keys: torch.Tensor) -> torch.Tensor:
 
 
 def _buffer(op: str, name: str, out: torch.Tensor, dtype: torch.dtype, keys: torch.Tensor, k: int) -> torch.Tensor:
-    """The front of a buffer, as [..., k]."""
-    shape = (*keys.shape[:-1], k)
-    return _check.room(op, name, _check.buffer(op, name, out, dtype, keys), torch.Size(shape).numel()).view(shape)
+    """The front of a buffer, as long as the result."""
+    return _check.room(op, name, _check.buffer(op, name, out, dtype, keys), math.prod(keys.shape[:-1]) * k)
 
 
 def select(keys: torch.Tensor, k: int, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -93,13 +95,8 @@ def select(keys: torch.Tensor, k: int, *, out: torch.Tensor | None = None) -> to
     if out is not None:
         out = _buffer("select", "out", out, torch.int64, keys, k)
     keys = _as_taken(keys)
-    if _rows_on_cuda(keys):
-        found = reference.select(keys, k)
-        return found if out is None else out.copy_(found)
-    if out is None:
-        return torch.ops.stprune.select(keys, k)  # type: ignore[no-any-return]
-    torch.ops.stprune.select_into(out, keys)
-    return out
+    found = (_select if _rows_on_cuda(keys) else torch.ops.stprune.select)(keys, k, out)
+    return found if out is None else out.view(*keys.shape[:-1], k)
 
 
 def topk(
@@ -144,29 +141,28 @@ def topk(
     dim = _check.integer("topk", "dim", dim, -max(1, keys.dim()), max(1, keys.dim()) - 1)
     last = keys.dim() == 0 or dim in (-1, keys.dim() - 1)
     keys, k = _checked("topk", keys if last else keys.movedim(dim, -1), k)
-    buffers = None
-    if out is not None:
-        values_out, indices_out = out
-        values_out = _buffer("topk", "out values", values_out, keys.dtype, keys, k)
-        indices_out = _buffer("topk", "out indices", indices_out, torch.int64, keys, k)
+    if out is None:
+        values, indices = _run_topk(keys, k, bool(sorted), None, None)
+    else:
+        values_out = _buffer("topk", "out values", out[0], keys.dtype, keys, k)
+        indices_out = _buffer("topk", "out indices", out[1], torch.int64, keys, k)
         _check.apart("topk", "out values", values_out, indices_out)
-        buffers = values_out, indices_out
-    values, indices = _topk(keys, k, bool(sorted), buffers)
+        _run_topk(keys, k, bool(sorted), values_out, indices_out)
+        values, indices = (part.view(*keys.shape[:-1], k) for part in (values_out, indices_out))
     if not last:
         values, indices = values.movedim(-1, dim), indices.movedim(-1, dim)
     return torch.return_types.topk((values, indices))  # type: ignore[no-any-return, attr-defined]
 
 
-def _topk(
-    keys: torch.Tensor, k: int, sorted: bool, out: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _run_topk(
+    keys: torch.Tensor, k: int, sorted: bool, out_values: torch.Tensor | None, out_indices: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
     taken = _as_taken(keys)
-    if out is not None and taken.dtype == keys.dtype and not _rows_on_cuda(taken):
-        torch.ops.stprune.topk_into(*out, taken, sorted)
-        return out
-    values, indices = (reference.topk if _rows_on_cuda(taken) else torch.ops.stprune.topk)(taken, k, sorted)
-    values = values.to(keys.dtype)
-    return (values, indices) if out is None else (out[0].copy_(values), out[1].copy_(indices))
+    run = _topk if _rows_on_cuda(taken) else torch.ops.stprune.topk
+    if taken.dtype == keys.dtype:
+        return run(taken, k, sorted, out_values, out_indices)
+    values, indices = run(taken, k, sorted, None, None)
+    return deliver([values.to(keys.dtype), indices], out_values, out_indices)
 
 
 def _rows_on_cuda(keys: torch.Tensor) -> bool:

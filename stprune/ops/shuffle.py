@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stprune.ops import _check
+from stprune.ops._out import deliver, empty
 from stprune.ops._registry import define
 from stprune.reference import random
 from stprune.reference import shuffle as reference
@@ -16,8 +17,12 @@ def _permute_fake(out: torch.Tensor, n: int, start: int, seed: int, epoch: int, 
     return None
 
 
-def _shuffle_fake(indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
-    return indices.new_empty(indices.shape)
+def _shuffle(indices: torch.Tensor, seed: int, epoch: int, out: torch.Tensor | None) -> torch.Tensor:
+    return deliver([reference.shuffle(indices, seed, epoch)], out)[0]
+
+
+def _shuffle_fake(indices: torch.Tensor, seed: int, epoch: int, out: torch.Tensor | None) -> torch.Tensor:
+    return empty(out, indices, indices.shape, indices.dtype)
 
 
 define(
@@ -27,16 +32,7 @@ define(
 )
 
 
-def _shuffle_into(out: torch.Tensor, indices: torch.Tensor, seed: int, epoch: int) -> None:
-    out.copy_(torch.ops.stprune.shuffle(indices, seed, epoch))
-
-
-define("shuffle(Tensor indices, int seed, int epoch) -> Tensor", reference.shuffle, _shuffle_fake)
-define(
-    "shuffle_into(Tensor(a!) out, Tensor indices, int seed, int epoch) -> ()",
-    _shuffle_into,
-    lambda out, indices, seed, epoch: None,
-)
+define("shuffle(Tensor indices, int seed, int epoch, Tensor(a!)? out) -> Tensor", _shuffle, _shuffle_fake)
 
 
 def shuffle(indices: torch.Tensor, *, seed: int, epoch: int, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,11 +69,10 @@ def shuffle(indices: torch.Tensor, *, seed: int, epoch: int, out: torch.Tensor |
     """
     indices = _check.vector("shuffle", "indices", _check.tensor("shuffle", "indices", indices)).detach()
     seed, epoch = _check.seed_and_epoch("shuffle", seed, epoch)
-    if out is None:
-        return torch.ops.stprune.shuffle(indices.contiguous(), seed, epoch)  # type: ignore[no-any-return]
-    out = _check.room("shuffle", "out", _check.buffer("shuffle", "out", out, indices.dtype, indices), indices.numel())
-    torch.ops.stprune.shuffle_into(out, indices.contiguous(), seed, epoch)
-    return out
+    if out is not None:
+        out = _check.room("shuffle", "out", _check.buffer("shuffle", "out", out, indices.dtype, indices), indices.numel())
+    shuffled = torch.ops.stprune.shuffle(indices.contiguous(), seed, epoch, out)
+    return shuffled if out is None else out
 
 
 def permute(

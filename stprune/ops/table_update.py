@@ -2,87 +2,67 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from stprune.ops._registry import define, define_cuda
+from stprune.ops._triton import kernel_module
 from stprune.reference import table_update as reference
+from stprune.reference.table_update import FRESH, KNOWN, SCORED, TRAINED
+
+__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update"]
 
 
-def _fake(
-    scores: torch.Tensor,
-    marks: torch.Tensor,
-    variance: torch.Tensor | None,
-    count: torch.Tensor,
-    index: torch.Tensor,
-    values: torch.Tensor,
-    beta: float,
-    counted: bool,
-) -> None:
-    return None
-
-
-@functools.cache
-def _launcher() -> Callable[..., None] | None:
-    """The Triton kernel's launcher, imported at the first call; None where triton is not installed."""
-    try:
-        launcher: Callable[..., None] = importlib.import_module("stprune.kernels.table_update").table_update
-    except ImportError:
-        return None
-    return launcher
-
-
-def _cuda(scores: torch.Tensor, *arguments: Any) -> None:
-    launcher = _launcher()
-    if launcher is None:
+def _cuda(scores: torch.Tensor | None, *arguments: Any) -> None:
+    kernels = kernel_module("table_update")
+    if scores is None or kernels is None:
         # Indexing asserts on the device that ids are in range, as is done here for the kernel.
         reference.table_update(scores, *arguments)
         return
     index, num_samples = arguments[3], scores.numel()
     inside = ((index >= 0) & (index < num_samples)).all()
     torch._assert_async(inside, f"table_update: index must lie in [0, {num_samples - 1}]")
-    launcher(scores, *arguments)
+    kernels.table_update(scores, *arguments)
 
 
 define(
-    "table_update(Tensor(a!) scores, Tensor(b!) marks, Tensor(c!)? variance, Tensor(d!) count, "
-    "Tensor index, Tensor values, float beta, bool counted) -> ()",
+    "table_update(Tensor(a!)? scores, Tensor(b!)? marks, Tensor(c!)? variance, Tensor(d!) count, "
+    "Tensor index, Tensor values, Tensor? entries, float beta, bool trained) -> ()",
     reference.table_update,
-    _fake,
+    lambda *arguments: None,
 )
-
 define_cuda("table_update", _cuda)
-TABLE_UPDATE = torch.ops.stprune.table_update.default
-"""The op itself, for callers whose arguments are what it takes."""
 
 
 def table_update(
-    scores: torch.Tensor,
-    marks: torch.Tensor,
+    scores: torch.Tensor | None,
+    marks: torch.Tensor | None,
     variance: torch.Tensor | None,
     count: torch.Tensor,
     index: torch.Tensor,
     values: torch.Tensor,
     *,
+    entries: torch.Tensor | None = None,
     beta: float,
-    counted: bool = False,
+    trained: bool = False,
 ) -> None:
     """Take in the scores of a batch: smoothing, variance and mark in one op without a sort (eq. 5).
 
     Args:
         scores: [n] float32; visited entries move to `beta * old + (1 - beta) * new`. A stored value that is not finite is
-            replaced. Modified.
-        marks: [n] uint8; visited entries get SCORED; bits above it are the kernel's own. Modified.
+            replaced. Modified. None: nothing is stored, marks and variance are None too, and only count[2] moves.
+        marks: [n] uint8; visited entries get SCORED, FRESH and KNOWN, and TRAINED if `trained`; bits above these are the
+            kernel's own. Modified.
         variance: [n] float32 running variance, or None. Modified.
-        count: [2] int64: samples counted, which B is added to if `counted`, and a number of the kernel's own. Modified.
+        count: [3] int64: distinct samples trained on in this epoch; a number of the kernel's own; samples of all trained
+            batches, repeats included. Modified.
         index: [B] int64 ids in [0, n); where one repeats, the last wins. Not modified.
         values: [B] float32 new scores. Not modified.
+        entries: [B] int64 or None: where it is 0 the sample keeps score and variance and is not marked as scored. Not modified.
         beta: weight of the old score.
-        counted: whether the batch counts.
+        trained: whether the batch was trained on. Ids that were trained on in an earlier batch of the epoch are then left
+            as they are.
 
     Raises:
         RuntimeError: an id lies outside the table (on a GPU the device asserts); nothing was changed then.
@@ -90,4 +70,4 @@ def table_update(
     Source:
         Eq. 5.
     """
-    TABLE_UPDATE(scores, marks, variance, count, index, values, beta, counted)
+    torch.ops.stprune.table_update(scores, marks, variance, count, index, values, entries, beta, trained)

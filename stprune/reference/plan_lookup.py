@@ -1,4 +1,4 @@
-"""Reference of plan_lookup."""
+"""Weights of sample ids in an epoch's plan, as pruned_step looks them up."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import torch
 
 
 def plan_lookup(
-    index: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, full: bool, mean_weight: torch.Tensor | None
+    index: torch.Tensor,
+    plan_ids: torch.Tensor | None,
+    plan_weights: torch.Tensor,
+    mean_weight: torch.Tensor | None,
+    num_samples: int,
 ) -> torch.Tensor:
-    """Weights [B] float32 of ids [B] among the kept `indices`, over their mean; an unknown id's is an error, or NaN."""
-    if indices.numel() == 0:
-        known, weight = torch.zeros_like(index, dtype=torch.bool), torch.zeros(index.shape, device=index.device)
+    """Weights [B] float32 of ids [B] among the kept ids, over their mean; an unknown id's is an error, on a GPU NaN."""
+    size = num_samples if plan_ids is None else plan_ids.numel()
+    if plan_weights.numel() not in (1, size):
+        raise RuntimeError(f"pruned_step: plan_weights must have one element or one for each of {size} ids")
+    position = index if plan_ids is None else torch.searchsorted(plan_ids, index.contiguous())
+    position = position.clamp(0, max(size - 1, 0))
+    if size == 0:
+        known = torch.zeros_like(index, dtype=torch.bool)
     else:
-        position = index if full else torch.searchsorted(indices, index.contiguous())
-        position = position.clamp(0, indices.numel() - 1)
-        known = (indices[position] == index) if not full else (index >= 0) & (index < indices.numel())
-        weight = weights[position]
-    if index.device.type == "cpu":
-        if not bool(known.all()):
-            raise RuntimeError(f"plan_lookup: index must hold ids of the plan, got {int(index[~known][0])}")
-    else:
-        # Asking would wait for the device: the loss becomes NaN instead.
-        weight = torch.where(known, weight, torch.nan)
-    return weight.clone() if mean_weight is None else weight / mean_weight
+        known = (position if plan_ids is None else plan_ids[position]) == index
+    if index.device.type == "cpu" and not bool(known.all()):
+        raise RuntimeError(f"pruned_step: index must hold ids of the plan, got {int(index[~known][0])}")
+    weight = plan_weights.expand(index.shape) if plan_weights.numel() == 1 else plan_weights[position]
+    weight = weight.clone() if mean_weight is None else weight / mean_weight
+    # Asking would wait for the device: the loss becomes NaN instead.
+    return torch.where(known, weight, torch.nan)

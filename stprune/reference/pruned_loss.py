@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import torch
 
+LOSSES = ("mae", "mse", "huber", "mape", "quantile")
+"""The losses; the code of one, in schemas and kernels, is its place."""
+
 _Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def kept_entries(target: torch.Tensor, mask: torch.Tensor | None, null_value: float | None) -> torch.Tensor:
+def null_bounds(
+    null_value: float, null_tolerance: float, dtype: torch.dtype, mean: torch.Tensor, std: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Between which targets of a dtype, given as (series - mean) / std, a target means missing: two float64 tensors.
+
+    That is within null_tolerance of null_value, both in the series' unit. Where mean and std are not 0 and 1, two roundings
+    of the scaler's arithmetic and one of the target's dtype are allowed for. No number lies between the bounds of NaN.
+    """
+    if null_value != null_value:
+        return torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
+    image = (null_value - mean) / std
+    arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    slack = 2.0 * arithmetic * (image.abs() + (mean / std).abs()) + 0.5 * torch.finfo(dtype).eps * image.abs()
+    plain = (mean == 0.0) & (std == 1.0)
+    slack = torch.where(plain, 0.0, slack)
+    # Rounded to the data's dtype first: 0.1 marks the entries that hold bfloat16's nearest to 0.1.
+    image = torch.where(plain, image.to(dtype).double(), image)
+    return image - null_tolerance / std - slack, image + null_tolerance / std + slack
+
+
+def kept_entries(
+    target: torch.Tensor, mask: torch.Tensor | None, null_value: float | None, null_tolerance: float = 0.0
+) -> torch.Tensor:
     """Which entries count, bool of the target's shape: the mask's, less null and NaN targets."""
     kept = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
     if null_value is not None:
-        # Rounded to the data's dtype first: 0.1 marks the entries that hold bfloat16's nearest to 0.1.
-        null = target.new_full((), null_value, dtype=torch.float64).to(target.dtype)
-        kept = kept & (target != null) & ~target.isnan()
+        zero = torch.zeros((), dtype=torch.float64, device=target.device)
+        kept = kept & _outside(target, *null_bounds(null_value, null_tolerance, target.dtype, zero, zero + 1.0))
     return kept
+
+
+def _outside(target: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Which targets lie below or above the bounds, as the kernels compare them; NaN does not."""
+    target = target if target.dtype == torch.float64 else target.float()
+    return (target < low.to(target.dtype)) | (target > high.to(target.dtype))
 
 
 def spread(u: torch.Tensor, kept: torch.Tensor, dim: int) -> torch.Tensor:
@@ -41,17 +71,19 @@ def _residual(
     mask: torch.Tensor | None,
     affine: torch.Tensor | None,
     null_value: float | None,
+    null_tolerance: float,
     loss: str,
     parameter: float,
 ) -> _Tensors:
     """The error (0 where it does not count), the target the loss sees, which entries count, and the affine map."""
-    kept = kept_entries(target, mask, null_value)
-    kept = _folded(kept)
+    kept = _folded(kept_entries(target, mask, None if affine is not None else null_value, null_tolerance))
     p, t = _folded(prediction).double(), _folded(target).double()
     # [5, 1 or B, 1, F]
     a = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64, device=p.device).view(5, 1, 1, 1)
     if affine is not None:
-        a = affine.double().unsqueeze(2)
+        a = affine[:5].double().unsqueeze(2)
+        if null_value is not None:
+            kept = kept & _outside(_folded(target), *affine[5:].unsqueeze(2))
     p, t = p * a[0] + a[1], t * a[2] + a[3]
     if loss == "mape":
         kept = kept & ~(t.abs() < parameter)
@@ -67,25 +99,27 @@ def pruned_loss(
     horizon: torch.Tensor | None,
     column_weight: torch.Tensor | None,
     null_value: float | None,
-    loss: str,
+    null_tolerance: float,
+    loss: int,
     parameter: float,
     spatial: float,
     temporal: float,
-    columns: bool,
+    column_means: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] of [B, T, ...] inputs.
 
-    Then, if `columns` is set, the mean of |e| over time of every column [B, F], NaN where it has no entries; else [0].
+    Then, if asked for, the mean of |e| over time of every column [B, F], NaN where it has no entries; else [0].
     """
-    error, t, kept, _ = _residual(prediction, target, mask, affine, null_value, loss, parameter)
+    name = LOSSES[loss]
+    error, t, kept, _ = _residual(prediction, target, mask, affine, null_value, null_tolerance, name, parameter)
     u = error.abs()
-    if loss == "mae":
+    if name == "mae":
         term = u
-    elif loss == "mse":
+    elif name == "mse":
         term = u.square()
-    elif loss == "huber":
+    elif name == "huber":
         term = torch.where(u <= parameter, 0.5 * u.square(), parameter * (u - 0.5 * parameter))
-    elif loss == "mape":
+    elif name == "mape":
         term = torch.where(kept, u / t.abs(), 0.0)
     else:
         term = torch.where(error < 0, parameter * u, (1.0 - parameter) * u)
@@ -106,7 +140,7 @@ def pruned_loss(
         # A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
         score = score + factor * term if factor > 0.0 else score
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    column_mean = u.sum(1) / kept.sum(1) if columns else u.new_empty((0,))
+    column_mean = u.sum(1) / kept.sum(1) if column_means else u.new_empty((0,))
     return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), count, column_mean.to(dtype)
 
 
@@ -121,13 +155,15 @@ def pruned_loss_backward(
     horizon: torch.Tensor | None,
     column_weight: torch.Tensor | None,
     null_value: float | None,
-    loss: str,
+    null_tolerance: float,
+    loss: int,
     parameter: float,
     count: torch.Tensor,
     target_too: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of grad_value * value + sum_b grad_loss[b] * loss[b]; that of the target is [0] unless asked for."""
-    error, t, kept, a = _residual(prediction, target, mask, affine, null_value, loss, parameter)
+    name = LOSSES[loss]
+    error, t, kept, a = _residual(prediction, target, mask, affine, null_value, null_tolerance, name, parameter)
     scale = torch.zeros_like(count, dtype=torch.float64)[:, None, None]
     if grad_value is not None:
         share = grad_value.double() / count.sum().clamp(min=1)
@@ -138,20 +174,20 @@ def pruned_loss_backward(
     if horizon is not None:
         scale = scale * horizon.double()[:, None]
     slope = error.sign()
-    if loss == "mse":
+    if name == "mse":
         slope = 2.0 * error
-    elif loss == "huber":
+    elif name == "huber":
         slope = error.clamp(-parameter, parameter)
-    elif loss == "mape":
+    elif name == "mape":
         slope = error.sign() / t.abs()
-    elif loss == "quantile":
+    elif name == "quantile":
         slope = torch.where(error < 0, -parameter, (1.0 - parameter) * error.sign())
     to_prediction = torch.where(kept, scale * slope * a[4] * a[0], 0.0)
     out = torch.empty_like(prediction).copy_(to_prediction.view(prediction.shape))
     if not target_too:
         return out, target.new_empty((0,))
     to_target = -slope * a[4]
-    if loss == "mape":
+    if name == "mape":
         to_target = to_target - t.sign() * error.abs() / t.square()
     to_target = torch.where(kept, scale * to_target * a[2], 0.0)
     return out, torch.empty_like(target).copy_(to_target.view(target.shape))

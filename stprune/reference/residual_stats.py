@@ -17,13 +17,14 @@ def residual_stats(
     target: torch.Tensor,
     mask: torch.Tensor | None,
     null_value: float | None,
-    loss: str,
+    null_tolerance: float,
+    loss: int,
     parameter: float,
 ) -> _Four:
     """Loss, spatial and temporal spread and count of every sample of [B, T, ...] prediction and target."""
-    options = (mask, None, None, None, None, null_value, loss, parameter, 0.0, 0.0, False)
-    _, mean, rest, count, _ = fused.pruned_loss(prediction, target, *options)
-    return mean, rest[0], rest[1], count
+    options = (mask, None, None, None, None, null_value, null_tolerance, loss, parameter, 0.0, 0.0, False)
+    _, mean, statistics, count, _ = fused.pruned_loss(prediction, target, *options)
+    return mean, statistics[0], statistics[1], count
 
 
 def node_stats(
@@ -31,7 +32,8 @@ def node_stats(
     target: torch.Tensor,
     mask: torch.Tensor | None,
     null_value: float | None,
-    loss: str,
+    null_tolerance: float,
+    loss: int,
     parameter: float,
 ) -> _Four:
     """The same for every node of [B, T, nodes ..., C] by itself: [B, nodes ...] values, over its steps and channels."""
@@ -42,6 +44,6 @@ def node_stats(
         return x.movedim(1, -2).reshape(-1, x.shape[1], x.shape[-1])
 
     pair = alone(prediction), alone(target)
-    stats = residual_stats(*pair, None if mask is None else alone(mask), null_value, loss, parameter)
+    stats = residual_stats(*pair, None if mask is None else alone(mask), null_value, null_tolerance, loss, parameter)
     mean, spatial, temporal, count = (value.view(shape) for value in stats)
     return mean, spatial, temporal, count

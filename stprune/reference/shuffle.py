@@ -102,3 +102,32 @@ def shuffle(indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
     order = torch.empty(indices.numel(), dtype=torch.int64, device=indices.device)
     permute(order, indices.numel(), 0, seed, epoch, SHUFFLE)
     return indices[order]
+
+
+def feistel_back(image: torch.Tensor, n: int, keys: torch.Tensor) -> torch.Tensor:
+    """The x [...] that `feistel` takes to `image` [...]."""
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    left, right = image // b, image % b
+    for r in reversed(range(ROUNDS)):
+        key_a, key_b = keys[..., 2 * r], keys[..., 2 * r + 1]
+        if r % 2 == 0:
+            left = (left - ((_mix(right, key_a, key_b) * a) >> 32)) % a
+        else:
+            right = (right - ((_mix(left, key_a, key_b) * b) >> 32)) % b
+    return left * b + right
+
+
+def order_positions(index: torch.Tensor, n: int, seed: int, epoch: int, stream: int) -> torch.Tensor:
+    """The positions [B] that hold the ids [B]: perm(position) = id."""
+    block = torch.zeros((), dtype=torch.int64, device=index.device)
+    if n < SMALL:
+        order = permutation_at(torch.arange(n, device=index.device), n, seed, epoch, stream, block)
+        return torch.empty_like(order).scatter_(0, order, torch.arange(n, device=index.device))[index]
+    keys = round_keys(seed, epoch, stream, block)
+    position = feistel_back(index, n, keys)
+    outside = position >= n
+    while bool(outside.any()):
+        position = torch.where(outside, feistel_back(position, n, keys), position)
+        outside = position >= n
+    return position

@@ -15,7 +15,8 @@ BLOCK = 64
 
 _NEVER = 255
 _LEVELS = 254
-_CHUNK_ROWS = 1 << 14
+ROWS = 1 << 14
+"""Windows worked on at a time where a whole table is: a few hundred MB of temporaries with 8,600 nodes."""
 
 
 class PairTable:
@@ -44,8 +45,6 @@ class PairTable:
         else:
             self._values = torch.full((num_windows, num_nodes), torch.inf, dtype=getattr(torch, storage))
             self._scale = torch.empty(0)
-        # Pairs scored here since the last exchange between ranks; made when there is somebody to exchange with.
-        self._fresh: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +59,6 @@ class PairTable:
     def to(self, device: torch.device) -> None:
         """Move the table."""
         self._values, self._scale = self._values.to(device), self._scale.to(device)
-        self._fresh = None if self._fresh is None else self._fresh.to(device)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The scores of windows [B] int64: [B, num_nodes] float32, +inf where unknown."""
@@ -82,8 +80,6 @@ class PairTable:
         old = rows.gather(1, node)
         mixed = self.beta * old + (1.0 - self.beta) * scores
         new = torch.where((old < torch.inf) & (scores < torch.inf), mixed, scores)
-        if self._fresh is not None:
-            self._fresh[index] = self._fresh[index].scatter(1, node, True)
         if self.storage == "int8":
             self._store(index, rows.scatter(1, node, new))
         else:
@@ -102,32 +98,11 @@ class PairTable:
         self._values[index] = torch.where(known, level, _NEVER).to(torch.uint8).flatten(1)
         self._scale[index] = scale
 
-    def track_fresh(self) -> None:
-        """Remember which pairs are scored from now on, for `synchronize`."""
-        self._fresh = torch.zeros((self.num_windows, self.num_nodes), dtype=torch.bool, device=self.device)
-
-    def synchronize(self) -> None:
-        """Give every rank the scores that the others measured since the last call; a collective on the default group."""
-        from torch import distributed
-
-        assert self._fresh is not None, "track_fresh comes first"
-        for first in range(0, self.num_windows, _CHUNK_ROWS):
-            index = torch.arange(first, min(first + _CHUNK_ROWS, self.num_windows), device=self.device)
-            rows, fresh = self.rows(index), self._fresh[index]
-            count = (fresh & (rows < torch.inf)).float()
-            total = torch.where(count > 0, rows, 0.0)
-            distributed.all_reduce(count)
-            distributed.all_reduce(total)
-            self._store(index, torch.where(count > 0, total / count, rows))
-        self._fresh.zero_()
-
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything."""
         return {"storage": self.storage, "values": self._values.clone(), "scale": self._scale.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict()`; the table keeps its device."""
-        if state["storage"] != self.storage:
-            raise ValueError(f"{_OP}.load_state_dict: storage must be {self.storage!r}, got {state['storage']!r}")
         self._values.copy_(state["values"])
         self._scale.copy_(state["scale"])

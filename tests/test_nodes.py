@@ -1,22 +1,19 @@
-"""Node laws: which nodes, what they count for, what is remembered."""
+"""Node samplers: which nodes, what they count for, what is stored."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
 from networkx import grid_2d_graph, to_numpy_array
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import stprune
-from stprune.laws.pair_table import PairTable
+from stprune.nodes.pair_table import PairTable
 from stprune.testing import assert_chi_square
 
 NUM_NODES = 24
 GROUPS = torch.tensor([0] * 13 + [7] * 8 + [2] * 3)
 GRID = torch.from_numpy(to_numpy_array(grid_2d_graph(6, 4)))
-LAWS = {
+SAMPLERS = {
     "uniform": "uniform",
     "priority": stprune.Priority(storage="float32"),
     "priority-bfloat16": stprune.Priority(),
@@ -27,14 +24,14 @@ LAWS = {
 }
 
 
-def sampler_with(law, *, node_ratio=0.3, num_windows=50, num_epochs=1000, **settings):
+def sampler_with(chosen, *, node_ratio=0.3, num_windows=50, num_epochs=1000, **settings):
     return stprune.PruningSampler(
         num_windows,
         num_epochs=num_epochs,
         keep_ratio=1.0,
         num_nodes=settings.pop("num_nodes", NUM_NODES),
         node_ratio=node_ratio,
-        node_law=law,
+        node_sampler=chosen,
         **settings,
     )
 
@@ -44,41 +41,41 @@ def scored(sampler, windows):
     index, node = torch.arange(windows), torch.arange(NUM_NODES).expand(windows, -1)
     scores = torch.randn(windows, NUM_NODES, generator=torch.Generator().manual_seed(3)).exp()
     if sampler.wants_pair_scores:
-        sampler.update_pairs(index, node, scores)
+        sampler.node_sampler.table.update(index, node, scores)
     return scores
 
 
 # Stratified refuses fewer nodes than it has groups: see test_refusals.
 @pytest.mark.parametrize(
     ("name", "node_ratio"),
-    [(n, r) for n in LAWS for r in (1 / NUM_NODES, 0.3, 0.55, 23 / 24, 1.0) if n != "stratified" or r > 0.1],
+    [(n, r) for n in SAMPLERS for r in (1 / NUM_NODES, 0.3, 0.55, 23 / 24, 1.0) if n != "stratified" or r > 0.1],
 )
 def test_nodes_are_distinct_ascending_and_as_many_as_asked(name, node_ratio):
-    sampler = sampler_with(LAWS[name], node_ratio=node_ratio)
+    sampler = sampler_with(SAMPLERS[name], node_ratio=node_ratio)
     scored(sampler, 20)
     node = sampler.nodes(torch.arange(50))
     assert node.shape == (50, math.ceil(round(node_ratio * NUM_NODES, 9)))
     assert node.dtype == torch.int64
     assert bool((node.diff(dim=1) > 0).all())
     assert 0 <= int(node.min()) <= int(node.max()) < NUM_NODES
-    weights = sampler.node_weights_of(torch.arange(50), node)
+    weights = sampler.node_weights(torch.arange(50), node)
     assert weights is None or (weights.shape == node.shape and bool((weights > 0).all()))
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_weighted_means_are_unbiased(name):
     """The weighted mean over the drawn nodes has the mean over all nodes as its expectation: 4 standard errors."""
     draws = 4000
-    sampler = sampler_with(LAWS[name], num_windows=draws)
-    assert sampler.node_law.unbiased
+    sampler = sampler_with(SAMPLERS[name], num_windows=draws)
+    assert sampler.node_sampler.unbiased
     scores = scored(sampler, 1)
     if sampler.wants_pair_scores:
         everyone = torch.arange(draws)
-        sampler.update_pairs(everyone, torch.arange(NUM_NODES).expand(draws, -1), scores.expand(draws, -1))
+        sampler.node_sampler.table.update(everyone, torch.arange(NUM_NODES).expand(draws, -1), scores.expand(draws, -1))
     value = torch.randn(NUM_NODES, 3, generator=torch.Generator().manual_seed(5)).double() + scores[0, :, None]
     index = torch.arange(draws)
     node = sampler.nodes(index)
-    weights = sampler.node_weights_of(index, node)
+    weights = sampler.node_weights(index, node)
     weights = torch.ones(node.shape) if weights is None else weights
     means = (value[node] * weights.double().unsqueeze(2)).mean(1)
     error = (means.mean(0) - value.mean(0)).abs()
@@ -91,7 +88,7 @@ def test_weighted_means_are_unbiased(name):
 @pytest.mark.parametrize("name", ["uniform", "cluster", "clusters of 3"])
 def test_every_node_is_drawn_equally_often(name):
     draws = 30_000
-    sampler = sampler_with(LAWS[name], num_windows=draws)
+    sampler = sampler_with(SAMPLERS[name], num_windows=draws)
     node = sampler.nodes(torch.arange(draws))
     count = node.shape[1]
     if name == "uniform":
@@ -111,8 +108,8 @@ def test_clusters_are_made_of_neighbours():
     number = torch.randperm(240, generator=torch.Generator().manual_seed(0))
     grid = torch.from_numpy(to_numpy_array(grid_2d_graph(20, 12)))[number][:, number]
 
-    def edges(law):
-        node = sampler_with(law, num_nodes=240, node_ratio=0.2).nodes(torch.arange(50))
+    def edges(chosen):
+        node = sampler_with(chosen, num_nodes=240, node_ratio=0.2).nodes(torch.arange(50))
         return sum(float(grid[row][:, row].sum()) for row in node)
 
     uniform = edges("uniform")
@@ -121,7 +118,7 @@ def test_clusters_are_made_of_neighbours():
 
 
 def test_every_group_gets_its_share():
-    sampler = sampler_with(LAWS["stratified"], node_ratio=0.5)
+    sampler = sampler_with(SAMPLERS["stratified"], node_ratio=0.5)
     node = sampler.nodes(torch.arange(50))
     for label, share in ((0, 6.5), (7, 4), (2, 1.5)):
         per_window = (GROUPS[node] == label).sum(1)
@@ -134,7 +131,7 @@ def test_high_scores_are_drawn_more_often():
     high = torch.zeros(NUM_NODES, dtype=torch.int64)
     scores = torch.ones(1, NUM_NODES)
     scores[0, 5] = 50.0
-    sampler.update_pairs(torch.tensor([7]), torch.arange(NUM_NODES).unsqueeze(0), scores)
+    sampler.node_sampler.table.update(torch.tensor([7]), torch.arange(NUM_NODES).unsqueeze(0), scores)
     for epoch in range(100):
         sampler.set_epoch(epoch)
         high += torch.bincount(sampler.nodes(torch.tensor([7]))[0], minlength=NUM_NODES)
@@ -148,68 +145,38 @@ def test_without_scores_priority_is_uniform_with_equal_weights():
     node = sampler.nodes(index)
     uniform = sampler_with("uniform").nodes(index)
     assert torch.equal(node, uniform)
-    assert torch.equal(sampler.node_weights_of(index, node), torch.ones(50, 8))
+    assert torch.equal(sampler.node_weights(index, node), torch.ones(50, 8))
 
 
-class CountDraws(TorchDispatchMode):
-    """Counts the weighted draws made inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.stprune.draw_nodes_weighted.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_priority_draws_once_for_nodes_and_weights():
+def test_a_draw_gives_nodes_and_weights_together_as_often_as_it_is_asked():
     sampler = sampler_with("priority")
     scored(sampler, 50)
     index = torch.arange(20)
-    with CountDraws() as draws:
-        node = sampler.nodes(index)
-        weights = sampler.node_weights_of(index, node)
-        assert draws.count == 1
-        # Computed again for whatever is not the very draw, with the same values.
-        assert torch.equal(sampler.node_weights_of(index.clone(), node), weights)
-        assert torch.equal(sampler.node_weights_of(index, node.clone()), weights)
-        assert torch.equal(sampler.node_weights_of(index, node.flip(1)), weights.flip(1))
-        assert torch.equal(sampler.node_weights_of(index[4:9], node[4:9]), weights[4:9])
-        assert draws.count == 5
-        node.copy_(node.flip(1))
-        assert torch.equal(sampler.node_weights_of(index, node), weights.flip(1))
-        for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
-            assert torch.equal(other.node_weights_of(index, node), weights.flip(1))
-        assert draws.count == 8
-    with torch.inference_mode():
-        assert torch.equal(sampler.node_weights_of(index, sampler.nodes(index)), weights)
+    node, weights = sampler.draw_nodes(index)
+    before = weights.clone()
+    # Scores of this epoch wait for the next one.
+    sampler.take_in(index, node, torch.full(node.shape, 100.0))
+    assert torch.equal(sampler.nodes(index), node)
+    assert torch.equal(sampler.node_weights(index, node), before)
+    assert torch.equal(sampler.node_weights(index[4:9], node[4:9].flip(1)), before[4:9].flip(1))
+    sampler.set_epoch(1)
+    assert bool((sampler.node_sampler.table.rows(index).gather(1, node) == 100.0).all())
+    assert not torch.equal(sampler.node_weights(index, sampler.nodes(index)), before)
 
 
-def test_weights_are_those_of_the_draw_whatever_was_scored_since():
+def test_a_second_pass_over_a_window_leaves_its_pair_scores_alone():
     sampler = sampler_with("priority")
-    scored(sampler, 50)
-    index = torch.arange(20)
+    index = torch.tensor([3, 8])
     node = sampler.nodes(index)
-    weights = sampler_with("priority").node_weights_of(index, node)
-    before = sampler.node_weights_of(index, node).clone()
-    sampler.update_pairs(index, node, torch.full(node.shape, 100.0))
-    assert torch.equal(sampler.node_weights_of(index, node), before)
-    assert not torch.equal(before, weights)
+    sampler.take_in(index, node, torch.full(node.shape, 2.0))
+    sampler.take_in(index, node, torch.full(node.shape, 9.0))
+    sampler.set_epoch(1)
+    assert bool((sampler.node_sampler.table.rows(index).gather(1, node) == 2.0).all())
 
 
-def test_weights_are_remembered_no_longer_than_their_nodes():
-    sampler = sampler_with("priority")
-    index = torch.arange(20)
-    held = [sampler.nodes(index) for _ in range(5)]
-    assert len(sampler.node_law._shares) == 5
-    del held[1:]
-    assert len(sampler.node_law._shares) == 1
-
-
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_new_draw_every_epoch_and_the_same_in_any_batch(name):
-    sampler = sampler_with(LAWS[name])
+    sampler = sampler_with(SAMPLERS[name])
     scored(sampler, 50)
     index = torch.arange(50)
     first = sampler.nodes(index)
@@ -221,26 +188,26 @@ def test_a_new_draw_every_epoch_and_the_same_in_any_batch(name):
     assert torch.equal(ahead(index), first)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_two_samplers_share_nothing(name):
-    one, other = sampler_with(LAWS[name]), sampler_with(LAWS[name])
+    one, other = sampler_with(SAMPLERS[name]), sampler_with(SAMPLERS[name])
     before = other.nodes(torch.arange(50))
     scored(one, 50)
     assert torch.equal(other.nodes(torch.arange(50)), before)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_state_goes_on_bit_for_bit(name, tmp_path):
-    sampler = sampler_with(LAWS[name])
+    sampler = sampler_with(SAMPLERS[name])
     scored(sampler, 30)
     torch.save(sampler.state_dict(), tmp_path / "state.pt")
-    again = sampler_with(LAWS[name])
+    again = sampler_with(SAMPLERS[name])
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     index = torch.arange(50)
     assert torch.equal(again.nodes(index), sampler.nodes(index))
     for mine, yours in zip((sampler, again), (again, sampler), strict=True):
         assert mine.state_dict()["settings"] == yours.state_dict()["settings"]
-    with pytest.raises(ValueError, match="node_law must be"):
+    with pytest.raises(ValueError, match="node_sampler\\.(name|cluster_size) must be"):
         sampler_with(stprune.Cluster(GRID, cluster_size=5)).load_state_dict(sampler.state_dict())
 
 
@@ -250,7 +217,7 @@ def test_a_compiled_step_has_no_graph_break(name):
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):
-        sampler = sampler_with(LAWS[name])
+        sampler = sampler_with(SAMPLERS[name])
         scored(sampler, 50)
         criterion = stprune.PrunedLoss(sampler)
         index = torch.arange(8)
@@ -317,10 +284,10 @@ def test_table_takes_the_bytes_it_says():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: sampler_with("fair"), ValueError, "node_law must be one of priority, uniform"),
-        (lambda: sampler_with(3), TypeError, "node_law must be a name or a NodeLaw, got int"),
+        (lambda: sampler_with("fair"), ValueError, "node_sampler must be one of priority, uniform"),
+        (lambda: sampler_with(3), TypeError, "node_sampler must be a name or a NodeSampler, got int"),
         (lambda: sampler_with(stprune.Stratified(GROUPS[:5])), ValueError, "one label for each of 24 nodes, got 5"),
-        (lambda: sampler_with(LAWS["stratified"], node_ratio=2 / 24), ValueError, "each of 3 groups, got 2"),
+        (lambda: sampler_with(SAMPLERS["stratified"], node_ratio=2 / 24), ValueError, "each of 3 groups, got 2"),
         (lambda: stprune.Stratified(GROUPS.float()), TypeError, "groups must be int64"),
         (lambda: stprune.Stratified(-GROUPS), ValueError, "groups must be labels >= 0, got -7"),
         (lambda: stprune.Cluster(GRID[:3]), ValueError, "adjacency must be square"),
@@ -337,13 +304,13 @@ def test_refusals(make, error, message):
         make()
 
 
-def test_a_law_of_ones_own():
-    class FirstHalf(stprune.NodeLaw):
+def test_a_node_sampler_of_ones_own():
+    class FirstHalf(stprune.NodeSampler):
         name = "first-half"
 
         def draw(self, index, epoch):
-            return torch.arange(self.count).expand(len(index), -1)
+            return torch.arange(self.count).expand(len(index), -1), None
 
     sampler = sampler_with(FirstHalf(), node_ratio=0.5)
     assert sampler.nodes(torch.tensor([3, 4])).tolist() == [list(range(12))] * 2
-    assert sampler.node_weights_of(torch.tensor([3]), torch.arange(12).unsqueeze(0)) is None
+    assert sampler.node_weights(torch.tensor([3]), torch.arange(12).unsqueeze(0)) is None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stprune.laws.base import NodeLaw
+from stprune.nodes.base import Draw, NodeSampler
 from stprune.ops import _check, draw_nodes
 
 _OP = "Cluster"
@@ -15,7 +15,7 @@ RECENT = 32
 """Nodes that pull the next one beside them on the ring; 8 and all hold about as many edges in a stretch."""
 
 
-class Cluster(NodeLaw):
+class Cluster(NodeSampler):
     """Draws nodes in clusters of neighbours on a graph: for models that pass messages along its edges.
 
     The nodes are laid out on a ring, neighbours on the graph close together. A window's nodes are ceil(count /
@@ -35,7 +35,7 @@ class Cluster(NodeLaw):
     Example:
         >>> import torch, stprune
         >>> chain = torch.diag(torch.ones(9), 1)
-        >>> sampler = stprune.PruningSampler(4, num_epochs=2, num_nodes=10, node_ratio=0.4, node_law=stprune.Cluster(chain))
+        >>> sampler = stprune.PruningSampler(4, num_epochs=2, num_nodes=10, node_ratio=0.4, node_sampler=stprune.Cluster(chain))
         >>> sampler.nodes(torch.arange(4)).shape
         torch.Size([4, 4])
 
@@ -66,10 +66,10 @@ class Cluster(NodeLaw):
         gaps = (self.num_nodes - self.count) * stretch // clusters
         self._offsets = at + gaps
 
-    def draw(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
+    def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         start = draw_nodes(index, num_nodes=self.num_nodes, count=1, seed=self.seed, epoch=epoch)
         place = (start + self._offsets.to(index.device)) % self.num_nodes
-        return self.ring.to(index.device)[place].sort(dim=1).values
+        return self.ring.to(index.device)[place].sort(dim=1).values, None
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "ring": self.ring.tolist(), "cluster_size": self.cluster_size}

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from stprune.laws.base import NodeLaw
+from stprune.nodes.base import Draw, NodeSampler
 from stprune.ops import _check, draw_nodes
 
 _OP = "Stratified"
 
 
-class Stratified(NodeLaw):
+class Stratified(NodeSampler):
     """Draws from every group of nodes its share, uniformly inside the group, so that no group is missed by chance.
 
     The counts are proportional to the groups' sizes, by largest remainders, at least one each. Rounding makes some groups'
@@ -27,8 +27,8 @@ class Stratified(NodeLaw):
 
     Example:
         >>> import torch, stprune
-        >>> law = stprune.Stratified(torch.tensor([0, 0, 0, 0, 1, 1]))
-        >>> sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=6, node_ratio=0.5, node_law=law)
+        >>> chosen = stprune.Stratified(torch.tensor([0, 0, 0, 0, 1, 1]))
+        >>> sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=6, node_ratio=0.5, node_sampler=chosen)
         >>> (sampler.nodes(torch.tensor([0, 5])) >= 4).sum(1)
         tensor([1, 1])
 
@@ -57,19 +57,20 @@ class Stratified(NodeLaw):
         self._strata = [((label_of == label).nonzero().squeeze(1), count) for label, count in enumerate(counts)]
         share = torch.tensor(counts, dtype=torch.float64) / sizes
         self._weight = (self.count / self.num_nodes / share[label_of]).float()
-        self._all_equal = bool((self._weight == 1.0).all())
+        self.weighted = not bool((self._weight == 1.0).all())
 
-    def draw(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
+    def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         parts = []
         for number, (members, count) in enumerate(self._strata):
             # A key of its own for each group: the draws of two groups are independent.
             seed = (self.seed + (number + 1) * 0x9E3779B97F4A7C15) % 2**63
             drawn = draw_nodes(index, num_nodes=len(members), count=count, seed=seed, epoch=epoch)
             parts.append(members.to(index.device)[drawn])
-        return torch.cat(parts, 1).sort(dim=1).values
+        node = torch.cat(parts, 1).sort(dim=1).values
+        return node, self.weights(index, node, epoch)
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        return None if self._all_equal else self._weight.to(node.device)[node]
+        return self._weight.to(node.device)[node] if self.weighted else None
 
     def to(self, device: torch.device) -> None:
         self._weight = self._weight.to(device)

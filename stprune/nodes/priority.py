@@ -6,23 +6,22 @@ from typing import Any
 
 import torch
 
-from stprune.laws.base import NodeLaw
-from stprune.laws.pair_table import STORAGES, PairTable
-from stprune.laws.remembered import Remembered
+from stprune.nodes.base import Draw, NodeSampler
+from stprune.nodes.pair_table import ROWS, STORAGES, PairTable
 from stprune.ops import _check
 
 _OP = "Priority"
 
 
-class Priority(NodeLaw):
+class Priority(NodeSampler):
     """Draws the nodes whose last error was large more often, by priority sampling, with unbiased weights.
 
     A pair's score is the mean over time of its absolute error, kept in a table of one entry per (window, node); the op that
     computes the loss gives it as a by-product. A node is drawn with weight floor + (1 - floor) * score / (mean known score
     of its window); a pair never scored counts as an average one. The floor bounds what a rarely drawn node can count for.
 
-    Every window's row of the table must be read to draw its nodes, and is: O(num_nodes) a window. Weights come with the draw
-    and are remembered as long as the drawn tensor is; asked for other tensors (a copy, a part), they are computed again.
+    Scores of an epoch wait until it ends, as only those of earlier epochs may decide what is drawn: 8 bytes for each drawn
+    pair of a window. Every window's row of the table is read to draw its nodes: O(num_nodes) a window.
 
     Args:
         storage: of the table: "float32", "bfloat16" or "int8", which take 4, 2 and 1.06 bytes a pair (see `PairTable`).
@@ -35,11 +34,11 @@ class Priority(NodeLaw):
 
     Example:
         >>> import torch, stprune
-        >>> law = stprune.Priority(storage="int8")
-        >>> sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=100, node_ratio=0.1, node_law=law)
+        >>> by_error = stprune.Priority(storage="int8")
+        >>> sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=100, node_ratio=0.1, node_sampler=by_error)
         >>> index = torch.tensor([3])
         >>> node = sampler.nodes(index)
-        >>> sampler.node_weights_of(index, node).shape
+        >>> sampler.node_weights(index, node).shape
         torch.Size([1, 10])
 
     Source:
@@ -48,6 +47,7 @@ class Priority(NodeLaw):
 
     name = "priority"
     unbiased = True
+    weighted = True
     wants_scores = True
 
     def __init__(self, *, storage: str = "bfloat16", floor: float = 0.25, beta: float = 0.0) -> None:
@@ -59,27 +59,12 @@ class Priority(NodeLaw):
 
     def prepare(self) -> None:
         self.table = PairTable(self.num_windows, self.num_nodes, storage=self.storage, beta=self.beta)
-        self._shares = Remembered()
+        # What this epoch's batches gave: the drawn nodes, counted from 1 (0: the window was not trained on), and their scores.
+        self._node = torch.zeros(self.num_windows, self.count, dtype=torch.int32)
+        self._score = torch.zeros(self.num_windows, self.count)
 
-    def draw(self, index: torch.Tensor, epoch: int) -> torch.Tensor:
-        drawn, share = self._drawn(index, epoch)
-        node = drawn.to(index.device)
-        if not torch.compiler.is_compiling():
-            self._shares.put(node, index, share)
-        return node
-
-    def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        if not torch.compiler.is_compiling():
-            share = self._shares.get(node, index)
-            if share is not None:
-                return share.to(node.device)
-        drawn, share = self._drawn(index, epoch)
-        # The caller's nodes may be in another order.
-        order = torch.searchsorted(drawn, node.to(drawn.device).contiguous()).clamp_max(self.count - 1)
-        return share.gather(1, order).to(node.device)
-
-    def _drawn(self, index: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes and weights [B, count] of windows [B], on the table's device."""
+    def draw(self, index: torch.Tensor, epoch: int) -> Draw:
+        device = index.device
         index = index.to(self.table.device)
         chances = self._chances(self.table.rows(index))
         # Past the door of `draw_nodes_weighted`, whose checks would wait for the device and break a compiled graph: these
@@ -87,7 +72,8 @@ class Priority(NodeLaw):
         node, weights = torch.ops.stprune.draw_nodes_weighted(chances, index, self.count, self.seed, epoch)
         # Nodes of equal chances have a known inclusion probability, which is less noisy than a threshold.
         equal = chances.amin(1, keepdim=True) == chances.amax(1, keepdim=True)
-        return node, torch.where(equal, self.num_nodes / self.count, weights) * (self.count / self.num_nodes)
+        weights = torch.where(equal, self.num_nodes / self.count, weights) * (self.count / self.num_nodes)
+        return node.to(device), weights.to(device)
 
     def _chances(self, scores: torch.Tensor) -> torch.Tensor:
         known = scores < torch.inf
@@ -98,22 +84,51 @@ class Priority(NodeLaw):
 
     def update(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
         device = self.table.device
-        self.table.update(index.to(device), node.to(device), scores.detach().to(device))
+        index, node, scores = index.to(device), node.to(device), scores.detach().to(device, torch.float32)
+        # A second pass over a window in one epoch changes nothing, as for the scores of samples.
+        before = self._node[index]
+        first = before[:, :1] == 0
+        self._node[index] = torch.where(first, node.to(torch.int32) + 1, before)
+        self._score[index] = torch.where(first, scores, self._score[index])
+
+    def advance(self) -> None:
+        trained = self._trained()
+        for first in range(0, trained.numel(), ROWS):
+            index = trained[first : first + ROWS]
+            self.table.update(index, self._node[index].long() - 1, self._score[index])
+        self._node.zero_()
+
+    def _trained(self) -> torch.Tensor:
+        """[K] int64: the windows trained on in this epoch."""
+        return (self._node[:, 0] > 0).nonzero().squeeze(1)
 
     def to(self, device: torch.device) -> None:
         self.table.to(device)
+        self._node, self._score = self._node.to(device), self._score.to(device)
 
-    def share_scores(self) -> None:
-        self.table.track_fresh()
+    def synchronize(self, group: Any) -> None:
+        from torch import distributed
 
-    def synchronize(self) -> None:
-        self.table.synchronize()
+        for first in range(0, self.num_windows, ROWS):
+            node, score = self._node[first : first + ROWS], self._score[first : first + ROWS]
+            # Ranks that train on one window (padding) have drawn the same nodes of it; their scores are averaged.
+            count = (node[:, :1] > 0).to(torch.int32)
+            score.masked_fill_(count == 0, 0.0)
+            for total in (count, node, score):
+                distributed.all_reduce(total, group=group)
+            node //= count.clamp_min(1)
+            score /= count.clamp_min(1)
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "storage": self.storage, "floor": self.floor, "beta": self.beta}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.table.state_dict()
+        index = self._trained()
+        return {"table": self.table.state_dict(), "index": index, "node": self._node[index], "score": self._score[index]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.table.load_state_dict(state)
+        self.table.load_state_dict(state["table"])
+        index = state["index"].to(self.table.device)
+        self._node.zero_()
+        self._node[index] = state["node"].to(index.device)
+        self._score[index] = state["score"].to(index.device)

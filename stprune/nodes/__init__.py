@@ -1,0 +1,39 @@
+"""Which nodes of a kept window are drawn, and what each then counts for: the second stage of eq. 12.
+
+A node sampler is a small class: `draw` says which nodes, and what they count for. One of your own is a subclass:
+
+    class FirstHalf(stprune.NodeSampler):
+        name = "first-half"
+
+        def draw(self, index, epoch):
+            return torch.arange(self.count, device=index.device).expand(len(index), -1), None
+"""
+
+from __future__ import annotations
+
+from stprune.nodes.base import Draw, NodeSampler, Uniform
+from stprune.nodes.cluster import Cluster
+from stprune.nodes.priority import Priority
+from stprune.nodes.stratified import Stratified
+
+__all__ = ["NODE_SAMPLERS", "Cluster", "Draw", "NodeSampler", "Priority", "Stratified", "Uniform", "resolve"]
+
+NODE_SAMPLERS: dict[str, type[NodeSampler]] = {"uniform": Uniform, "priority": Priority}
+"""Node samplers by name; `Stratified` and `Cluster` need to know the nodes' groups or graph and are given as objects."""
+
+
+def resolve(sampler: str | NodeSampler) -> NodeSampler:
+    """The node sampler for a name or an instance.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a `NodeSampler`.
+    """
+    if isinstance(sampler, str):
+        if sampler not in NODE_SAMPLERS:
+            names = ", ".join(sorted(NODE_SAMPLERS))
+            raise ValueError(f"node_sampler must be one of {names}, or Stratified(groups) or Cluster(graph), got {sampler!r}")
+        return NODE_SAMPLERS[sampler]()
+    if not isinstance(sampler, NodeSampler):
+        raise TypeError(f"node_sampler must be a name or a NodeSampler, got {type(sampler).__name__}")
+    return sampler

@@ -1,0 +1,110 @@
+"""NodeSampler: how the nodes of a window are drawn."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+
+from stprune.ops import draw_nodes
+
+Sampler = TypeVar("Sampler", bound="NodeSampler")
+
+Draw = tuple[torch.Tensor, torch.Tensor | None]
+"""Nodes [B, m] int64, and what each counts for, [B, m] float32; None where all count 1."""
+
+
+class NodeSampler:
+    """Base of every node sampler: which nodes of a window are drawn, and what each counts for.
+
+    A draw is a pure function of (seed, epoch, window) and of what was learned in earlier epochs: it may be made again at any
+    time of the epoch. A `PruningSampler` works on its own copy (`bind`), so that one object may serve several of them.
+
+    Attributes:
+        name: what saved states call it.
+        unbiased: with its weights, the mean over the drawn nodes has the mean over all nodes as its expectation.
+        weighted: some draw has weights.
+        wants_scores: it draws by the pairs' scores, which `PrunedLoss` hands in through `update`.
+        num_windows, num_nodes, count, seed: set by `bind`: windows of the data set, nodes of a window, nodes drawn of each.
+    """
+
+    name = "custom"
+    unbiased = False
+    weighted = False
+    wants_scores = False
+    num_windows = 0
+    num_nodes = 0
+    count = 0
+    seed = 0
+
+    def bind(self: Sampler, *, num_windows: int, num_nodes: int, count: int, seed: int) -> Sampler:
+        """A copy of the sampler, ready for windows of these sizes.
+
+        Raises:
+            ValueError: the sampler's own settings do not fit the sizes.
+        """
+        bound = copy.copy(self)
+        bound.num_windows, bound.num_nodes, bound.count, bound.seed = num_windows, num_nodes, count, seed
+        bound.prepare()
+        return bound
+
+    def prepare(self) -> None:
+        """Check the settings against the sizes and build what `draw` needs; called once by `bind`."""
+
+    def draw(self, index: torch.Tensor, epoch: int) -> Draw:
+        """The nodes of windows [B] int64, and their weights.
+
+        Returns:
+            node [B, count] int64, ascending and distinct in each row, on the device of `index`; weight [B, count] float32,
+            count / num_nodes divided by the node's inclusion probability, so that the mean loss over the drawn nodes keeps
+            its size (eq. 12-13), or None where all are 1.
+        """
+        raise NotImplementedError
+
+    def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
+        """The weights [B, count] float32 of nodes [B, count] that `draw` gave for windows [B], in any order; None: all 1."""
+        if not self.weighted:
+            return None
+        drawn, weight = self.draw(index, epoch)
+        if weight is None:
+            return None
+        order = torch.searchsorted(drawn, node.to(drawn.device).contiguous()).clamp_max(self.count - 1)
+        return weight.gather(1, order).to(node.device)
+
+    def update(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take in the scores [B, count] of pairs, for later epochs; only called where `wants_scores`."""
+
+    def advance(self) -> None:
+        """End an epoch: what `update` took in counts from now on."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what the sampler stores."""
+
+    def synchronize(self, group: Any) -> None:
+        """Give every rank of `group` what the others took in during this epoch; a collective."""
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same in a saved state: numbers, words, lists of them."""
+        return {"name": self.name}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the sampler has learned, loadable under torch.load(weights_only=True)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()` of a sampler with the same settings and sizes."""
+
+
+class Uniform(NodeSampler):
+    """Every node with the same probability, without replacement: nothing is stored, and all weights are 1.
+
+    Source:
+        Eq. 12 with pi_(n|i) = count / num_nodes. SGP (Cini et al., AAAI 2023) draws a node set for each window, too.
+    """
+
+    name = "uniform"
+    unbiased = True
+
+    def draw(self, index: torch.Tensor, epoch: int) -> Draw:
+        return draw_nodes(index, num_nodes=self.num_nodes, count=self.count, seed=self.seed, epoch=epoch), None
