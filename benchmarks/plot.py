@@ -1,8 +1,9 @@
-"""Draw time against the number of keys, or print the README's table, from the committed rows.
+"""Draw time against the number of keys, or print the tables of the READMEs, from the committed rows.
 
 python benchmarks/plot.py                 # benchmarks/results/selection-cpu.svg
-python benchmarks/plot.py --table         # markdown
-python benchmarks/plot.py --table loss    # that of the loss
+python benchmarks/plot.py --table         # markdown: the selection, a table for each kind of machine
+python benchmarks/plot.py --table loss    # the same of the loss
+python benchmarks/plot.py --table short   # the README's few lines of both
 python benchmarks/plot.py --device cuda --rows FILE --out PICTURE
 """
 
@@ -30,26 +31,41 @@ OTHERS = ("#1d4ed8", "#0f766e", "#7c3aed", "#a16207", "#64748b")
 def main() -> int:
     """Print or draw; 1 when there are no rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", nargs="?", const="selection", choices=("selection", "loss"), help="print it, draw nothing")
+    parser.add_argument("--table", nargs="?", const="selection", choices=TABLES, help="print it, draw nothing")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=pathlib.Path, help="file of rows; results/selection-DEVICE.jsonl")
     parser.add_argument("--out", type=pathlib.Path, help="picture to write; beside the rows")
     parser.add_argument("--allocator", default="default")
     options = parser.parse_args()
-    source = options.rows or RESULTS / f"{options.table or 'selection'}-{options.device}.jsonl"
-    rows = [row for row in records.read(source) if row["allocator"] == options.allocator]
+    names = {None: ["selection"], "short": ["selection", "loss"]}.get(options.table, [options.table])
+    sources = [options.rows] if options.rows else [RESULTS / f"{name}-{options.device}.jsonl" for name in names]
+    source = sources[0]
+    rows = [row for file in sources for row in records.read(file) if row["allocator"] == options.allocator]
     if not rows:
         print(f"{source} has no rows of the {options.allocator} allocator: run benchmarks/run.py", file=sys.stderr)
         return 1
-    if options.table:
-        print(loss_table(rows) if options.table == "loss" else table(rows))
+    machines = [[row for row in rows if row["device"] == name] for name in dict.fromkeys(row["device"] for row in rows)]
+    if options.table == "short":
+        print("\n".join([*SHORT_HEAD, *(line for own in machines for line in short_lines(own))]))
+    elif options.table:
+        print("\n\n".join(map(loss_table if options.table == "loss" else table, machines)))
     else:
         target = options.out or source.with_suffix(".svg")
-        draw(rows, target)
+        draw(machines[0], target)
         print(target)
     return 0
 
 
+TABLES = ("selection", "loss", "short")
+SHORT_HEAD = ("| one thread | passes | time | times as fast as | machine |", "| --- | ---: | ---: | --- | --- |")
+SHORT_JOBS = {
+    "select k=n/2": "the larger half of 10^7 keys",
+    "draw_weighted k=n/2 priority": "a weighted draw of half of 10^7",
+    "threshold draw (mean, Bernoulli, ids, weights)": "InfoBatch's draw from 10^7, with weights",
+    "InfoBatch plan with order": "InfoBatch's whole plan of 10^7, with its order",
+    "PrunedLoss masked + backward (64, 12, 8600) float32": "masked loss and gradient, 64 x 12 x 8,600",
+}
+"""Jobs of the README's table, and what they are called there."""
 LOSS_RIVALS = {
     "field's eager masked MAE": "eager masked MAE",
     "torch.compile of eq. 1-4": "torch.compile of eq. 1-4",
@@ -74,36 +90,48 @@ def loss_table(rows: list[records.Row]) -> str:
     return "\n".join(lines)
 
 
+def best(rows: list[records.Row], job: object, threads: int, sizes: tuple[int, ...]) -> tuple[records.Row, ...] | None:
+    """Our row of a job, with the caller's buffers where there is one, and that of its fastest rival."""
+    here = {row["contender"]: row for row in rows if row["job"] == job and row["threads"] == threads and row["n"] in sizes}
+    rivals = [row for name, row in here.items() if not str(name).startswith("stprune") and name != "one pass"]
+    ours = next((here[name] for name in OURS if name in here), None)
+    return (ours, min(rivals, key=lambda row: row["median_ms"])) if ours and rivals else None
+
+
+def largest(rows: list[records.Row]) -> int:
+    """The largest number of keys that most rivals were timed on."""
+    return max((row["n"] for row in rows if row["job"] == "select k=n/2" and row["contender"] == "torch.sort"), default=0)
+
+
+def short_lines(rows: list[records.Row]) -> list[str]:
+    """A machine's lines of the README's table."""
+    lines = []
+    size = largest(rows)
+    for job, name in SHORT_JOBS.items():
+        sizes = (size, size // 2, *(row["n"] for row in rows if row["job"] == job and "PrunedLoss" in job))
+        if pair := best(rows, job, 1, sizes):
+            ours, rival = pair
+            ratio = f"{rival['median_ms'] / ours['median_ms']:.1f}x {rival['contender']}"
+            lines.append(f"| {name} | {ours['passes']:.1f} | {ours['median_ms']:.1f} ms | {ratio} | {ours['device']} |")
+    return lines
+
+
 def table(rows: list[records.Row]) -> str:
     """The jobs that have rivals, at the largest size that has most of them, as markdown."""
-    threads = sorted({row["threads"] for row in rows})
-    size = max({row["n"] for row in rows if row["job"] == "select k=n/2" and row["contender"] == "torch.sort"}, default=0)
-    head = ["job, n = 10^" + str(len(str(size)) - 1)]
-    for count in threads:
-        head += [f"ours, {count} thread{'s' * (count > 1)}", "fastest rival", "ratio", "passes"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- | --- | ---: | ---: |" * len(threads)]
-    jobs = list(dict.fromkeys(row["job"] for row in rows if row["n"] in (size, size // 2)))
-    for job in jobs:
-        cells = [str(job)]
-        for count in threads:
-            here = {
-                row["contender"]: row
-                for row in rows
-                if row["job"] == job and row["threads"] == count and row["n"] in (size, size // 2)
-            }
-            rivals = [row for name, row in here.items() if not str(name).startswith("stprune") and name != "one pass"]
-            ours = next((here[name] for name in OURS if name in here), None)
-            if ours is None or not rivals:
-                break
-            best = min(rivals, key=lambda row: row["median_ms"])
-            cells += [
-                f"{ours['median_ms']:.2f} ms",
-                f"{best['contender']}, {best['median_ms']:.1f} ms",
-                f"{best['median_ms'] / ours['median_ms']:.1f}x",
-                f"{ours['passes']:.1f}",
-            ]
-        if len(cells) == len(head):
-            lines.append("| " + " | ".join(cells) + " |")
+    size = largest(rows)
+    sizes = (size, size // 2)
+    lines = [
+        f"| job, n = 10^{len(str(size)) - 1} | threads | passes | ours | fastest rival | ratio |",
+        "| --- | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for job in dict.fromkeys(row["job"] for row in rows if row["n"] in sizes):
+        for count in sorted({row["threads"] for row in rows}):
+            if pair := best(rows, job, count, sizes):
+                ours, rival = pair
+                lines.append(
+                    f"| {job} | {count} | {ours['passes']:.1f} | {ours['median_ms']:.2f} ms "
+                    f"| {rival['contender']}, {rival['median_ms']:.1f} ms | {rival['median_ms'] / ours['median_ms']:.1f}x |"
+                )
     about = rows[-1]
     lines += [
         "",

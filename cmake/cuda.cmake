@@ -34,7 +34,7 @@ if(STPRUNE_WITH_CUDA)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   stprune_stub(torch_cuda)
   file(GLOB STPRUNE_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
-  # csrc/library.cpp holds the version of the op schemas that the loader looks for.
+  # csrc/library.cpp holds the contract that the loader looks for.
   add_library(_C_cuda MODULE csrc/library.cpp ${STPRUNE_CUDA_SOURCES})
   target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
   # C++17, because CMake 3.25 does not know how to ask nvcc 13 for C++20.

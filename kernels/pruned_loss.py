@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -21,27 +23,27 @@ BLOCK_SAMPLE = 256
 # Steps whose sums of a column stay in the input's precision, as on the CPU.
 ROWS = 32
 
-LOSSES = {"mae": 0, "mse": 1, "huber": 2, "mape": 3, "quantile": 4}
-
 
 @triton.jit
 def _entries(
     prediction, target, mask, affine, affine_step, inside, column_affine,
-    LOSS: tl.constexpr, PARAMETER: tl.constexpr, HAS_MASK: tl.constexpr, NULL_KIND: tl.constexpr, NULL: tl.constexpr,
-    HAS_AFFINE: tl.constexpr, ACC: tl.constexpr,
+    LOSS: tl.constexpr, PARAMETER: tl.constexpr, HAS_MASK: tl.constexpr, HAS_NULL: tl.constexpr,
+    NULL_LOW: tl.constexpr, NULL_HIGH: tl.constexpr, HAS_AFFINE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Error, target as the loss sees it and which entries count, at pointers of one shape."""
-    raw = tl.load(target, mask=inside, other=0.0)
+    """Error, target as the loss sees it and which entries count, at pointers of one shape. LOSS is a place in LOSSES."""
+    t = tl.load(target, mask=inside, other=0.0).to(ACC)
     kept = inside
-    if NULL_KIND > 0:
-        kept = kept & (raw == raw)
-    if NULL_KIND == 2:
-        # Rounded to the target's dtype by the launcher.
-        kept = kept & (raw.to(ACC) != NULL)
+    if HAS_NULL:
+        # A NaN lies on neither side of the bounds.
+        if HAS_AFFINE:
+            low = tl.load(affine + 5 * affine_step + column_affine, mask=inside, other=0.0)
+            high = tl.load(affine + 6 * affine_step + column_affine, mask=inside, other=0.0)
+            kept = kept & ((t < low) | (t > high))
+        else:
+            kept = kept & ((t < NULL_LOW) | (t > NULL_HIGH))
     if HAS_MASK:
         kept = kept & (tl.load(mask, mask=inside, other=0) != 0)
     p = tl.load(prediction, mask=inside, other=0.0).to(ACC)
-    t = raw.to(ACC)
     if HAS_AFFINE:
         p = p * tl.load(affine + column_affine, mask=inside, other=1.0)
         p = p + tl.load(affine + affine_step + column_affine, mask=inside, other=0.0)
@@ -60,7 +62,7 @@ def _pruned_loss_tile_kernel(
     prediction,  # [B, T, columns]
     target,  # [B, T, columns]
     mask,  # [B, T, columns] bool, or unused
-    affine,  # [5, 1 or B, F], or unused
+    affine,  # [7, 1 or B, F], or unused
     column_weight,  # [B, F], or unused
     rows,  # [B, tiles, T, ROW] float64 out: sum of |e|, of the loss's terms, entries, and with weights of the weighted terms
     column_mean,  # [B, F] out, or unused
@@ -75,8 +77,9 @@ def _pruned_loss_tile_kernel(
     LOSS: tl.constexpr,
     PARAMETER: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    NULL_KIND: tl.constexpr,
-    NULL: tl.constexpr,
+    HAS_NULL: tl.constexpr,
+    NULL_LOW: tl.constexpr,
+    NULL_HIGH: tl.constexpr,
     HAS_AFFINE: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -105,7 +108,7 @@ def _pruned_loss_tile_kernel(
     while step < num_steps:
         e, y, kept = _entries(
             p, t, m, affine, affine_step, inside, sample * affine_sample + column,
-            LOSS, PARAMETER, HAS_MASK, NULL_KIND, NULL, HAS_AFFINE, ACC,
+            LOSS, PARAMETER, HAS_MASK, HAS_NULL, NULL_LOW, NULL_HIGH, HAS_AFFINE, ACC,
         )  # fmt: skip
         u = tl.where(kept, tl.abs(e), 0.0)
         term = u
@@ -151,7 +154,7 @@ def _pruned_loss_sample_kernel(
     horizon,  # [T], or unused
     means,  # [B, T] float64 scratch: -1 where a step has no entries
     loss,  # [B] out
-    rest,  # [3, B] out
+    statistics,  # [3, B] out
     count,  # [B] int64 out
     sums,  # [B] float64 out: the loss's terms, weighted by columns if there are weights
     num_samples,
@@ -245,9 +248,9 @@ def _pruned_loss_sample_kernel(
     if TEMPORAL > 0.0:
         score += TEMPORAL * temporal
     tl.store(loss + sample, mean)
-    tl.store(rest + sample, spatial)
-    tl.store(rest + num_samples + sample, temporal)
-    tl.store(rest + 2 * num_samples + sample, score)
+    tl.store(statistics + sample, spatial)
+    tl.store(statistics + num_samples + sample, temporal)
+    tl.store(statistics + 2 * num_samples + sample, score)
     tl.store(count + sample, number.to(tl.int64))
     if ROW == 4:
         sum_ = tl.where(number > 0.0, tl.sum(weighted, 0), 0.0)
@@ -302,8 +305,9 @@ def _pruned_loss_backward_kernel(
     LOSS: tl.constexpr,
     PARAMETER: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    NULL_KIND: tl.constexpr,
-    NULL: tl.constexpr,
+    HAS_NULL: tl.constexpr,
+    NULL_LOW: tl.constexpr,
+    NULL_HIGH: tl.constexpr,
     HAS_AFFINE: tl.constexpr,
     HAS_HORIZON: tl.constexpr,
     HAS_VALUE: tl.constexpr,
@@ -328,7 +332,7 @@ def _pruned_loss_backward_kernel(
         target + sample * t_sample + step * t_step + outer_index * t_outer + inner_index * t_inner,
         mask + sample * m_sample + step * m_step + outer_index * m_outer + inner_index * m_inner,
         affine, affine_step, inside, at,
-        LOSS, PARAMETER, HAS_MASK, NULL_KIND, NULL, HAS_AFFINE, ACC,
+        LOSS, PARAMETER, HAS_MASK, HAS_NULL, NULL_LOW, NULL_HIGH, HAS_AFFINE, ACC,
     )  # fmt: skip
     scale = tl.zeros([], tl.float64)
     if HAS_VALUE:
@@ -393,11 +397,13 @@ def config_of(num_columns: int) -> tuple[int, int]:
     return next((config for config in CONFIGS if config[0] >= num_columns), CONFIGS[-1])
 
 
-def _null(null_value: float | None, dtype: torch.dtype) -> dict[str, float]:
-    """What marks a target as missing: nothing (0), NaN (1), or NaN and a value in the target's dtype (2)."""
-    if null_value is None or null_value != null_value:
-        return {"NULL_KIND": 0 if null_value is None else 1, "NULL": 0.0}
-    return {"NULL_KIND": 2, "NULL": float(torch.tensor(null_value, dtype=torch.float64).to(dtype))}
+def _null(null_value: float | None, null_tolerance: float, dtype: torch.dtype) -> dict[str, float]:
+    """Between which targets one means missing, as numbers of the precision that the kernel compares in."""
+    null = math.nan if null_value is None else float(torch.tensor(null_value, dtype=torch.float64).to(dtype))
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    bounds = (null - null_tolerance, null + null_tolerance) if null == null else (math.inf, -math.inf)
+    low, high = torch.tensor(bounds, dtype=torch.float64).to(accumulator).tolist()
+    return {"HAS_NULL": null_value is not None, "NULL_LOW": low, "NULL_HIGH": high}
 
 
 def pruned_loss(
@@ -409,11 +415,12 @@ def pruned_loss(
     horizon: Tensor | None,
     column_weight: Tensor | None,
     null_value: float | None,
-    loss: str,
+    null_tolerance: float,
+    loss: int,
     parameter: float,
     spatial: float,
     temporal: float,
-    columns: bool,
+    column_means: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward kernels; arguments and results as in stprune.ops.pruned_loss."""
     samples, steps = prediction.shape[:2]
@@ -421,12 +428,12 @@ def pruned_loss(
     dtype = torch.float64 if wide else torch.float32
     value = prediction.new_zeros((), dtype=dtype)
     mean = prediction.new_zeros((samples,), dtype=dtype)
-    rest = prediction.new_zeros((3, samples), dtype=dtype)
+    statistics = prediction.new_zeros((3, samples), dtype=dtype)
     count = prediction.new_zeros((samples,), dtype=torch.int64)
     num_columns = prediction.shape[2:].numel()
-    column_mean = prediction.new_empty((samples, num_columns) if columns else (0,), dtype=dtype)
+    column_mean = prediction.new_empty((samples, num_columns) if column_means else (0,), dtype=dtype)
     if prediction.numel() == 0:
-        return value, mean, rest, count, column_mean.fill_(float("nan"))
+        return value, mean, statistics, count, column_mean.fill_(float("nan"))
     inner, views = _split([x for x in (prediction, target, mask) if x is not None])
     block_column, num_warps = config_of(num_columns)
     tiles = triton.cdiv(num_columns, block_column)
@@ -439,16 +446,16 @@ def pruned_loss(
     m = views[2] if mask is not None else t
     _pruned_loss_tile_kernel[(samples, tiles)](
         p, t, m, p if affine is None else affine, p if column_weight is None else column_weight,
-        rows, column_mean if columns else spreads, spreads,
+        rows, column_mean if column_means else spreads, spreads,
         steps, num_columns, inner,
         *p.stride(), *t.stride(), *m.stride(), *_affine_strides(affine, num_columns),
-        LOSS=LOSSES[loss], PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
-        **_null(null_value, target.dtype),
-        HAS_COLUMN=column_weight is not None, COLUMNS=columns, ROW=row,
+        LOSS=loss, PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
+        **_null(null_value, null_tolerance, target.dtype),
+        HAS_COLUMN=column_weight is not None, COLUMNS=column_means, ROW=row,
         WIDE=wide, TALL=steps > ROWS, BLOCK_COLUMN=block_column, num_warps=num_warps,
     )  # fmt: skip
     _pruned_loss_sample_kernel[(samples,)](
-        rows, spreads, sums if horizon is None else horizon, means, mean, rest, count, sums,
+        rows, spreads, sums if horizon is None else horizon, means, mean, statistics, count, sums,
         samples, steps, tiles, SPATIAL=spatial, TEMPORAL=temporal, HAS_HORIZON=horizon is not None,
         ROW=row, BLOCK_STEP=BLOCK_STEP, num_warps=1,
     )  # fmt: skip
@@ -456,7 +463,7 @@ def pruned_loss(
         sums, count, sums if weight is None else weight, value, samples,
         HAS_WEIGHT=weight is not None, BLOCK_SAMPLE=BLOCK_SAMPLE, num_warps=NUM_WARPS,
     )  # fmt: skip
-    return value, mean, rest, count, column_mean
+    return value, mean, statistics, count, column_mean
 
 
 def pruned_loss_backward(
@@ -470,7 +477,8 @@ def pruned_loss_backward(
     horizon: Tensor | None,
     column_weight: Tensor | None,
     null_value: float | None,
-    loss: str,
+    null_tolerance: float,
+    loss: int,
     parameter: float,
     count: Tensor,
     target_too: bool,
@@ -501,8 +509,8 @@ def pruned_loss_backward(
         number if weight is None else weight, p if column_weight is None else column_weight, count, number, gp, gt,
         steps, columns, inner,
         *p.stride(), *t.stride(), *m.stride(), *gp.stride(), *gt.stride(), *_affine_strides(affine, columns),
-        LOSS=LOSSES[loss], PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
-        **_null(null_value, target.dtype),
+        LOSS=loss, PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
+        **_null(null_value, null_tolerance, target.dtype),
         HAS_HORIZON=horizon is not None, HAS_VALUE=grad_value is not None, HAS_LOSS=grad_loss is not None,
         HAS_WEIGHT=weight is not None, HAS_COLUMN=column_weight is not None,
         TARGET_TOO=target_too, WIDE=prediction.dtype == torch.float64,

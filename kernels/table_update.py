@@ -11,8 +11,9 @@ from torch import Tensor
 BLOCK_ID = 64
 BLOCK_OTHER = 128
 NUM_WARPS = 4
-# Mark of a visited entry: scored in this epoch (1), scored since ranks last exchanged their scores (2).
-SCORED = 3
+# Bits of a mark, as in stprune.reference.table_update.
+TRAINED = tl.constexpr(4)
+SCORED_FRESH_KNOWN = tl.constexpr(11)
 
 
 @triton.jit
@@ -20,16 +21,17 @@ def _table_update_kernel(
     scores,  # [n] float32
     marks,  # [n] uint8
     variance,  # [n] float32, or unused
-    count,  # [2] int64: samples counted; unused
+    count,  # [3] int64: samples trained on in this epoch, unused, samples of all trained batches
     index,  # [B] int64
     values,  # [B] float32
+    entries,  # [B] int64, or unused
     num_samples,
     size,
     BETA: tl.constexpr,
-    SCORED: tl.constexpr,
-    REST: tl.constexpr,
+    ONE_MINUS_BETA: tl.constexpr,
     HAS_VARIANCE: tl.constexpr,
-    COUNTED: tl.constexpr,
+    HAS_ENTRIES: tl.constexpr,
+    IS_TRAINED: tl.constexpr,
     BLOCK_ID: tl.constexpr,
     BLOCK_OTHER: tl.constexpr,
 ):
@@ -47,19 +49,29 @@ def _table_update_kernel(
         first += BLOCK_OTHER
     # An id outside the table is asserted against by the caller; it is never written.
     winner = valid & (later == 0) & (ids >= 0) & (ids < num_samples)
-    old = tl.load(scores + ids, mask=winner, other=0.0)
-    new = tl.load(values + place, mask=winner, other=0.0)
+    mark = tl.load(marks + ids, mask=winner, other=0).to(tl.int32)
+    if IS_TRAINED:
+        # Trained on before in this epoch: left as it is.
+        winner = winner & ((mark & TRAINED) == 0)
+        mark = mark | TRAINED
+        tl.atomic_add(count, tl.sum(winner.to(tl.int64), 0))
+        if program == 0:
+            tl.store(count + 2, tl.load(count + 2) + size)
+    scored = winner
+    if HAS_ENTRIES:
+        scored = winner & (tl.load(entries + place, mask=winner, other=0) > 0)
+    old = tl.load(scores + ids, mask=scored, other=0.0)
+    new = tl.load(values + place, mask=scored, other=0.0)
     # A score that is not finite is replaced, never averaged.
     smooth = tl.abs(old) < float("inf")
     if HAS_VARIANCE:
-        before = tl.load(variance + ids, mask=winner, other=0.0)
+        before = tl.load(variance + ids, mask=scored, other=0.0)
         change = new - old
-        moved = BETA * before + REST * (change * change)
-        tl.store(variance + ids, tl.where(smooth & (tl.abs(new) < float("inf")), moved, before), mask=winner)
-    tl.store(scores + ids, tl.where(smooth, BETA * old + REST * new, new), mask=winner)
-    tl.store(marks + ids, SCORED, mask=winner)
-    if COUNTED:
-        tl.store(count, tl.load(count) + size, mask=program == 0)
+        moved = BETA * before + ONE_MINUS_BETA * (change * change)
+        tl.store(variance + ids, tl.where(smooth & (tl.abs(new) < float("inf")), moved, before), mask=scored)
+    tl.store(scores + ids, tl.where(smooth, BETA * old + ONE_MINUS_BETA * new, new), mask=scored)
+    mark = tl.where(scored, mark | SCORED_FRESH_KNOWN, mark)
+    tl.store(marks + ids, mark.to(tl.uint8), mask=winner)
 
 
 def table_update(
@@ -69,15 +81,16 @@ def table_update(
     count: Tensor,
     index: Tensor,
     values: Tensor,
+    entries: Tensor | None,
     beta: float,
-    counted: bool,
+    trained: bool,
 ) -> None:
     """Launch the kernel; arguments as in stprune.ops.table_update."""
     if index.numel() == 0:
         return
     _table_update_kernel[(triton.cdiv(index.numel(), BLOCK_ID),)](
         scores, marks, scores if variance is None else variance, count, index, values,
-        scores.numel(), index.numel(), BETA=beta, SCORED=SCORED, REST=1.0 - beta,
-        HAS_VARIANCE=variance is not None, COUNTED=counted,
+        index if entries is None else entries, scores.numel(), index.numel(), BETA=beta, ONE_MINUS_BETA=1.0 - beta,
+        HAS_VARIANCE=variance is not None, HAS_ENTRIES=entries is not None, IS_TRAINED=trained,
         BLOCK_ID=BLOCK_ID, BLOCK_OTHER=BLOCK_OTHER, num_warps=NUM_WARPS,
     )  # fmt: skip

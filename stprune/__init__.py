@@ -4,9 +4,11 @@ Two changed lines in a PyTorch loop:
 
     sampler = stprune.PruningSampler(len(train_set), num_epochs=100, keep_ratio=0.5)
     criterion = stprune.PrunedLoss(sampler, loss="mae", null_value=0.0)
+
+Docstrings cite equations by number ("eq. 7"); methods/README.md, which is installed beside this file, states them.
 """
 
-from stprune import _load
+from stprune import _load, models
 from stprune._load import LibraryStatus, library_status
 from stprune.data import IndexedDataset, Series, read_series
 from stprune.headroom import Headroom, headroom
@@ -79,6 +81,7 @@ __all__ = [
     "gather_windows",
     "headroom",
     "library_status",
+    "models",
     "permute",
     "plan_epoch",
     "read_series",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import mmap
 import os
 import pathlib
+import pkgutil
 import sys
 import warnings
 from collections.abc import Iterable
@@ -13,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-ABI_VERSION = 4
-"""Version of the op schemas; csrc/library.cpp marks a library with the one it was built for."""
+from stprune import _contract
+from stprune.ops import _registry
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,30 @@ def _folders(package: Iterable[str]) -> list[str]:
     return [*extra, *package, *(os.path.join(entry, "stprune") for entry in sys.path if entry)]
 
 
-def _marked(path: pathlib.Path) -> bool:
-    """Whether a library was built for these op schemas; read from the file, as loading it would register its kernels."""
+def contract() -> str:
+    """The number of the op schemas and shared constants that Python has."""
+    constants = {}
+    for package in _contract.PACKAGES:
+        for info in pkgutil.iter_modules(importlib.import_module(f"stprune.{package}").__path__, f"stprune.{package}."):
+            for name, value in vars(importlib.import_module(info.name)).items():
+                if _contract.is_shared(name, value):
+                    constants[f"{info.name}.{name}"] = value
+    return _contract.digest(_registry.SCHEMAS, constants)
+
+
+def _keeps(path: pathlib.Path, contract: str) -> bool:
+    """Whether a library was built for this contract; read from the file, as loading it would register its kernels."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(f"stprune-abi:{ABI_VERSION};".encode()) >= 0
+        return content.find(f"stprune-contract:{contract};".encode()) >= 0
 
 
-def _load_one(name: str, folders: Iterable[str]) -> LibraryStatus:
+def _load_one(name: str, folders: Iterable[str], contract: str) -> LibraryStatus:
     path = _find(name, folders)
     if path is None:
         return LibraryStatus(False, None, f"{name}.so was not found; it is built by `pip install .`")
     try:
-        if not _marked(path):
-            return LibraryStatus(False, os.fspath(path), "built for another version of stprune; build it again")
+        if not _keeps(path, contract):
+            return LibraryStatus(False, os.fspath(path), "it was built for other op schemas of stprune; build it again")
         ctypes.CDLL(os.fspath(path))
     except (OSError, ValueError) as error:
         return LibraryStatus(False, os.fspath(path), f"could not be loaded: {error}")
@@ -80,11 +93,12 @@ def load(package: Iterable[str]) -> None:
         _status.update(_C=off, _C_cuda=off)
         return
     folders = _folders(package)
-    _status["_C"] = _load_one("_C", folders)
+    expected = contract()
+    _status["_C"] = _load_one("_C", folders, expected)
     if torch.version.cuda is None:
         _status["_C_cuda"] = LibraryStatus(False, None, "this torch has no CUDA")
     else:
-        _status["_C_cuda"] = _load_one("_C_cuda", folders)
+        _status["_C_cuda"] = _load_one("_C_cuda", folders, expected)
     if not _status["_C"].loaded:
         warnings.warn(
             f"stprune: the compiled CPU library is not in use ({_status['_C'].reason}). Results are the same, on slower "

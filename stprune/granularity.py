@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sized
+from typing import Any
 
 import torch
+from torch.utils.data import ConcatDataset
 
 from stprune.nodes import Draw, NodeSampler, resolve
 from stprune.ops import _check
@@ -75,3 +79,20 @@ class Granularity:
         """What each of the nodes [B, m] that `draw` gave counts for; None where all count 1."""
         drawn = self.kind == "node" and self.count < (self.num_nodes or 0)
         return self.node_sampler.weights(index, node, epoch) if drawn else None
+
+
+def length_of(op: str, data_source: Any) -> int:
+    """The length of a data set, or the length itself."""
+    if isinstance(data_source, ConcatDataset) and any(getattr(part, "yields_index", False) for part in data_source.datasets):
+        raise ValueError(
+            f"{op}: data_source must give every sample an id of its own, got a ConcatDataset of IndexedDatasets, whose ids "
+            "collide; write IndexedDataset(ConcatDataset([a, b]))"
+        )
+    if hasattr(data_source, "__index__"):
+        return _check.integer(op, "data_source", operator.index(data_source), 0, 2**62)
+    if not isinstance(data_source, Sized):
+        raise TypeError(
+            f"{op}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "
+            "samples of an iterable data set have no ids to prune by"
+        )
+    return len(data_source)

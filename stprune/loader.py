@@ -83,7 +83,7 @@ class WindowLoader:
         [(9, torch.Size([10, 3, 2, 1]), torch.Size([10, 2, 2, 1])), (15, torch.Size([6, 3, 2, 1]), torch.Size([6, 2, 2, 1]))]
 
     Source:
-        Windows of `WindowDataset`; node draws of method.md, section "two levels".
+        Windows of `WindowDataset`; node draws of methods/README.md, eq. 12-13.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class PrunedLoss(torch.nn.Module):
     """The masked training loss of a pruned run: call it instead of your own.
 
     In training (module in training mode, gradients enabled) it scores the samples of the batch (eq. 4), hands the scores to
-    the sampler's table, and multiplies every sample's share of the loss by its weight (eq. 9-10). In evaluation it is the
+    the sampler's table, and multiplies every sample's share of the loss by its weight (eq. 10). In evaluation it is the
     plain masked loss and touches nothing.
 
     A sample's first batch of an epoch is what counts: a second criterion on the same batch, SAM's second pass or a recomputed
@@ -81,7 +81,7 @@ class PrunedLoss(torch.nn.Module):
         tensor([1., inf, inf, 1.])
 
     Source:
-        Eq. 1-4, 9, 10, 13 (our definition of ST-Prune's rescaling).
+        Eq. 1-4, 10, 13 (our definition of ST-Prune's rescaling).
     """
 
     mean: torch.Tensor | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager
@@ -12,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from stprune.granularity import Granularity
+from stprune.granularity import Granularity, length_of
 from stprune.methods import Method, SoftRandom, asked_count, resolve
 from stprune.nodes import Draw, NodeSampler
 from stprune.ops import _check
@@ -24,6 +22,7 @@ from stprune.passes import Batches, Pass
 from stprune.plan import EpochPlan, Plan, UniformPlan, checked_quota, make_plan
 from stprune.plan_memory import PlanMemory
 from stprune.ranks import Ranks
+from stprune.running import Running
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -88,7 +87,7 @@ class PruningSampler(DistributedSampler[int]):
         (4, True)
 
     Source:
-        arXiv 2602.19113; method.md, eq. 5-14. Planning is O(num_samples) once per epoch, in memory that the epochs share.
+        arXiv 2602.19113; methods/README.md, eq. 5-14. Planning is O(num_samples) once per epoch.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class PruningSampler(DistributedSampler[int]):
         node_sampler: str | NodeSampler = "uniform",
     ) -> None:
         # DistributedSampler.__init__ is not called: it would ask for a process group and fix the length.
-        size = _length_of(data_source)
+        size = length_of(_OP, data_source)
         self.num_epochs = _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
         self.keep_ratio = _check.real(_OP, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
         self.seed, _ = _check.seed_and_epoch(_OP, seed, 0)
@@ -144,15 +143,8 @@ class PruningSampler(DistributedSampler[int]):
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
-        self._plan: Plan | None = None
-        self._step: tuple[Any, ...] | None = None  # the plan's tensors on the training device
+        self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._base = 0  # position in the epoch's order from which trained samples are counted
-        self.begin_position = 0  # position at which the next pass begins: 0 unless resumed
-        self._finished = False  # a state was loaded whose epoch was over
-        self._last: torch.Tensor | None = None  # ids of the last batch, where nothing is stored
-        self._passes = 0  # passes over this epoch that came to their end
-        self._losses = 0  # samples of losses since the first of them
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -182,11 +174,13 @@ class PruningSampler(DistributedSampler[int]):
                 epoch's ids did not tell samples apart.
         """
         epoch = _check.integer(f"{_OP}.set_epoch", "epoch", epoch, 0, self.num_epochs - 1)
-        if self._plan is not None and epoch == self.epoch:
-            if self._finished:
+        running = self._running
+        if running is not None and epoch == self.epoch:
+            if running.finished:
                 self.resume_at(0)
             return
-        self._check_ids()
+        if running is not None:
+            running.check_ids()
         self._ranks.settle(needs_scores=self._needs_scores)
         self._agree(epoch)
         self.synchronize()
@@ -196,9 +190,29 @@ class PruningSampler(DistributedSampler[int]):
             self.table.restart()
         self.node_sampler.advance()
         self.epoch = epoch
-        self._go_to(0)
         self._report_nonfinite()
-        self._set_plan(self._make_plan())
+        self._begin(self._make_plan())
+
+    def _begin(self, plan: Plan, position: int = 0) -> Running:
+        count, replicas = len(plan), self.num_replicas
+        share = count // replicas if self.drop_last else -(-count // replicas)
+        self._running = Running(self.table, plan, share=share, num_replicas=replicas, position=position)
+        return self._running
+
+    @property
+    def _now(self) -> Running:
+        """The epoch under way; epoch 0 is planned at first use."""
+        if self._running is not None:
+            return self._running
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"{_OP}: the epoch must be planned before a compiled step: call set_epoch, or iterate")
+        self._ranks.settle(needs_scores=self._needs_scores)
+        return self._begin(self._make_plan())
+
+    def resume_at(self, position: int) -> None:
+        """Let the next pass begin at this position of the epoch's order, and count trained samples from there."""
+        self.table.restart()
+        self._begin(self._now.plan, position)
 
     @property
     def _needs_scores(self) -> bool:
@@ -208,17 +222,6 @@ class PruningSampler(DistributedSampler[int]):
         """Compare settings with the other ranks; a collective."""
         self._ranks.agree({"epoch": epoch} | self._settings())
         self._agreed = True
-
-    def resume_at(self, position: int) -> None:
-        """Let the next pass begin at this position of the epoch's order, and count trained samples from there."""
-        self.table.restart()
-        self._go_to(position)
-
-    def _go_to(self, position: int) -> None:
-        self._base = self.begin_position = position
-        self._finished = position > 0 and position >= self.reach
-        self._last = None
-        self._passes = self._losses = 0
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
@@ -248,24 +251,8 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def plan(self) -> Plan:
         """The current epoch's plan; epoch 0 is planned at first use. It never changes: keep it as long as you like."""
-        plan = self._planned()
         self._memory.keep()
-        return plan
-
-    def _planned(self) -> Plan:
-        if self._plan is None:
-            self._ranks.settle(needs_scores=self._needs_scores)
-            self._set_plan(self._make_plan())
-        assert self._plan is not None
-        return self._plan
-
-    def _set_plan(self, plan: Plan) -> None:
-        device = self.table.device
-        ids, weights = plan.columns()
-        # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
-        mean = torch.tensor(plan.mean_weight, dtype=torch.float32, device=device)
-        self._plan = plan
-        self._step = None if ids is None else ids.to(device), weights.to(device), mean
+        return self._now.plan
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
@@ -283,7 +270,7 @@ class PruningSampler(DistributedSampler[int]):
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
         # The last epoch's plan leaves its memory to this one, unless somebody still looks at it.
-        self._plan = self._step = None
+        self._running = None
         out = self._memory.take(asked_count(ratio, size))
         on_host = scores.device.type == "cpu"
         plan = make_plan(
@@ -303,28 +290,22 @@ class PruningSampler(DistributedSampler[int]):
     # --- ids ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _share(self) -> int:
-        """Samples of the whole epoch that this rank delivers, padding included."""
-        count, replicas = len(self._planned()), self.num_replicas
-        return count // replicas if self.drop_last else -(-count // replicas)
-
-    @property
     def reach(self) -> int:
         """Position of the epoch's order at which every rank has delivered its share."""
-        return self._share * self.num_replicas
+        return self._now.reach
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]
         """Samples this rank delivers in the current epoch, as DistributedSampler calls it."""
-        return self._share
+        return self._now.share
 
     @property
     def total_size(self) -> int:  # type: ignore[override]
         """Samples all ranks deliver together in the current epoch."""
-        return self.reach
+        return self._now.reach
 
     def __len__(self) -> int:
-        return self._share
+        return self._now.share
 
     def __iter__(self) -> Iterator[int]:
         """A pass over the epoch's ids, which begins with its first `next`; it has `state_dict` and `load_state_dict`."""
@@ -351,21 +332,23 @@ class PruningSampler(DistributedSampler[int]):
             position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
                 the state of a finished one was loaded.
         """
-        if position is None and self._finished and self.epoch + 1 < self.num_epochs:
+        if position is None and self._now.finished and self.epoch + 1 < self.num_epochs:
             self.set_epoch(self.epoch + 1)
-        plan = self._planned()
         if not self._agreed:
+            self._ranks.settle(needs_scores=self._needs_scores)
             self._agree(self.epoch)
-        return plan, self.begin_position if position is None else position
+        running = self._now
+        return running.plan, running.begin_position if position is None else position
+
+    @property
+    def begin_position(self) -> int:
+        """Position of the epoch's order at which the next pass begins."""
+        return self._now.begin_position
 
     def end_pass(self, plan: Plan) -> None:
-        """A pass has delivered its last id; the next one delivers the whole epoch."""
-        if plan is not self._plan:
-            return
-        self.begin_position = 0
-        # Somebody may only have looked at the ids.
-        if self.table.num_losses > 0:
-            self._passes += 1
+        """A pass over this plan has delivered its last id."""
+        if self._running is not None and self._running.plan is plan:
+            self._running.end_pass()
 
     def reading(self) -> AbstractContextManager[None]:
         """A stretch of code that reads the current plan, whose memory is not used again before its end."""
@@ -443,13 +426,7 @@ class PruningSampler(DistributedSampler[int]):
             ids [K] int64 of the plan, or None where every id in [0, num_samples) is in it; weights [K] or [1] float32; their
             divisor [] float32 or None; num_samples; the table's scores, marks, variance, count and beta.
         """
-        if self._step is None:
-            if torch.compiler.is_compiling():
-                raise RuntimeError(f"{_OP}: the epoch must be planned before a compiled step: call set_epoch, or iterate")
-            self._planned()
-        assert self._step is not None
-        ids, weights, mean = self._step
-        return ids, weights, mean if per_step else None, self.table.num_samples, *self.table.columns, self.table.beta
+        return self._now.step_arguments(per_step)
 
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
         """The weights of samples in the current plan.
@@ -464,13 +441,7 @@ class PruningSampler(DistributedSampler[int]):
         Raises:
             ValueError: an id is not in the plan (looked at on the CPU).
         """
-        plan = self._planned()
-        _check.ids(f"{_OP}.weights_of", "index", index, self.table.num_samples - 1)
-        weight, known = plan.lookup(index.cpu())
-        if not bool(known.all()):
-            bad = int(index.cpu()[~known][0])
-            raise ValueError(f"{_OP}.weights_of: index must hold ids of the plan of epoch {plan.epoch}, got {bad}")
-        return (weight / torch.tensor(plan.mean_weight) if per_step else weight).to(index.device, torch.float32)
+        return self._now.weights_of(index, per_step)
 
     @property
     def wants_pair_scores(self) -> bool:
@@ -497,18 +468,7 @@ class PruningSampler(DistributedSampler[int]):
         """
         if node is not None and pair_scores is not None:
             self.node_sampler.update(index, node, pair_scores)
-        if not self.table.stored:
-            self._last = index
-        if self._passes > 0 and not torch.compiler.is_compiling():
-            self._watch_passes(index.numel())
-
-    def _watch_passes(self, size: int) -> None:
-        """Warn once when a whole second pass over the epoch's ids was trained on: somebody forgot `set_epoch`."""
-        self._losses += size
-        if self._losses < self._share:
-            return
-        self._losses = self.table.num_losses - self._num_trained
-        if self._losses >= self._share:
+        if self._now.take_in(index):
             self._warn(
                 "set_epoch",
                 f"PruningSampler: epoch {self.epoch} was trained on a second time. Nothing is pruned or scored anew until "
@@ -529,37 +489,16 @@ class PruningSampler(DistributedSampler[int]):
                 "enter no mean; see sampler.table.num_nonfinite()",
             )
 
-    def _check_ids(self) -> None:
-        """Refuse an epoch of which every delivered sample had one loss, but ids came back: they do not name samples."""
-        if self._passes != 1 or not self.table.stored:
-            return
-        losses, trained = self.table.num_losses, self.table.num_trained
-        if losses == self._share and trained < losses - self.num_replicas:
-            raise ValueError(
-                f"{_OP}: index must name every sample of epoch {self.epoch} by an id of its own, got {trained} ids for "
-                f"{losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"
-            )
-
     def to(self, device: torch.device | str) -> PruningSampler:
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
         self._strata = None if self._strata is None else self._strata.to(self.table.device)
-        if self._plan is not None:
-            self._set_plan(self._plan)
+        if self._running is not None:
+            self._running.place()
         return self
 
     # --- state -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _num_trained(self) -> int:
-        """Samples of this rank's share, from where it began, that were trained on in this epoch."""
-        if self.table.stored:
-            return self.table.num_trained
-        if self._last is None:
-            return 0
-        # Nothing is stored of the samples; but batches come in the plan's order, of which the last one tells the position.
-        return (int(self._planned().positions(self._last).max()) - self._base) // self.num_replicas + 1
 
     @functools.cached_property
     def _strata_digest(self) -> str | None:
@@ -599,18 +538,18 @@ class PruningSampler(DistributedSampler[int]):
         torch's modules the tensors are the sampler's own, so that a state costs nothing each batch: `copy.deepcopy` it to
         keep it beside a run that goes on.
         """
-        plan = self._planned()
+        running = self._now
         self._memory.keep()
-        ids, weights = plan.columns()
+        ids, weights = running.plan.columns()
         return {
             "version": _VERSION,
             "settings": self._settings(),
             "epoch": self.epoch,
-            "position": min(self._base + self._num_trained * self.num_replicas, self.reach),
-            "count": len(plan),
+            "position": running.position,
+            "count": len(running.plan),
             "indices": ids,
             "weights": weights,
-            "mean_weight": plan.mean_weight,
+            "mean_weight": running.plan.mean_weight,
             "table": self.table.state_dict(),
             "node_sampler": self.node_sampler.state_dict(),
             "warned": sorted(self._warned),
@@ -639,8 +578,8 @@ class PruningSampler(DistributedSampler[int]):
         self._agreed = False
         self._ranks.settle(needs_scores=self._needs_scores)
         self._memory.keep()
-        self._set_plan(self._saved_plan(state))
-        self.resume_at(int(state["position"]))
+        self.table.restart()
+        self._begin(self._saved_plan(state), int(state["position"]))
 
     def _saved_plan(self, state: dict[str, Any]) -> Plan:
         count, size = int(state["count"]), self.table.num_samples
@@ -655,20 +594,3 @@ class PruningSampler(DistributedSampler[int]):
 _ENTRIES = (
     "version", "settings", "epoch", "position", "count", "indices", "weights", "mean_weight", "table", "node_sampler", "warned",
 )  # fmt: skip
-
-
-def _length_of(data_source: Any) -> int:
-    """The length of a data set, or the length itself."""
-    if isinstance(data_source, ConcatDataset) and any(getattr(part, "yields_index", False) for part in data_source.datasets):
-        raise ValueError(
-            f"{_OP}: data_source must give every sample an id of its own, got a ConcatDataset of IndexedDatasets, whose ids "
-            "collide; write IndexedDataset(ConcatDataset([a, b]))"
-        )
-    if hasattr(data_source, "__index__"):
-        return _check.integer(_OP, "data_source", operator.index(data_source), 0, 2**62)
-    if not isinstance(data_source, Sized):
-        raise TypeError(
-            f"{_OP}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "
-            "samples of an iterable data set have no ids to prune by"
-        )
-    return len(data_source)

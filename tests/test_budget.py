@@ -62,22 +62,6 @@ def test_matches_reference_with_a_sample(name):
         assert_reference(scores, 0.5, float(round(ratio * LARGE)), minimum)
 
 
-def test_same_for_threads_and_instruction_sets(threads):
-    scores = lognormal(LARGE)
-    scores[::7] = math.nan
-    scores[3::70] = -1.0
-    arguments = (0.5, float(LARGE // 2), 0.1)
-    expected = reference.inclusion_budget(scores, *arguments)
-    for count in (1, 2, 3, 8):
-        threads(count)
-        assert torch.equal(torch.ops.stprune.inclusion_budget(scores, *arguments), expected)
-    for name in testing.isas():
-        with testing.isa(name):
-            for alpha in (0.0, 0.5, 1.0):
-                for dtype in DTYPES:
-                    assert_reference(scores.to(dtype), alpha, *arguments[1:])
-
-
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.example(values=[0.0, 1.0, math.nan], alpha=0.5, ratio=2.044165674211621e-31, floor=1.0)
 @hypothesis.given(
@@ -214,7 +198,3 @@ def test_errors(change, error, message):
 def test_empty():
     assert inclusion_budget(torch.empty(0), alpha=0.5, count=0, minimum=0.1).shape == (0,)
     assert budget_probability(torch.empty(0, dtype=torch.float64), 0, 0.0).dtype == torch.float32
-
-
-def test_opcheck():
-    torch.library.opcheck(torch.ops.stprune.inclusion_budget.default, (lognormal(5000), 0.5, 2000.0, 0.1))

@@ -105,7 +105,7 @@ def test_a_file_that_is_no_series_is_refused(capsys, tmp_path):
 def test_a_file_that_is_too_short_is_refused_before_training(capsys, tmp_path):
     path = tmp_path / "short.npz"
     np.savez(path, data=np.random.default_rng(0).normal(size=(119, 3, 1)).astype(np.float32))
-    status, _, err = run(capsys, "demo", "--data", str(path), "--output", str(tmp_path / "out"))
+    status, _, err = run(capsys, "demo", "--data", str(path), "--steps-per-day", "24", "--output", str(tmp_path))
     assert (status, err.count("\n")) == (2, 1)
     assert "the series must have at least 120 steps for a 6:2:2 split, got 119" in err
 

@@ -47,8 +47,8 @@ def test_library_needs_only_the_stable_abi_and_the_c_and_cpp_runtimes():
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
 def test_library_exports_nothing_but_its_mark():
     functions = {symbol.split("@")[0] for *_, kind, symbol in symbols("--defined-only") if kind in "TDBR"}
-    assert functions == {"stprune_abi"}
-    assert _load._marked(pathlib.Path(LIBRARY))
+    assert functions == {"stprune_contract"}
+    assert _load._keeps(pathlib.Path(LIBRARY), _load.contract())
 
 
 @needs_library

@@ -146,7 +146,9 @@ def test_a_path_is_read_with_its_own_time_stamps(tmp_path):
 def test_a_path_without_time_stamps_starts_on_a_monday(tmp_path):
     path = tmp_path / "values.npz"
     np.savez(path, data=np.zeros((600, 3, 1), np.float32))
-    series = data.load(str(path))
+    with pytest.raises(ValueError, match=r"--steps-per-day: must be given for values\.npz"):
+        data.load(str(path))
+    series = data.load(str(path), steps_per_day=288)
     assert series.steps_per_day == 288
     assert series.day_of_week[[0, 287, 288]].tolist() == [0, 0, 1]
     assert series.time_of_day[289] == pytest.approx(1 / 288)
@@ -674,6 +676,8 @@ def test_a_quick_demo_makes_every_run_and_writes_what_it_returns(outcome):
     assert [row["name"] for row in stored["rows"]] == list(DEFAULT_RUNS)
     assert [(run["seed"], run["name"]) for run in stored["runs"]] == [(s, name) for s in (0, 1) for name in DEFAULT_RUNS]
     assert stored["machine"]["cores"] >= 1
+    # More than torch alone, less than this machine has.
+    assert 100 < stored["peak_memory_mib"] < 2**20
     assert set(stored["delivery"]) == {"DataLoader", "WindowLoader"}
 
 
@@ -729,6 +733,8 @@ def test_a_demo_of_one_method_trains_it_and_the_full_run_only(tmp_path, capsys):
     assert re.search(r"all runs +100% .* 4/4 \[\d\d:\d\d < 00:00", err)
     assert f"keep 100%, val MAE {last['validation_mae']:.4g}" in err
     assert str(pathlib.Path(tmp_path) / "report.html") in out
+    assert f"at most {result['peak_memory_mib']:,.0f} MiB of memory" in out
+    assert f"at most {result['peak_memory_mib']:,.0f} MiB in RAM" in (tmp_path / "report.html").read_text()
 
 
 def test_nodes_drawn_by_error_are_a_run_and_a_picture(tmp_path):

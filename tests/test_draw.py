@@ -150,6 +150,7 @@ def test_systematic_pairs_do_not_resonate_with_a_period():
     assert_chi_square(seen, torch.full((period,), 400.0 * n / period / period))
 
 
+@pytest.mark.slow
 def test_more_items_than_a_float_can_count():
     n = (1 << 24) + 100_003
     p = torch.full((n,), 2.0**-10)
@@ -242,21 +243,6 @@ def test_bad_probabilities_anywhere_leave_the_buffer_alone(isa, dtype):
             ):
                 stprune.draw(v, seed=1, epoch=1, out=out)
     assert int(out.max()) == -7
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_for_threads_and_instruction_sets(threads, dtype):
-    p = probabilities("mixed", 100_003, dtype)
-    count = round(float(p.double().sum()))
-    expected = [reference.draw(p, c, 3, 4) for c in (None, count)]
-    for number in (1, 2, 3, 8):
-        threads(number)
-        for c, result in zip((None, count), expected, strict=True):
-            assert torch.equal(stprune.draw(p, seed=3, epoch=4, count=c), result)
-    for name in testing.isas():
-        with testing.isa(name):
-            for c, result in zip((None, count), expected, strict=True):
-                assert torch.equal(stprune.draw(p, seed=3, epoch=4, count=c), result)
 
 
 def test_strided_and_misaligned_probabilities():

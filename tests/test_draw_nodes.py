@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import stprune
-from stprune import testing
 from stprune.reference import draw_nodes as reference
 from stprune.testing import assert_chi_square
 
@@ -115,21 +114,6 @@ def test_errors():
         draw(torch.tensor([1 << 56]))
 
 
-def test_opcheck():
-    torch.library.opcheck(torch.ops.stprune.draw_nodes.default, (torch.arange(5), 100, 30, 1, 2))
-
-
-def test_same_for_threads_and_instruction_sets(threads):
-    index = windows(300)
-    expected = reference.draw_nodes(index, 307, 92, 1, 2)
-    for number in (1, 2, 3, 8):
-        threads(number)
-        assert torch.equal(stprune.draw_nodes(index, num_nodes=307, count=92, seed=1, epoch=2), expected)
-    for name in testing.isas():
-        with testing.isa(name):
-            assert torch.equal(stprune.draw_nodes(index, num_nodes=307, count=92, seed=1, epoch=2), expected)
-
-
 # --- draw_nodes_weighted ---------------------------------------------------------------------------------------------
 
 
@@ -153,17 +137,6 @@ def test_weighted_matches_reference(num_nodes, count, kind):
     assert torch.equal(factors, expected_factors)
     assert bool((nodes.diff(dim=1) > 0).all())
     assert bool((factors >= 1.0).all())
-
-
-def test_weighted_gives_the_same_bits_for_any_number_of_threads(threads):
-    weights, index = chances(300, 200), torch.arange(300)
-    results = []
-    for count in (1, 2, 3, 8):
-        threads(count)
-        results.append(stprune.draw_nodes_weighted(weights, index, count=30, seed=1, epoch=2))
-    for nodes, factors in results[1:]:
-        assert torch.equal(nodes, results[0][0])
-        assert torch.equal(factors, results[0][1])
 
 
 def test_weighted_sums_are_unbiased():

@@ -35,22 +35,6 @@ def test_matches_reference(name, dtype):
                 assert_reference(scores, keep, exact)
 
 
-def test_same_for_threads_and_instruction_sets(threads):
-    scores = lognormal(300_001)
-    scores[::11] = math.nan
-    scores[5::11] = math.inf
-    for count in (1, 2, 3, 8):
-        threads(count)
-        for exact in (False, True):
-            assert_reference(scores, 0.37, exact)
-    for name in testing.isas():
-        with testing.isa(name):
-            for n in (100, 2000, 40_001):
-                for keep in (0.1, 0.9, 1.0):
-                    for exact in (False, True):
-                        assert_reference(lognormal(n), keep, exact)
-
-
 @pytest.mark.parametrize("n", [1, 7, 1500, 1501, 50_000])
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.9])
 def test_exact_count_is_the_head_of_a_permutation(n, keep):

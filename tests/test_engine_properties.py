@@ -99,6 +99,7 @@ def test_shuffle(n, dtype, seed, epoch, way):
     assert torch.equal(got, reference_shuffle.shuffle(ids, seed, epoch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", ["bernoulli", "systematic", "weighted"])
 def test_inclusion_frequencies_beyond_2_to_the_24(draw):
     """Counts over stretches on both sides of 2^24 follow the probabilities."""

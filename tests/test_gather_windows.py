@@ -457,10 +457,6 @@ def test_matches_reference(dtype, drawn):
         assert_same(actual, expected)
 
 
-def test_opcheck():
-    torch.library.opcheck(torch.ops.stprune.gather_windows.default, raw_arguments(nodes=90))
-
-
 @pytest.mark.parametrize("layout", ["BTNC", "BCNT"])
 def test_the_number_of_threads_changes_nothing(threads, layout):
     series = make_series(60, 700, 2, nans=False)

@@ -13,31 +13,19 @@ ALLOWED = {
     "schedule": set(),
     "methods": {"ops", "methods"},
     "table": {"ops"},
-    "plan": {"ops", "methods"},
-    "plan_memory": {"ops", "methods", "plan"},
-    "batches": set(),
-    "uniform_plan": {"ops"},
-    "unscored_table": {"ops"},
+    "quota": {"ops", "methods"},
+    "plan": {"ops", "methods", "quota"},
+    "plan_memory": {"ops"},
+    "passes": {"plan"},
     "ranks": {"ops"},
-    "laws": {"ops", "laws"},
-    "granularity": {"ops", "laws"},
-    "resume": {"plan", "uniform_plan", "unscored_table"},
+    "nodes": {"ops", "nodes"},
+    "granularity": {"ops", "nodes"},
+    "running": {"ops", "plan", "table"},
     "sampler": {
-        "ops",
-        "table",
-        "plan",
-        "plan_memory",
-        "methods",
-        "schedule",
-        "batches",
-        "laws",
-        "granularity",
-        "ranks",
-        "uniform_plan",
-        "unscored_table",
-        "resume",
+        "ops", "table", "plan", "plan_memory", "methods", "schedule", "nodes", "granularity", "ranks", "passes", "running",
     },
-    "loss": {"ops", "plan", "sampler"},
+    "scaling": {"ops"},
+    "loss": {"ops", "scaling", "sampler"},
     "prefetch": set(),
     "loader": {"ops", "prefetch", "sampler", "windows"},
     "windows": {"ops", "reference", "windows"},
@@ -47,22 +35,15 @@ ALLOWED = {
     "demo": {"demo", "models", ""},
     "cli": {"demo", ""},
     "testing": {"reference", ""},
-    "_load": set(),
+    "_contract": set(),
+    "_load": {"_contract", "ops"},
 }
 
 
 def rooms_imported(path):
-    """Rooms of stprune that a file imports at run time; "" is the public API."""
+    """Rooms of stprune that a file imports, also for types or inside a function; "" is the public API."""
     tree = ast.parse(path.read_text())
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
     for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -107,9 +88,49 @@ def test_compiled_code_uses_only_stable_headers():
                 assert "Python.h" not in line, path
 
 
+def modules_imported(path):
+    """Modules of stprune that a file imports, also for types or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            file = PACKAGE.parent / name.replace(".", "/")
+            if name.startswith("stprune.") and (file.with_suffix(".py").is_file() or (file / "__init__.py").is_file()):
+                yield file.with_suffix(".py") if file.with_suffix(".py").is_file() else file / "__init__.py"
+
+
+def test_no_module_imports_in_a_circle():
+    """Not even for types, where an import at run time would fail."""
+    imports = {path: set(modules_imported(path)) - {path} for path in PACKAGE.rglob("*.py")}
+    done = set()
+
+    def visit(path, way):
+        assert path not in way, " -> ".join(str(p.relative_to(PACKAGE)) for p in [*way, path])
+        if path not in done:
+            for other in imports[path]:
+                visit(other, [*way, path])
+            done.add(path)
+
+    for path in imports:
+        visit(path, [])
+
+
 def test_files_stay_small():
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]:
+    for path in PACKAGE.rglob("*.py"):
+        assert lines_of_code(path) <= 300, path
+    for path in (ROOT / "csrc").rglob("*.cpp"):
         assert len(path.read_text().splitlines()) <= 400, path
+
+
+def lines_of_code(path):
+    """Lines of a Python file that are neither blank, comment nor docstring."""
+    tree = ast.parse(path.read_text())
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docs |= set(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(path.read_text().splitlines(), 1)
+    return sum(1 for number, line in lines if number not in docs and line.strip() and not line.strip().startswith("#"))
 
 
 def test_no_global_random_state_and_no_patching():

@@ -37,6 +37,8 @@ INTERPRETED = (
 from stprune.reference import pruned_loss as reference
 from stprune.reference import table_update as table_reference
 
+LOSSES = reference.LOSSES
+
 generator = torch.Generator().manual_seed(0)
 assert [kernel.config_of(n)[0] for n in (1, 128, 129, 512, 1024, 8600)] == [128, 128, 256, 512, 1024, 1024]
 kernel.CONFIGS, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
@@ -46,7 +48,7 @@ def draw(*shape):
     return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=None):
+def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=None, tolerance=0.0):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     target = draw(*shape) * 3 + 5
     prediction = target + draw(*shape) * 4 - 2
@@ -59,16 +61,18 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
         prediction = prediction.transpose(1, 2).contiguous().transpose(1, 2)
         target = target.transpose(0, 1).contiguous().transpose(0, 1)
     columns = math.prod(shape[2:])
-    extra = (draw(shape[0]), draw(5, 1, columns) + 0.5, draw(shape[1]), draw(shape[0], columns) + 0.5)
+    affine = draw(7, 1, columns) + 0.5
+    affine[5:] = 0.0  # a null value of 0, of a target that is not normalised
+    extra = (draw(shape[0]), affine, draw(shape[1]), draw(shape[0], columns) + 0.5)
     parameter = {"huber": 0.8, "mape": 4.0, "quantile": 0.3}.get(loss, 1.0)
     arguments = (prediction, target, mask if masked else None)
     arguments += tuple(x.to(wide) if extras else None for x in extra)
-    arguments += (null_value, loss, parameter)
+    arguments += (null_value, tolerance, LOSSES.index(loss), parameter)
     actual = kernel.pruned_loss(*arguments, 0.4, 0.7, extras)
     expected = reference.pruned_loss(*arguments, 0.4, 0.7, extras)
-    tolerance = 1e-11 if dtype == torch.float64 else 3e-6
+    near = 1e-11 if dtype == torch.float64 else 3e-6
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+        torch.testing.assert_close(a, b, rtol=near, atol=near, equal_nan=True)
     ones = (*arguments[:6], torch.ones(shape[0], columns, dtype=wide), *arguments[7:])
     if not extras:  # column weights of 1 change no bit
         again = kernel.pruned_loss(*ones, 0.4, 0.7, False)
@@ -78,27 +82,28 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
     for pair in ((of_value, None), (of_value, of_loss)):
         grads = kernel.pruned_loss_backward(*pair, *arguments, count, True)
         wanted = reference.pruned_loss_backward(*pair, *arguments, count, True)
-        tolerance = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+        near = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
         for a, b in zip(grads, wanted, strict=True):
             assert a.dtype == b.dtype
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-11 if dtype == torch.float64 else 1e-6)
+            torch.testing.assert_close(a, b, rtol=near, atol=1e-11 if dtype == torch.float64 else 1e-6)
         if not extras:
             again = kernel.pruned_loss_backward(*pair, *ones, count, True)
             assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
 
 
-for loss in kernel.LOSSES:
+for loss in LOSSES:
     check((2, 3, 21), torch.float32, loss, True, True, 0.0)
     check((2, 5, 7), torch.float64, loss, False, False, None)
     check((2, 3, 9, 2), torch.bfloat16, loss, False, True, 0.0, permuted=True)
 check((3, 40, 5), torch.float32, "mae", False, False, 0.0)  # tall
 check((3, 4, 5), torch.float32, "mae", False, False, math.nan)
+check((3, 4, 5), torch.float32, "mae", False, False, 6.0, tolerance=0.8)
 check((2, 3, 5, 3), torch.float16, "huber", True, False, None, permuted=True)
 check((2, 3, 20), torch.bfloat16, "mae", True, False, 0.0, other=torch.float32)
 check((2, 3), torch.float32, "mse", True, True, 0.0)
 for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
     empty = torch.zeros(shape)
-    arguments = (empty, empty, None, None, None, None, None, None, "mae", 1.0)
+    arguments = (empty, empty, None, None, None, None, None, None, 0.0, 0, 1.0)
     *results, means = kernel.pruned_loss(*arguments, 0.5, 0.5, True)
     assert results[0] == 0.0 and means.shape == (shape[0], shape[2]) and bool(means.isnan().all())
     assert kernel.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0]).long(), False)[0].shape == shape
@@ -108,19 +113,21 @@ for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (
     scores = draw(n).float()
     scores[draw(n) < 0.2] = math.inf
     scores[draw(n) < 0.2] = math.nan
-    columns = [scores, torch.zeros(n, dtype=torch.uint8)]
-    columns += [draw(n).float() if with_variance else None, torch.tensor([17, 0])]
+    state = [scores, torch.randint(0, 16, (n,), generator=generator, dtype=torch.uint8)]
+    state += [draw(n).float() if with_variance else None, torch.tensor([17, 0, 40])]
     index = torch.randint(0, n, (size,), generator=generator)
     values = draw(size).float()
     values[::9] = math.nan
-    results = []
-    for update in (table.table_update, table_reference.table_update):
-        copy = [None if x is None else x.clone() for x in columns]
-        update(*copy, index, values, 0.3, True)
-        results.append(copy)
-    for a, b in zip(*results, strict=True):
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
+    entries = torch.randint(0, 3, (size,), generator=generator)
+    for trained, of_batch in ((True, entries), (False, entries), (True, None)):
+        results = []
+        for update in (table.table_update, table_reference.table_update):
+            copy = [None if x is None else x.clone() for x in state]
+            update(*copy, index, values, of_batch, 0.3, trained)
+            results.append(copy)
+        for a, b in zip(*results, strict=True):
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
 print("ok")
 """
 )
@@ -134,7 +141,7 @@ from triton.compiler import ASTSource
 
 INTEGERS = {"num_steps", "num_columns", "num_samples", "num_tiles", "inner", "size"}
 DOUBLES = {"rows", "spreads", "means", "sums"}
-WHOLE = {"count", "number", "index"}
+WHOLE = {"count", "number", "index", "entries"}
 
 
 def compile_for_all(function, constants, pointers, num_warps):
@@ -169,9 +176,9 @@ for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
     pointers = {"prediction": "*" + dtype, "target": "*" + dtype, "mask": "*i1", "affine": of, "horizon": of, "weight": of}
     pointers |= {"column_weight": of, "column_mean": of}
     pointers |= {"grad_value": of, "grad_loss": of, "grad_prediction": "*" + dtype, "grad_target": "*" + dtype}
-    pointers |= {"loss": of, "rest": of, "value": of}
+    pointers |= {"loss": of, "statistics": of, "value": of}
     for loss in (0, 3):
-        constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "NULL_KIND": 2, "NULL": 0.1}
+        constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "HAS_NULL": True, "NULL_LOW": 0.1, "NULL_HIGH": 0.1}
         constants |= {"HAS_AFFINE": loss == 3, "WIDE": wide}
         constants["HAS_COLUMN"] = loss == 3
         flags = ("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO")
@@ -187,7 +194,7 @@ for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
     compile_for_all(kernel._pruned_loss_batch_kernel, batch, pointers, kernel.NUM_WARPS)
 pointers = {"scores": "*fp32", "marks": "*u8", "variance": "*fp32", "values": "*fp32"}
 for flag in (True, False):
-    constants = {"BETA": 0.3, "REST": 0.7, "SCORED": table.SCORED, "HAS_VARIANCE": flag, "COUNTED": flag}
+    constants = {"BETA": 0.3, "ONE_MINUS_BETA": 0.7, "HAS_VARIANCE": flag, "HAS_ENTRIES": flag, "IS_TRAINED": flag}
     constants |= {"BLOCK_ID": table.BLOCK_ID, "BLOCK_OTHER": table.BLOCK_OTHER}
     compile_for_all(table._table_update_kernel, constants, pointers, table.NUM_WARPS)
 """
@@ -228,16 +235,17 @@ def test_gpu_matches_the_reference(dtype: torch.dtype, loss: str) -> None:
         target = torch.rand(shape, generator=generator) * 3 + 5
         prediction = (target + torch.rand(shape, generator=generator) * 4 - 2).to(dtype)
         target = target.masked_fill(torch.rand(shape, generator=generator) < 0.2, 0.0).to(dtype)
-        sizes = ((shape[0],), (5, 1, columns), (shape[1],), (shape[0], columns))
+        sizes = ((shape[0],), (7, 1, columns), (shape[1],), (shape[0], columns))
         extra = [(torch.rand(size, generator=generator) + 0.5).to(wide) for size in sizes]
+        extra[1][5:] = 0.0
         for extras in (False, True) if first else (True,):
             given = [prediction, target, None, *(extra if extras else [None] * 4)]
             on_gpu = [None if x is None else x.cuda() for x in given]
-            rest = (0.0, loss, parameter)
+            rest = (0.0, 0.0, reference.LOSSES.index(loss), parameter)
             actual = torch.ops.stprune.pruned_loss(*on_gpu, *rest, 0.4, 0.7, True)
             expected = reference.pruned_loss(*given, *rest, 0.4, 0.7, True)
             for a, b in zip(actual, expected, strict=True):
-                torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance, equal_nan=True)
+                torch.testing.assert_close(a.cpu(), b, rtol=near, atol=near, equal_nan=True)
             again = torch.ops.stprune.pruned_loss(*on_gpu, *rest, 0.4, 0.7, True)
             assert all(torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0)) for a, b in zip(actual, again, strict=True))
             of_value = torch.tensor(0.7, dtype=wide)

@@ -52,22 +52,6 @@ def test_matches_reference(name, dtype):
                 assert_reference(scores, alpha, max(1, round(ratio * n)), ratio / 5, strata)
 
 
-def test_same_for_threads_and_instruction_sets(threads):
-    scores = lognormal(LARGE)
-    scores[::7] = torch.nan
-    scores[3::70] = -1.0
-    strata = [None, *(checked_strata("test", labels(LARGE, number), LARGE) for number in (1, 24, 300))]
-    for count in (1, 2, 3, 8):
-        threads(count)
-        for each in strata:
-            assert_reference(scores, strata=each)
-    for name in testing.isas():
-        with testing.isa(name):
-            for each in strata:
-                assert_reference(scores, strata=each)
-                assert_reference(scores.double(), alpha=1.0, count=LARGE // 5 + LARGE // 7, minimum=0.01, strata=each)
-
-
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
     values=st.lists(st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, torch.nan, torch.inf]), min_size=1, max_size=90),
@@ -95,6 +79,7 @@ def test_any_scores(values, alpha, ratio, floor, num_strata):
     testing.assert_same(kept.weights, weights)
 
 
+@pytest.mark.slow
 def test_sum_of_rounded_probabilities_may_miss_the_count():
     """The draw of a plan is exact also where float32 rounding of many equal probabilities adds up to several samples."""
     n = 1 << 25

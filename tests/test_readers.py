@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pathlib
 import pickle
 import struct
+import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from stprune.data import Series, read_series
+from stprune.data.series import BLOCK
 
 Path = pathlib.Path
 TIMES, NODES, CHANNELS = 30, 4, 2
@@ -67,19 +67,19 @@ def test_the_bomb_goes_off(tmp_path: Path) -> None:
 # --- npz, npy --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", ">f4", ">i2"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_npz(tmp_path: Path, save: Callable[..., None], dtype: str, order: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", ">f4", ">i2"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, np.save])
+def test_numpy_files(tmp_path: Path, save: Callable[..., None], dtype: str, order: str) -> None:
     data = np.asarray(np.arange(TIMES * NODES * CHANNELS).reshape(TIMES, NODES, CHANNELS) % 200, dtype=dtype, order=order)  # type: ignore[call-overload]
-    save(tmp_path / "PEMS08.npz", data=data)
-    series = read_series(tmp_path / "PEMS08.npz")
-    assert series.name == "PEMS08"
-    assert series.values.dtype == np.float32
+    path = tmp_path / ("PEMS08.npy" if save is np.save else "PEMS08.npz")
+    save(path, **{"arr" if save is np.save else "data": data})
+    series = read_series(path)
+    assert (series.name, series.values.dtype, series.notes) == ("PEMS08", np.float32, ())
     assert series.values.flags.c_contiguous
     assert series.values.flags.writeable
+    assert not isinstance(series.values, np.memmap)
     assert np.array_equal(series.values, data.astype(np.float32))
-    assert series.notes == ()
 
 
 @pytest.mark.parametrize(("shape", "wanted"), [((9,), (9, 1, 1)), ((9, 3), (9, 3, 1)), ((9, 3, 2), (9, 3, 2))])
@@ -96,15 +96,11 @@ def test_npz_with_graph_times_and_names(tmp_path: Path) -> None:
     np.savez(folder / "data.npz", data=cube(), adj=graph, time=clock().astype("datetime64[s]"), names=list("abcd"), lat=[1.0])
     for path in (folder, folder / "data.npz"):
         series = read_series(path)
-        assert series.name == "Losloop"
+        assert (series.name, series.steps_per_day, series.node_ids) == ("Losloop", 96, ("a", "b", "c", "d"))
         assert series.adjacency is not None
         assert series.adjacency.dtype == np.float32
         assert np.array_equal(series.adjacency, graph)
-        assert series.timestamps is not None
-        assert series.timestamps.dtype == np.dtype("datetime64[us]")
-        assert np.array_equal(series.timestamps, clock())
-        assert series.steps_per_day == 96
-        assert series.node_ids == ("a", "b", "c", "d")
+        assert np.array_equal(series.timestamps, clock())  # type: ignore[arg-type]
         assert series.notes == ("arrays not read: lat",)
 
 
@@ -113,8 +109,9 @@ def test_npz_key(tmp_path: Path) -> None:
     assert np.array_equal(read_series(tmp_path / "two.npz", key="y").values, cube(seed=2))
     refuse(tmp_path / "two.npz", r"data must be in the archive \(name another with key=\), got the arrays \['x', 'y'\]")
     refuse(tmp_path / "two.npz", "z must be in the archive", key="z")
-    np.savez(tmp_path / "one.npz", speed=cube(seed=1))
-    assert np.array_equal(read_series(tmp_path / "one.npz").values, cube(seed=1))
+    missing = np.where(cube() > 1, np.nan, cube())
+    np.savez(tmp_path / "one.npz", speed=missing)
+    assert np.array_equal(read_series(tmp_path / "one.npz").values, missing, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -142,6 +139,8 @@ def test_largest_his_is_denormalised(tmp_path: Path, dtype: Any) -> None:
     refuse(folder / "his.npz", "std must be positive, got 0.0")
     np.savez(folder / "his.npz", data=data, mean=[1.0, 2.0], std=1.0)
     refuse(folder / "his.npz", "mean must need at most max_bytes = 8 bytes")
+    np.savez(folder / "his.npz", data=data, mean=np.nan, std=1.0)
+    refuse(folder / "his.npz", "mean must be one finite number")
 
 
 def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
@@ -156,7 +155,7 @@ def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
     refuse(tmp_path / "c.npy", "array must hold numbers, never Python objects")
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("data.npy", pickle.dumps(Bomb(mark)))
-    refuse(tmp_path / "d.npz", "data must be a NumPy array of format 1, 2 or 3")
+    refuse(tmp_path / "d.npz", "data must be a readable array of numbers")
     for suffix in (".pkl", ".pickle", ".pt"):
         (tmp_path / f"data{suffix}").write_bytes(pickle.dumps(Bomb(mark)))
         refuse(tmp_path / f"data{suffix}", "a pickle, which is never read")
@@ -165,103 +164,65 @@ def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
     refuse(tmp_path / "data.csv", "data.csv: ")
 
 
-def npy(header: str | bytes, data: bytes = b"", version: int = 1) -> bytes:
-    text = header if isinstance(header, bytes) else header.encode()
-    length = struct.pack("<H" if version == 1 else "<I", len(text))
-    return b"\x93NUMPY" + bytes([version, 0]) + length + text + data
-
-
-def describe(shape: str, descr: str = "'<f4'", order: str = "False") -> str:
-    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}"
+def npy(shape: str, data: bytes = b"", header: str | None = None) -> bytes:
+    """The bytes of a .npy file, whose header may lie."""
+    text = (header or f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}").encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + data
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy(describe("(4, 2)"), b"\0" * 31), "have the .* bytes its header declares for shape"),
-        (npy(describe("(4, 2)"), b"\0" * 33), "have the .* bytes its header declares"),
-        (npy(describe("(10**9, 10**9)"), b"\0" * 64), "valid NumPy header"),
-        (npy(describe(f"({10**9}, {10**9})"), b"\0" * 64), "have the .* bytes its header declares"),
-        (npy(describe(f"({2**62}, 4)"), b""), "have the .* bytes its header declares"),
-        (npy(describe("(-4, -2)"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("(True, 2)"), b"\0" * 8), "shape of non-negative ints"),
-        (npy(describe("(4.0, 2)"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("[4, 2]"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("(4, 2)", order="1"), b"\0" * 32), "shape of non-negative ints"),
-        (npy(describe("(4, 0)")), "not be empty"),
-        (npy(describe("()"), b"\0" * 4), r"be \[time, node\]"),
-        (npy(describe("(1, 1, 1, 1)"), b"\0" * 4), r"be \[time, node\]"),
-        (npy(describe("(4,)", "'<c8'"), b"\0" * 32), "hold real numbers, got dtype complex64"),
-        (npy(describe("(4,)", "'|b1'"), b"\0" * 4), "hold real numbers, got dtype bool"),
-        (npy(describe("(4,)", "'<U2'"), b"\0" * 32), "hold real numbers"),
-        (npy(describe("(4,)", "[('a', '<f4')]"), b"\0" * 16), "never Python objects"),
-        (npy(describe("(4,)", "'no'"), b"\0" * 16), "valid NumPy header"),
-        (npy("open('x')"), "valid NumPy header"),
-        (npy("{'descr': "), "valid NumPy header"),
-        (npy("[" * 5000), "valid NumPy header"),
-        (npy("{}"), "valid NumPy header"),
-        (npy(b" " * 20_000), "header of at most 10000 bytes"),
-        (npy(describe("(1,)"), b"\0" * 4, version=4), "format 1, 2 or 3"),
-        (b"\x93NUMPY", "format 1, 2 or 3"),
-        (npy(describe("(2,)"), struct.pack("<2f", 1, float("inf"))), r"finite in float32 \(NaN is missing\), got inf in row 1"),
-        (npy(describe("(2,)", "'<f8'"), struct.pack("<2d", 1e39, 0)), r"finite in float32 .*, got 1e\+39 in row 0"),
+        (npy("(4, 2)", b"\0" * 31), r"have the bytes its header declares for shape \(4, 2\), got 31"),
+        (npy("(4, 2)", b"\0" * 33), "have the bytes its header declares"),
+        (npy(f"({10**9}, {10**9})", b"\0" * 64), "have the bytes its header declares"),
+        (npy(f"({2**62}, 4)"), "have the bytes its header declares"),
+        (npy("(-4, -2)", b"\0" * 32), "be a readable"),
+        (npy("", header="open('x')"), "be a readable"),
+        (npy("", header="[" * 5000), "be a readable"),
+        (b"\x93NUMPY", "be a readable"),
+        (np.zeros((4, 0)), "(not be empty|be a readable)"),
+        (np.zeros(()), r"be \[time, node\]"),
+        (np.zeros((3, 2, 2, 1)), r"\(reshape a grid to \[time, height \* width, channel\]\), got shape \(3, 2, 2, 1\)"),
+        (np.zeros(4, "c8"), "hold real numbers, got dtype complex64"),
+        (np.zeros(4, bool), "hold real numbers, got dtype bool"),
+        (np.array(["1", "2"]), "hold real numbers"),
+        (np.array([1, None]), "never Python objects"),
+        (np.zeros(4, [("a", "f4")]), "hold real numbers"),
+        (np.array([1, np.inf], "f4"), r"finite in float32 \(NaN is missing\), got inf in row 1"),
+        (np.array([1e39, 0]), r"finite in float32 .*, got 1e\+39 in row 0"),
     ],
 )
-def test_bad_arrays(tmp_path: Path, content: bytes, message: str) -> None:
+def test_bad_arrays(tmp_path: Path, content: Any, message: str) -> None:
+    if not isinstance(content, bytes):
+        np.save(tmp_path / "a.npy", content)
+        content = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(content)
     refuse(tmp_path / "a.npy", message)
-    if len(content) > 8:
-        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
-                archive.writestr("data.npy", content)
-            refuse(tmp_path / "a.npz", message)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", content)
+    refuse(tmp_path / "a.npz", message)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_header_versions(tmp_path: Path, version: int) -> None:
-    (tmp_path / "a.npy").write_bytes(npy(describe("(3, 1)"), struct.pack("<3f", 1, 2, 3), version))
-    assert read_series(tmp_path / "a.npy").values.ravel().tolist() == [1, 2, 3]
-
-
-def test_nan_is_kept(tmp_path: Path) -> None:
-    data = cube()
-    data[3, 1] = np.nan
-    np.savez(tmp_path / "a.npz", data=data)
-    assert np.array_equal(read_series(tmp_path / "a.npz").values, data, equal_nan=True)
-
-
-def test_nothing_is_allocated_beyond_max_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_allocated_beyond_max_bytes(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", data=np.zeros((1000, 100), np.float32))
     refuse(tmp_path / "a.npz", "data must need at most max_bytes = 399999 bytes, got 400000", max_bytes=399_999)
     assert read_series(tmp_path / "a.npz", max_bytes=400_000).values.shape == (1000, 100, 1)
-    # An honest archive of a terabyte of zeros would be a megabyte on disk; this one lies about the zip entry, too.
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("data.npy", npy(describe(f"({2**30}, 256)"), b"\0" * 1000))
-    raw = content.getvalue()
-    real = len(npy(describe(f"({2**30}, 256)"))) + 1000
-    lie = len(npy(describe(f"({2**30}, 256)"))) + 2**40
-    place = raw.rindex(b"PK\x01\x02") + 24
-    assert struct.unpack("<I", raw[place : place + 4])[0] == real
-    # Sizes beyond 4 GiB need the zip64 field; the largest plain one is enough to outgrow the entry's 100 stored bytes.
-    (tmp_path / "b.npz").write_bytes(raw[:place] + struct.pack("<I", 2**32 - 2) + raw[place + 4 :])
-    refuse(tmp_path / "b.npz", "data must expand by at most 1032")
-    assert lie > 64 * 2**30
-    allocated: list[int] = []
-    original = np.empty
-    monkeypatch.setattr(np, "empty", lambda shape, *a, **k: allocated.append(int(np.prod(shape))) or original(shape, *a, **k))
-    (tmp_path / "c.npy").write_bytes(npy(describe(f"({2**30}, 256)"), b""))
-    refuse(tmp_path / "c.npy", "bytes its header declares")
-    assert sum(allocated) < 1000
+    # The float64 that is read counts as well as the float32 that is made.
+    np.savez_compressed(tmp_path / "b.npz", data=np.zeros((1000, 100)))
+    refuse(tmp_path / "b.npz", "data must need at most max_bytes = 799999 bytes, got 800000", max_bytes=799_999)
+    np.save(tmp_path / "c.npy", np.zeros((1000, 100), np.int8))
+    refuse(tmp_path / "c.npy", "array must need at most max_bytes = 399999 bytes, got 400000", max_bytes=399_999)
 
 
-def test_side_arrays_are_bounded_by_the_series(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "a.npz", data=cube(), adj=np.zeros((3000, 3000)))
-    refuse(tmp_path / "a.npz", "adj must need at most max_bytes = 128 bytes, got 72000000")
-    np.savez_compressed(tmp_path / "b.npz", data=cube(), time=np.zeros(10**6, "datetime64[s]"))
-    refuse(tmp_path / "b.npz", "time must need at most max_bytes = 240 bytes")
-    np.savez_compressed(tmp_path / "c.npz", data=cube(), names=np.array(["x" * 10**6]))
-    refuse(tmp_path / "c.npz", "names must need at most max_bytes")
+def test_npy_is_read_block_by_block(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4000, 1000)))  # 32 MB
+    tracemalloc.start()
+    read_series(tmp_path / "a.npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The float32 result, and one block's search for infinite entries.
+    assert peak < 4000 * 1000 * 4 + 3 * BLOCK
 
 
 def test_damaged_archives(tmp_path: Path) -> None:
@@ -269,31 +230,23 @@ def test_damaged_archives(tmp_path: Path) -> None:
     raw = (tmp_path / "whole.npz").read_bytes()
     for size in (5, 40, 200, len(raw) // 2, len(raw) - 10):
         (tmp_path / "cut.npz").write_bytes(raw[:size])
-        refuse(tmp_path / "cut.npz", "cut.npz: archive must be a complete zip file")
+        refuse(tmp_path / "cut.npz", "cut.npz: archive must be a complete .npz")
     middle = len(raw) // 2
     (tmp_path / "bits.npz").write_bytes(raw[:middle] + bytes(b ^ 255 for b in raw[middle : middle + 9]) + raw[middle + 9 :])
-    refuse(tmp_path / "bits.npz", "data must be readable, got ")
-    with zipfile.ZipFile(tmp_path / "bz2.npz", "w", zipfile.ZIP_BZIP2) as archive:
-        archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
-    refuse(tmp_path / "bz2.npz", "data must be stored or deflated, got compression method 12")
+    refuse(tmp_path / "bits.npz", "data must be a readable array of numbers, got ")
     with zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
-        archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
+        archive.writestr("data.npy", npy("(1,)", b"\0" * 4))
         with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
+            archive.writestr("data.npy", npy("(1,)", b"\0" * 4))
     refuse(tmp_path / "twice.npz", "name every array once")
     with zipfile.ZipFile(tmp_path / "none.npz", "w"):
         pass
     refuse(tmp_path / "none.npz", "data must be in the archive")
-
-
-def test_locked_archive(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("data.npy", npy(describe("(1,)"), b"\0" * 4))
-    raw = bytearray((tmp_path / "a.npz").read_bytes())
-    raw[6] |= 1  # the encryption flag in the local and the central header
-    raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
-    (tmp_path / "a.npz").write_bytes(bytes(raw))
-    refuse(tmp_path / "a.npz", "data must be readable, got .*encrypted")
+    locked = bytearray(raw)
+    locked[6] |= 1  # the encryption flag in the local and the central header
+    locked[raw.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.npz").write_bytes(bytes(locked))
+    refuse(tmp_path / "locked.npz", "data must be a readable array of numbers, got .*encrypted")
 
 
 @pytest.mark.parametrize(
@@ -310,21 +263,71 @@ def test_locked_archive(tmp_path: Path) -> None:
             "time must not be missing, got no time in row 7",
         ),
         ({"names": list("abc")}, "names must name 4 nodes, got 3 names"),
+        ({"time": ["2024-01-01"] * 29 + ["soon"]}, "time must hold dates of one form, got 'soon' in row 29"),
+        ({"time": np.zeros(TIMES, bool)}, "time must hold datetime64 or text such as 2024-01-31T08:00, got dtype bool"),
+        ({"adj": np.zeros((3000, 3000))}, "adj must need at most max_bytes = 128 bytes, got 72000000"),
+        ({"time": np.zeros(10**6, "datetime64[s]")}, "time must need at most max_bytes"),
+        ({"names": ["x" * 10**6]}, "names must need at most max_bytes"),
         ({"names": list("abca")}, "names must name every node once, got 'a' twice"),
     ],
 )
 def test_inconsistent_side_arrays(tmp_path: Path, extra: dict[str, Any], message: str) -> None:
-    np.savez(tmp_path / "a.npz", data=cube(), **extra)
+    np.savez_compressed(tmp_path / "a.npz", data=cube(), **extra)
     refuse(tmp_path / "a.npz", message)
 
 
-def test_irregular_times_have_no_steps_per_day(tmp_path: Path) -> None:
+def written(tmp_path: Path, times: Any) -> Series:
+    np.savez(tmp_path / "a.npz", data=np.zeros((len(times), 1)), time=times)
+    return read_series(tmp_path / "a.npz")
+
+
+def test_a_gap_stays_in_the_times_and_leaves_steps_per_day(tmp_path: Path) -> None:
     times = np.delete(clock(31), 12)
-    np.savez(tmp_path / "a.npz", data=cube(), time=times)
-    series = read_series(tmp_path / "a.npz")
+    series = written(tmp_path, times)
     assert np.array_equal(series.timestamps, times)  # type: ignore[arg-type]
-    assert series.steps_per_day is None
-    assert series.notes == ("time: 1 irregular steps, so no steps_per_day",)
+    assert series.steps_per_day == 96
+    assert series.notes == ("time: 1 of 29 steps are not the usual 0:15:00",)
+
+
+@pytest.mark.parametrize(
+    ("hours", "steps_per_day"),
+    [
+        ([7, 8, 9, 14, 15], 24),
+        ([0, 3, 6, 12], 8),
+        ([0, 5, 10, 15], None),
+        ([0, 1, 3, 7, 12], None),
+        ([0, 48, 96], None),
+        ([0], None),
+    ],
+)
+def test_steps_per_day_is_the_most_frequent_step_or_none(tmp_path: Path, hours: list[int], steps_per_day: int | None) -> None:
+    times = np.datetime64("2024-01-01", "h") + np.array(hours)
+    series = written(tmp_path, times)
+    assert np.array_equal(series.timestamps, times)  # type: ignore[arg-type]
+    assert series.steps_per_day == steps_per_day
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        *(clock(TIMES, 60).astype(f"datetime64[{unit}]") for unit in ("h", "m", "s", "ms", "us", "ns")),
+        [str(t) for t in clock(TIMES, 60)],
+        [f"{t}Z".encode() for t in clock(TIMES, 60).astype("datetime64[s]")],
+        [t.astype(object).strftime("%d.%m.%Y %H:%M") for t in clock(TIMES, 60)],
+    ],
+)
+def test_times_of_any_unit_and_as_text(tmp_path: Path, times: Any) -> None:
+    series = written(tmp_path, times)
+    assert series.timestamps is not None
+    assert series.timestamps.dtype == np.dtype("datetime64[us]")
+    assert np.array_equal(series.timestamps, clock(TIMES, 60))
+    assert series.steps_per_day == 24
+
+
+def test_times_without_a_unit_are_left_out(tmp_path: Path) -> None:
+    series = written(tmp_path, np.arange(5))
+    assert (series.timestamps, series.steps_per_day) == (None, None)
+    assert series.notes == ("time: numbers without a unit, so no timestamps (store datetime64 or text)",)
 
 
 # --- HDF5 ------------------------------------------------------------------------------------------------------------
@@ -359,27 +362,35 @@ def write_frame(
             group.create_dataset(f"block{number}_values", data=data[:, part], **options)
 
 
-@pytest.mark.parametrize("key", ["df", "speed", "t"])
+@pytest.mark.parametrize(("key", "unit"), [("df", ""), ("speed", "[s]"), ("t", "[ms]"), ("t", "[us]"), ("t", "text")])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
-@pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}])
-@pytest.mark.parametrize("split", [None, 2])
-def test_pandas_frames(tmp_path: Path, key: str, dtype: str, options: dict[str, Any], split: int | None) -> None:
+@pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}, {"split": 2}])
+@pytest.mark.parametrize("names", [[b"770", b"771", b"772", b"773"], [400001, 400017, 3, 4]])
+def test_pandas_frames(tmp_path: Path, key: str, unit: str, dtype: str, options: dict[str, Any], names: list[Any]) -> None:
     data = (cube(TIMES, NODES) * 100).astype(dtype)
-    write_frame(tmp_path / "metr-la.h5", data, key=key, split=split, **options)
-    series = read_series(tmp_path / "metr-la.h5")
+    if unit == "text":
+        ticks, kind = np.array([str(t).encode() for t in clock(TIMES, 5)]), "string"
+    else:
+        ticks, kind = clock(TIMES, 5).astype(f"datetime64{unit or '[ns]'}").astype(np.int64), f"datetime64{unit}"
+    write_frame(tmp_path / "a.h5", data, key=key, names=names, times=ticks, kind=kind, **options)
+    series = read_series(tmp_path / "a.h5")
     assert np.array_equal(series.values[..., 0], data.astype(np.float32))
-    assert series.node_ids == ("770", "771", "772", "773")
+    assert series.node_ids == tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
     assert np.array_equal(series.timestamps, clock(TIMES, 5))  # type: ignore[arg-type]
     assert series.steps_per_day == 288
 
 
-@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_frame_time_units(tmp_path: Path, unit: str) -> None:
-    ticks = clock(TIMES, 5).astype(f"datetime64[{unit}]").astype(np.int64)
-    write_frame(tmp_path / "a.h5", cube(TIMES, NODES), names=[400001, 400017, 3, 4], times=ticks, kind=f"datetime64[{unit}]")
-    series = read_series(tmp_path / "a.h5")
-    assert np.array_equal(series.timestamps, clock(TIMES, 5))  # type: ignore[arg-type]
-    assert series.node_ids == ("400001", "400017", "3", "4")
+def test_frames_of_pandas(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("tables", reason="PyTables, which pandas writes HDF with, is not installed")
+    data, times = cube(TIMES, NODES), pandas.date_range("2024-01-01", periods=TIMES, freq="15min")
+    for names in (list("abcd"), [773869, 767541, 767542, 717447]):
+        pandas.DataFrame(data, times, names).to_hdf(tmp_path / "a.h5", key="df", mode="w")
+        series = read_series(tmp_path / "a.h5")
+        assert np.array_equal(series.values[..., 0], data)
+        assert np.array_equal(series.timestamps, clock())  # type: ignore[arg-type]
+        assert series.node_ids == tuple(map(str, names))
+        assert series.notes == ()
 
 
 def test_plain_hdf_and_keys(tmp_path: Path) -> None:
@@ -387,8 +398,10 @@ def test_plain_hdf_and_keys(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["flow"] = cube()
         file["speed"] = cube(seed=1)
+        file["grid"] = cube(6, 3, 2, 1)
     assert np.array_equal(read_series(tmp_path / "a.h5", key="speed").values, cube(seed=1))
-    refuse(tmp_path / "a.h5", r"hold one pandas frame or array \(or name one with key=\), got \['flow', 'speed'\]")
+    refuse(tmp_path / "a.h5", r"hold one pandas frame or array \(or name one with key=\), got \['flow', 'grid', 'speed'\]")
+    refuse(tmp_path / "a.h5", "grid must .*reshape a grid to", key="grid")
     refuse(tmp_path / "a.h5", "other must hold one pandas frame", key="other")
 
 
@@ -411,70 +424,49 @@ def test_frame_without_times_or_names(tmp_path: Path, mark: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, h: f["df"].attrs.__setitem__("pandas_type", np.bytes_(b"frame_table")), "column names are pickled"),
-        (lambda f, h: f["df"].attrs.__setitem__("axis0_variety", np.bytes_(b"multi")), "plain index, got a MultiIndex"),
-        (lambda f, h: f.__delitem__("df/axis1"), "df/axis1 must be a data set of the frame"),
-        (lambda f, h: f.__delitem__("df/block0_values"), "df/block0_values must be a data set of the frame"),
-        (lambda f, h: swap(f, "df/block0_values", np.zeros((TIMES, 3))), "name 3 columns"),
-        (lambda f, h: swap(f, "df/block0_values", np.zeros((5, NODES))), r"be \[30, at most 4\], got shape \(5, 4\)"),
-        (lambda f, h: swap(f, "df/block0_values", np.full((TIMES, NODES), np.inf)), "finite in float32"),
-        (lambda f, h: swap(f, "df/block0_values", np.full((TIMES, NODES), b"a")), "hold real numbers"),
-        (lambda f, h: swap(f, "df/axis0", np.array([b"a"] * NODES)), "name (every node once|columns of axis0)"),
-        (lambda f, h: swap(f, "df/block0_items", np.array([b"770", b"771", b"772", b"9"])), "name columns of axis0"),
-        (lambda f, h: swap(f, "df/block0_items", np.array([b"770"] * 4)), "have values for every column, got 3"),
-        (lambda f, h: swap(f, "df/axis1", clock()[::-1].astype(np.int64), kind="datetime64[us]"), "df/axis1 must increase"),
-        (lambda f, h: swap(f, "df/axis1", np.zeros(TIMES), kind="datetime64"), "df/axis1 must hold int64 times"),
-        (lambda f, h: swap(f, "df/axis1", np.arange(TIMES), kind="datetime64[D]"), "count s, ms, us or ns"),
-        (lambda f, h: link(f, h.ExternalLink("other.h5", "/x")), "df/block0_values must be a data set of the frame"),
-        (lambda f, h: link(f, h.SoftLink("/df/axis1")), "df/block0_values must be a data set of the frame"),
-        (lambda f, h: virtual(f, h), "stored in the file itself"),
-        (lambda f, h: external(f), "stored in the file itself"),
-        (lambda f, h: unwritten(f), "be stored in full"),
-        (lambda f, h: vast(f), "need at most max_bytes"),
+        (lambda f, h: f.attrs.__setitem__("pandas_type", np.bytes_(b"frame_table")), "column names are pickled"),
+        (lambda f, h: f.attrs.__setitem__("axis0_variety", np.bytes_(b"multi")), "plain index, got a MultiIndex"),
+        (lambda f, h: f.__delitem__("axis1"), "df/axis1 must be a data set of the frame"),
+        (lambda f, h: f.__delitem__("block0_values"), "df/block0_values must be a data set of the frame"),
+        (lambda f, h: swap(f, np.zeros((TIMES, 3))), r"be \[30, 4\], at most 4 columns, got shape \(30, 3\)"),
+        (lambda f, h: swap(f, np.zeros((5, NODES))), r"be \[30, 4\], at most 4 columns, got shape \(5, 4\)"),
+        (lambda f, h: swap(f, np.full((TIMES, NODES), np.inf)), "finite in float32"),
+        (lambda f, h: swap(f, np.full((TIMES, NODES), b"a")), "hold real numbers"),
+        (lambda f, h: swap(f, np.array([b"a"] * NODES), "axis0"), "name (every node once|columns of axis0)"),
+        (lambda f, h: swap(f, np.array([b"770", b"771", b"772", b"9"]), "block0_items"), "name columns of axis0"),
+        (lambda f, h: swap(f, np.array([b"770"] * 4), "block0_items"), "have values for every column, got 3"),
+        (lambda f, h: swap(f, clock()[::-1].astype(np.int64), "axis1", "datetime64[us]"), "df/axis1 must increase"),
+        (lambda f, h: swap(f, np.array([b"soon"] * TIMES), "axis1", "string"), "df/axis1 must hold dates of one form"),
+        (lambda f, h: swap(f, np.zeros(TIMES), "axis1", "datetime64"), "df/axis1 must hold int64 times"),
+        (lambda f, h: swap(f, np.arange(TIMES), "axis1", "datetime64[D]"), "count s, ms, us or ns"),
+        (lambda f, h: swap(f, h.ExternalLink("other.h5", "/x")), "df/block0_values must be a data set of the frame"),
+        (lambda f, h: swap(f, h.SoftLink("/df/axis1")), "df/block0_values must be a data set of the frame"),
+        (lambda f, h: swap(f, h.VirtualLayout((TIMES, NODES), "f4")), "stored in the file itself"),
+        (lambda f, h: swap(f, {"external": [("secret.bin", 0, TIMES * NODES * 4)]}), "stored in the file itself"),
+        (lambda f, h: swap(f, {"chunks": (10, 2)}), "be stored in full"),
+        (lambda f, h: swap(f, {"shape": (2**40,), "chunks": (1024,)}, "axis1"), "need at most max_bytes"),
     ],
 )
 def test_bad_frames(tmp_path: Path, change: Callable[[Any, Any], Any], message: str) -> None:
     h5py = pytest.importorskip("h5py")
     write_frame(tmp_path / "a.h5", cube(TIMES, NODES))
     with h5py.File(tmp_path / "a.h5", "a") as file:
-        change(file, h5py)
+        change(file["df"], h5py)
     refuse(tmp_path / "a.h5", message)
 
 
-def swap(file: Any, key: str, data: Any, kind: str | None = None) -> None:
-    del file[key]
-    file[key] = data
+def swap(frame: Any, data: Any, name: str = "block0_values", kind: str | None = None) -> None:
+    """Puts something else in the place of a data set: an array, a link, a virtual layout, or a creation's options."""
+    del frame[name]
+    if type(data).__name__ == "VirtualLayout":
+        data[:] = pytest.importorskip("h5py").VirtualSource("other.h5", "x", (TIMES, NODES))
+        frame.create_virtual_dataset(name, data)
+    elif isinstance(data, dict):
+        frame.create_dataset(name, **{"shape": (TIMES, NODES), "dtype": "f4"} | data)
+    else:
+        frame[name] = data
     if kind is not None:
-        file[key].attrs["kind"] = np.bytes_(kind.encode())
-
-
-def link(file: Any, target: Any) -> None:
-    del file["df/block0_values"]
-    file["df/block0_values"] = target
-
-
-def virtual(file: Any, h5py: Any) -> None:
-    del file["df/block0_values"]
-    layout = h5py.VirtualLayout((TIMES, NODES), "f4")
-    layout[:] = h5py.VirtualSource("other.h5", "x", (TIMES, NODES))
-    file.create_virtual_dataset("df/block0_values", layout)
-
-
-def external(file: Any) -> None:
-    del file["df/block0_values"]
-    secret = Path(file.filename).with_name("secret.bin")
-    secret.write_bytes(b"\0" * TIMES * NODES * 4)
-    file.create_dataset("df/block0_values", (TIMES, NODES), "f4", external=[(str(secret), 0, TIMES * NODES * 4)])
-
-
-def unwritten(file: Any) -> None:
-    del file["df/block0_values"]
-    file.create_dataset("df/block0_values", (TIMES, NODES), "f4", chunks=(10, 2))
-
-
-def vast(file: Any) -> None:
-    del file["df/axis1"]
-    file.create_dataset("df/axis1", (2**40,), "i8", chunks=(1024,))
+        frame[name].attrs["kind"] = np.bytes_(kind.encode())
 
 
 def test_hdf_never_unpickles(tmp_path: Path, mark: Path) -> None:
@@ -483,7 +475,7 @@ def test_hdf_never_unpickles(tmp_path: Path, mark: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         pickled = file.create_dataset("data", (3, 3), dtype=h5py.vlen_dtype(np.uint8))
         pickled[0, 0] = np.frombuffer(bytes(message), np.uint8)
-    refuse(tmp_path / "a.h5", "data must hold real numbers, got dtype object")
+    refuse(tmp_path / "a.h5", "data must hold numbers, never Python objects")
     write_frame(tmp_path / "b.h5", cube(TIMES, NODES))
     with h5py.File(tmp_path / "b.h5", "a") as file:
         for place in ("df", "df/axis0", "df/axis1", "df/block0_values"):
@@ -513,6 +505,7 @@ def test_largest_years(tmp_path: Path) -> None:
     ticks = clock(TIMES).astype("datetime64[ns]").astype(np.int64)
     write_frame(folder / "sd_his_2020.h5", cube(TIMES, NODES), key="t", times=ticks - 4 * 366 * 86400 * 10**9)
     refuse(folder, "times must increase strictly")
+    refuse(folder, "key must be left out, as LargeST", key="t")
     (folder / "sd_his_2020.h5").unlink()
     write_frame(folder / "sd_his_2020.h5", cube(TIMES, NODES), key="t", names=[b"1", b"2", b"3", b"4"])
     with pytest.raises(ValueError, match=r"sd_his_2020.h5: columns must name the nodes of sd_his_2018.h5"):
@@ -556,21 +549,25 @@ def test_basicts_0(tmp_path: Path, mark: Path) -> None:
     ("changes", "message"),
     [
         ({"shape": [31, 4, 2]}, "data.dat: file must have 992 bytes, as desc.json declares .*, got 960"),
-        ({"shape": [29, 4, 2]}, "data.dat: file must have 928 bytes"),
         ({"shape": [10**18, 4, 2]}, "data.dat: file must have"),
         ({"shape": [-30, -4, 2]}, "desc.json: shape must be a list of positive ints"),
         ({"shape": [30.0, 4, 2]}, "shape must be a list of positive ints"),
-        ({"shape": [True, 4, 2]}, "shape must be a list of positive ints"),
-        ({"shape": "30"}, "shape must be a list of positive ints"),
         ({"shape": [30, 4, 2, 1]}, r"shape must be \[time, node\]"),
         ({"shape": []}, r"shape must be \[time, node\]"),
         ({"shape": None}, "shape must be a list of positive ints"),
         ({"frequency (minutes)": -5}, r"frequency \(minutes\) must be a positive number"),
         ({"frequency (minutes)": "5"}, r"frequency \(minutes\) must be a positive number"),
+        (b"{", "desc.json: file must be valid JSON"),
+        (b"[1]", "desc.json: file must be a JSON object"),
+        (b"[" * 100_000, "desc.json: file must be valid JSON"),
+        (b" " * 2**24 + b" ", "desc.json: file must have at most"),
     ],
 )
-def test_bad_basicts_0(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    refuse(write_basicts_0(tmp_path / "data", cube(), **changes), message)
+def test_bad_descriptions(tmp_path: Path, changes: Any, message: str) -> None:
+    folder = write_basicts_0(tmp_path / "data", cube(), **(changes if isinstance(changes, dict) else {}))
+    if isinstance(changes, bytes):
+        (folder / "desc.json").write_bytes(changes)
+    refuse(folder, message)
 
 
 def test_bad_basicts_0_files(tmp_path: Path) -> None:
@@ -579,11 +576,6 @@ def test_bad_basicts_0_files(tmp_path: Path) -> None:
     infinite = cube()
     infinite[17, 2, 1] = np.inf
     refuse(write_basicts_0(folder, infinite), "got inf in row 17")
-    for text, message in (("{", "valid JSON"), ("[1]", "JSON object"), ("[" * 100_000, "valid JSON"), (" " * 2**21, "at most")):
-        (folder / "desc.json").write_text(text)
-        refuse(folder, f"desc.json: file must .*{message}")
-    (folder / "desc.json").write_bytes(b"\xff\xfe")
-    refuse(folder, "valid JSON")
     (folder / "desc.json").unlink()
     refuse(folder, "desc.json must be in a BasicTS 0.x folder")
 
@@ -608,56 +600,61 @@ def write_basicts_1(folder: Path, lengths: tuple[int, ...] = (18, 6, 6), dtype: 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_basicts_1(tmp_path: Path, dtype: str) -> None:
-    series = read_series(write_basicts_1(tmp_path / "x", dtype=dtype))
+    folder = write_basicts_1(tmp_path / "x", dtype=dtype)
+    np.save(folder / "train_data.npy", np.asfortranarray(cube(TIMES, NODES)[:18]))
+    series = read_series(folder)
     assert np.array_equal(series.values[..., 0], cube(TIMES, NODES))
-    assert series.splits == ((0, 18), (18, 24), (24, 30))
-    assert series.time_features is not None
-    assert np.array_equal(series.time_features, cube(TIMES, 2, seed=1))
+    assert (series.name, series.steps_per_day, series.splits) == ("ETTh1", 24, ((0, 18), (18, 24), (24, 30)))
+    assert np.array_equal(series.time_features, cube(TIMES, 2, seed=1))  # type: ignore[arg-type]
     assert series.time_feature_names == ("time of day", "day of week")
-    assert (series.name, series.steps_per_day) == ("ETTh1", 24)
-
-
-def test_basicts_1_variants(tmp_path: Path) -> None:
-    folder = write_basicts_1(tmp_path / "x")
-    np.save(folder / "train_data.npy", np.asfortranarray(cube(18, NODES)))
-    assert np.array_equal(read_series(folder).values[:18, :, 0], cube(18, NODES))
-    for split, part in zip(("train", "val", "test"), np.split(clock(minutes=60), [18, 24]), strict=True):
-        np.save(folder / f"{split}_timestamps.npy", part)
-    assert np.array_equal(read_series(folder).timestamps, clock(minutes=60))  # type: ignore[arg-type]
-    for split in ("train", "val", "test"):
-        (folder / f"{split}_timestamps.npy").unlink()
     (folder / "meta.json").unlink()
+    for kind in ("datetime64[s]", "str"):
+        for split, part in zip(("train", "val", "test"), np.split(clock().astype(kind), [18, 24]), strict=True):
+            np.save(folder / f"{split}_timestamps.npy", part)
+        series = read_series(folder)
+        assert np.array_equal(series.timestamps, clock())  # type: ignore[arg-type]
+        assert (series.steps_per_day, series.time_features) == (96, None)
+    for file in folder.glob("*_timestamps.npy"):
+        file.unlink()
     series = read_series(folder)
     assert (series.time_features, series.timestamps, series.steps_per_day, series.name) == (None, None, None, "x")
 
 
-def test_bad_basicts_1(tmp_path: Path, mark: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "array", "message"),
+    [
+        (
+            "val_data",
+            cube(6, NODES + 1),
+            r"val_data.npy must have the width and kind of train_data.npy, \(4, 1\) .*got \(5, 1\)",
+        ),
+        ("val_data", cube(6, NODES, 2), r"got \(4, 2\)"),
+        ("val_data", np.array([[{}]], dtype=object), "never Python objects"),
+        ("val_data", cube(6), r"got \(1, 1\)"),
+        ("val_data", cube(6, NODES, 1, 1), r"be \[time, node\]"),
+        ("val_data", cube(0, NODES), "(not be empty|be a readable)"),
+        ("val_data", None, "val_data.npy must be there, as for the other splits of BasicTS 1.x, got no such file"),
+        ("val_data", cube(7, NODES), r"shape must be that of the three splits, \(31, 4, 1\), got \[30, 4\]"),
+        ("val_timestamps", cube(5, 2), r"timestamps must have one row for each row of data, got \[18, 5, 6\]"),
+        ("val_timestamps", cube(6, 3), "have the width and kind of train_timestamps.npy"),
+        ("val_timestamps", np.array([["a", "b"]] * 6), "have the width and kind of train_timestamps.npy"),
+        ("val_timestamps", None, "val_timestamps.npy must be there"),
+        ("adj_mx", np.eye(3), r"be \[4, 4\], got shape \(3, 3\)"),
+    ],
+)
+def test_bad_basicts_1(tmp_path: Path, file: str, array: Any, message: str) -> None:
     folder = write_basicts_1(tmp_path / "data")
-    np.save(folder / "val_data.npy", cube(6, NODES + 1))
-    refuse(folder, r"val_data.npy must have as many nodes and channels as train_data.npy, \(4, 1\), got \(5, 1\)")
-    np.save(folder / "val_data.npy", cube(6, NODES, 2))
-    refuse(folder, r"got \(4, 2\)")
-    np.save(folder / "val_data.npy", np.array([[Bomb(mark)]], dtype=object))
-    refuse(folder, "never Python objects")
-    np.save(folder / "val_data.npy", cube(6))
-    refuse(folder, r"be \[time, node\]")
-    (folder / "val_data.npy").unlink()
-    refuse(folder, "val_data.npy must be in a BasicTS 1.x folder")
-    folder = write_basicts_1(tmp_path / "data", shape=[31, NODES])
-    refuse(folder, r"shape must be that of the three splits, \(30, 4, 1\), got \[31, 4\]")
-    folder = write_basicts_1(tmp_path / "data")
+    if array is None:
+        (folder / f"{file}.npy").unlink()
+    else:
+        np.save(folder / f"{file}.npy", array)
+    refuse(folder, message)
+    write_basicts_1(folder, dtype="float32")
+    (folder / "adj_mx.npy").unlink(missing_ok=True)
     refuse(folder, "three splits must need at most max_bytes = 479", max_bytes=479)
-    np.save(folder / "val_timestamps.npy", cube(5, 2))
-    refuse(folder, r"val_timestamps.npy: array must be \[6, feature\]")
-    np.save(folder / "val_timestamps.npy", cube(6, 3))
-    refuse(folder, "have the features of train_timestamps.npy")
-    (folder / "val_timestamps.npy").unlink()
-    refuse(folder, "val_timestamps.npy must be there when another split has one")
-    write_basicts_1(folder)
     raw = (folder / "test_data.npy").read_bytes()
     (folder / "test_data.npy").write_bytes(raw[:-1])
-    with pytest.raises(ValueError, match="test_data.npy: array must have the .* bytes its header declares"):
-        read_series(folder)
+    refuse(folder, "test_data.npy: array must have the bytes its header declares")
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -744,7 +741,6 @@ def test_csv_blocks(tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch)
     data[20, 1] = np.nan
     write_csv(tmp_path / "a.csv", data, [str(t) for t in clock(50)])
     assert np.array_equal(read_series(tmp_path / "a.csv").values[..., 0], data, equal_nan=True)
-    write_csv(tmp_path / "a.csv", data, [str(t) for t in clock(50)])
     broken = (tmp_path / "a.csv").read_text().splitlines()
     broken[41] = broken[41].replace(",", ",x", 1)
     (tmp_path / "a.csv").write_text("\n".join(broken))
@@ -765,11 +761,14 @@ def test_csv_blocks(tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch)
         ("a,b\n1,2\n3,1e40\n", "finite in float32"),
         ("a,a\n1,2\n", "header must name every node once, got 'a' twice"),
         ("a,b\n", "have a row of numbers below its header, got 1 lines"),
-        ("\n\n", "have a row of numbers below its header, got 0 lines"),
+        ("\n\n", "have a row of numbers below its header, got 2 lines"),
         ("a,b\n1,2\n\n3,4\n", "no blank line between its rows, got line 3"),
         ("a\n1\n\n3\n", "no blank line between its rows"),
         ("a,b\n1,2\n3,\0\n", "be text, got a NUL character in line 3"),
         ("time\n2024-01-01\n", "header must name at least one node"),
+        ('a,b\n"1\n2",3\n', "must have"),
+        ('a,b\n1,2\n"3,4\n5,6"\n', "line 3 must have 2 cells, got 1"),
+        ("a,b\n1,2\n3,True\n", "line 3 must hold a number in cell 2, got 'True'"),
         ("time,a\n2024-01-02,1\n2024-01-02,2\n", "time must increase strictly, got 2024-01-02T.* in row 1"),
         ("time,a\n2024-01-02,1\n2024-01-01,2\n", "time must increase strictly"),
         ("time,a\n2024-01-01,1\n2024-13-01,2\n", "time must hold dates of one form"),
@@ -778,8 +777,8 @@ def test_csv_blocks(tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch)
         ("time,a\n2024-01-01,1\n,2\n", "time must hold dates of one form, got '' in line 3"),
         ("time,a\n01/02/2024,1\n01/03/2024,1\n01/04/2024,1\n", None),
         ("time,a\n01/02/2024 00:00,1\n01/02/2024 00:05,1\n", "time must be either month/day/year or day/month/year"),
-        ("time,a\n1,1\n1,2\n", "time must increase strictly, got 1 in line 3"),
-        ("time,a\n1,1\nx,2\n", "time must hold times or row numbers, got 'x' in line 3"),
+        ("time,a\n1,1\n1,2\n", "time must hold times, or row numbers that increase, got '1' in line 3"),
+        ("time,a\n1,1\nx,2\n", "time must hold times, or row numbers that increase, got 'x' in line 3"),
     ],
 )
 def test_bad_csv(tmp_path: Path, text: str, message: str | None) -> None:
@@ -799,7 +798,7 @@ def test_bad_csv_bytes(tmp_path: Path) -> None:
     refuse(tmp_path / "b.csv", "file must need at most max_bytes = 479 bytes, got 480", max_bytes=479)
     # 10,000 columns and 10,000 almost empty lines claim 400 MB in 80 kB.
     (tmp_path / "c.csv").write_text(",".join(map(str, range(10_000))) + "\n" + "1," * 9_999 + "1\n" + "1\n" * 10_000)
-    refuse(tmp_path / "c.csv", "have 10000 cells in every line, got shorter lines")
+    refuse(tmp_path / "c.csv", "line 3 must have 10000 cells, got 1")
 
 
 def local_clock(start: str, times: int, spring: str, autumn: str) -> list[str]:
@@ -832,21 +831,13 @@ def test_other_repeated_hours_are_refused(tmp_path: Path) -> None:
         refuse(tmp_path / "a.csv", "time must increase strictly")
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(st.floats(width=32, allow_infinity=False), min_size=3, max_size=3), min_size=1, max_size=8))
-def test_csv_round_trip(tmp_path: Path, rows: list[list[float]]) -> None:
-    data = np.array(rows, np.float32)
-    write_csv(tmp_path / "a.csv", data)
-    assert np.array_equal(read_series(tmp_path / "a.csv").values[..., 0], data, equal_nan=True)
-
-
 # --- netCDF, Zarr ----------------------------------------------------------------------------------------------------
 
 
-def write_grid(path: Path, kind: str, **options: Any) -> Any:
-    """Two variables on a 3 x 2 grid and one that has no time."""
+def write_grid(path: Path, kind: str, change: Callable[[Any], Any] = lambda d: d, **options: Any) -> Path:
+    """Two variables on a 3 x 2 grid and one that has no time; the kind is a form of netCDF, zarr2 or zarr3."""
     xarray = pytest.importorskip("xarray")
-    pytest.importorskip("netCDF4" if kind != "zarr" else "zarr")
+    pytest.importorskip("zarr" if kind in ZARR else "netCDF4")
     coords = {"time": clock(TIMES, 60), "lat": [50.0, 51.0, 52.0], "lon": [-1.0, 0.5]}
     dataset = xarray.Dataset(
         {
@@ -856,128 +847,115 @@ def write_grid(path: Path, kind: str, **options: Any) -> Any:
         },
         coords=coords,
     )
-    dataset = options.pop("change", lambda d: d)(dataset)
-    if kind == "zarr":
-        dataset.to_zarr(path, **options)
+    path = path.with_suffix(".zarr" if kind in ZARR else ".nc")
+    if kind in ZARR:
+        change(dataset).to_zarr(path, zarr_format=int(kind[-1]), **options)
     else:
-        dataset.to_netcdf(path, engine="netcdf4", format=kind, **options)
-    return dataset
+        change(dataset).to_netcdf(path, engine="netcdf4", format=kind, **options)
+    return path
 
 
-KINDS = [("NETCDF4", {}), ("NETCDF3_CLASSIC", {}), ("zarr", {"zarr_format": 2}), ("zarr", {"zarr_format": 3})]
+ZARR = ("zarr2", "zarr3")
+KINDS = ("NETCDF4", "NETCDF3_CLASSIC", *ZARR)
+quiet = pytest.mark.filterwarnings("ignore::Warning")  # of Zarr, about what it will change
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_grids(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    path = tmp_path / ("era.zarr" if kind == "zarr" else "era.nc")
-    write_grid(path, kind, **options)
+@quiet
+@pytest.mark.parametrize("kind", KINDS)
+def test_grids(tmp_path: Path, kind: str) -> None:
+    path = write_grid(tmp_path / "era", kind)
     series = read_series(path)
-    assert (series.name, series.channels) == ("era", ("t2m", "wind"))
+    assert (series.name, series.channels, series.steps_per_day) == ("era", ("t2m", "wind"), 24)
     assert np.array_equal(series.values[..., 0], cube(TIMES, 3, 2).reshape(TIMES, 6))
     assert np.array_equal(series.values[..., 1], cube(3, 2, TIMES, seed=1).reshape(6, TIMES).T)
     assert np.array_equal(series.timestamps, clock(TIMES, 60))  # type: ignore[arg-type]
-    assert series.steps_per_day == 24
     assert series.node_ids == ("50.0,-1.0", "50.0,0.5", "51.0,-1.0", "51.0,0.5", "52.0,-1.0", "52.0,0.5")
     assert series.notes == ("variables not read: height",)
-    one = read_series(path, key="wind")
-    assert np.array_equal(one.values, series.values[..., 1:])
+    assert np.array_equal(read_series(path, key="wind").values, series.values[..., 1:])
     refuse(path, "other must be a variable of the file", key="other")
     refuse(path, "height must have the dimension 'time'", key="height")
     refuse(path, "need at most max_bytes = 1000", max_bytes=1000)
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_channel_order(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    path = tmp_path / ("a.zarr" if kind == "zarr" else "a.nc")
+@quiet
+@pytest.mark.parametrize("kind", KINDS)
+def test_channel_order(tmp_path: Path, kind: str) -> None:
     names = ["wind", "flux", "t2m", "a", "z", "humidity"]
     change = lambda d: d[["t2m"]].assign({n: d["t2m"] + i for i, n in enumerate(names)})[names]
-    write_grid(path, kind, change=change, **options)
-    series = read_series(path)
+    series = read_series(write_grid(tmp_path / "a", kind, change))
     # A Zarr folder has no order of its own.
-    assert series.channels == tuple(sorted(names) if kind == "zarr" else names)
+    assert series.channels == tuple(sorted(names) if kind in ZARR else names)
     for channel, label in enumerate(series.channels):
         assert np.allclose(series.values[..., channel], cube(TIMES, 3, 2).reshape(TIMES, 6) + names.index(label))
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize(("kind", "options"), [KINDS[0], KINDS[2], KINDS[3]])
-def test_packed_grids(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    def change(dataset: Any) -> Any:
-        dataset["t2m"][4, 1, 1] = np.nan
-        return dataset
-
+@quiet
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_grids(tmp_path: Path, kind: str) -> None:
+    expected = cube(TIMES, 3, 2)
+    expected[4, 1, 1] = np.nan
     packed = {"t2m": {"dtype": "int16", "scale_factor": 0.001, "_FillValue": -32768}}
-    path = tmp_path / ("a.zarr" if kind == "zarr" else "a.nc")
-    write_grid(path, kind, change=change, encoding=packed, **options)
+    path = write_grid(tmp_path / "a", kind, lambda d: d.assign(t2m=(("time", "lat", "lon"), expected)), encoding=packed)
     values = read_series(path, key="t2m").values[..., 0]
-    expected = cube(TIMES, 3, 2).reshape(TIMES, 6)
-    expected[4, 3] = np.nan
-    assert np.allclose(values, expected, atol=6e-4, equal_nan=True)
-    assert np.isnan(values[4, 3])
+    assert np.allclose(values, expected.reshape(TIMES, 6), atol=6e-4, equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize(("kind", "options"), [KINDS[0], KINDS[2], KINDS[3]])
+@quiet
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda d: d.isel(time=slice(None, None, -1)), "time must increase strictly"),
         (lambda d: d.isel(time=[0, 1, 1, 2]), "time must increase strictly"),
+        (lambda d: d.assign_coords(time=np.arange(TIMES)[::-1]), "time must increase strictly"),
         (lambda d: d.rename(time="step").drop_vars("step"), "dimensions must have one of time"),
         (lambda d: d[["height"]].expand_dims(x=2), "dimensions must have one of time"),
         (lambda d: d.assign(flux=(("time", "level"), np.zeros((TIMES, 3)))), "(flux|t2m|wind) must have the dimensions"),
         (lambda d: d.assign(t2m=d["t2m"] * np.inf), "finite in float32"),
-        (lambda d: d.isel(time=slice(0, 0)), "not be empty|complete|have chunks"),
+        (lambda d: d.isel(time=slice(0, 0)).transpose("time", ...), "not be empty|complete|have chunks"),
         (lambda d: d.assign(word=("time", ["a"] * TIMES)), "(hold real numbers|have the dimensions)"),
     ],
 )
-def test_bad_grids(tmp_path: Path, kind: str, options: dict[str, Any], change: Any, message: str) -> None:
-    path = tmp_path / ("a.zarr" if kind == "zarr" else "a.nc")
-    write_grid(path, kind, change=change, **options)
-    refuse(path, message)
+def test_bad_grids(tmp_path: Path, kind: str, change: Any, message: str) -> None:
+    refuse(write_grid(tmp_path / "a", kind, change), message)
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_stations_and_numbered_times(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+@quiet
+@pytest.mark.parametrize("kind", KINDS)
+def test_stations_and_numbered_times(tmp_path: Path, kind: str) -> None:
     def change(dataset: Any) -> Any:
         flat = dataset[["t2m"]].isel(lon=0, drop=True).rename(lat="station")
-        flat["station"] = np.array(["abc", "de", "f"], dtype=object if kind == "zarr" else None)
+        flat["station"] = np.array(["abc", "de", "f"], dtype=object if kind in ZARR else None)
         return flat.assign_coords(time=np.arange(TIMES))
 
-    path = tmp_path / ("a.zarr" if kind == "zarr" else "a.nc")
-    write_grid(path, kind, change=change, **options)
-    series = read_series(path)
-    assert series.node_ids == ("abc", "de", "f")
-    assert series.timestamps is None
-    assert series.notes == ("time: numbers without a unit, so no timestamps",)
+    series = read_series(write_grid(tmp_path / "a", kind, change))
+    assert (series.node_ids, series.timestamps) == (("abc", "de", "f"), None)
+    assert series.notes == ("time: numbers without a unit, so no timestamps (store datetime64 or text)",)
     assert np.array_equal(series.values[..., 0], cube(TIMES, 3, 2)[:, :, 0])
 
 
 @pytest.mark.parametrize("unlimited", [[], ["time"]])
 @pytest.mark.parametrize("kind", ["NETCDF4", "NETCDF3_CLASSIC", "NETCDF3_64BIT", "NETCDF3_64BIT_DATA"])
 def test_truncated_netcdf(tmp_path: Path, kind: str, unlimited: list[str]) -> None:
-    write_grid(tmp_path / "whole.nc", kind, change=lambda d: d.transpose("time", ...), unlimited_dims=unlimited)
-    assert read_series(tmp_path / "whole.nc").values.shape == (TIMES, 6, 2)
-    raw = (tmp_path / "whole.nc").read_bytes()
+    path = write_grid(tmp_path / "a", kind, lambda d: d.transpose("time", ...), unlimited_dims=unlimited)
+    assert read_series(path).values.shape == (TIMES, 6, 2)
+    raw = path.read_bytes()
     for size in (6, 30, 200, len(raw) // 3, len(raw) // 2, len(raw) - 8):
-        (tmp_path / "cut.nc").write_bytes(raw[:size])
-        refuse(tmp_path / "cut.nc", "must (be a complete netCDF file|begin as its suffix)")
+        path.write_bytes(raw[:size])
+        refuse(path, "must (be a complete netCDF file|begin as its suffix)")
 
 
 def test_classic_netcdf_of_one_record_variable(tmp_path: Path) -> None:
     netcdf = pytest.importorskip("netCDF4")
+    path = tmp_path / "a.nc"
     # Three bytes in each record: the only record variable is stored without padding.
-    with netcdf.Dataset(tmp_path / "a.nc", "w", format="NETCDF3_CLASSIC") as file:
+    with netcdf.Dataset(path, "w", format="NETCDF3_CLASSIC") as file:
         file.createDimension("time", None)
         file.createDimension("node", 3)
         file.createVariable("flow", "i1", ("time", "node"))[:] = np.arange(90).reshape(30, 3)
-    assert np.array_equal(read_series(tmp_path / "a.nc").values.ravel(), np.arange(90))
-    raw = (tmp_path / "a.nc").read_bytes()
-    (tmp_path / "cut.nc").write_bytes(raw[:-4])
-    refuse(tmp_path / "cut.nc", "be a complete netCDF file of")
+    assert np.array_equal(read_series(path).values.ravel(), np.arange(90))
+    path.write_bytes(path.read_bytes()[:-4])
+    refuse(path, "be a complete netCDF file of")
 
 
 def test_vast_netcdf(tmp_path: Path) -> None:
@@ -994,94 +972,79 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-def test_zarr_never_unpickles(tmp_path: Path, mark: Path) -> None:
+@quiet
+@pytest.mark.parametrize("name", ["time", "t2m"])
+@pytest.mark.parametrize("filters", [[{"id": "pickle"}], None])
+def test_zarr_never_unpickles(tmp_path: Path, mark: Path, name: str, filters: Any) -> None:
     numcodecs = pytest.importorskip("numcodecs")
-    for name in ("time", "t2m"):
-        path = tmp_path / f"{name}.zarr"
-        write_grid(path, "zarr", zarr_format=2)
-        bomb = np.empty(TIMES, dtype=object)
-        bomb[:] = Bomb(mark)
-        chunk = numcodecs.Pickle().encode(bomb)
-        for old in (path / name).iterdir():
-            if not old.name.startswith("."):
-                old.unlink()
-        (path / name / "0").write_bytes(chunk)
-        pickled = {"dtype": "|O", "shape": [TIMES], "chunks": [TIMES], "filters": [{"id": "pickle"}], "compressor": None}
-        edit(path / name / ".zarray", lambda content, new=pickled: content.update(new))
-        with pytest.raises(ValueError, match=r"codecs must never unpickle"):
-            read_series(path)
-        edit(path / name / ".zarray", lambda content: content.update(filters=None))
-        with pytest.raises(ValueError, match=r"dtype must hold numbers or text, never Python objects"):
-            read_series(path)
+    bomb = np.empty(TIMES, dtype=object)
+    bomb[:] = Bomb(mark)
+    pickled = {"dtype": "|O", "shape": [TIMES], "chunks": [TIMES], "filters": filters, "compressor": None}
+    path = write_grid(tmp_path / "a", "zarr2")
+    for chunk in (path / name).glob("[0-9]*"):
+        chunk.write_bytes(numcodecs.Pickle().encode(bomb))
+    edit(path / name / ".zarray", lambda content: content.update(pickled))
+    with pytest.raises(ValueError, match=r"array must hold numbers or text, never Python objects"):
+        read_series(path)
     # Metadata kept in one file beside the arrays' own is not believed.
-    path = tmp_path / "consolidated.zarr"
-    write_grid(path, "zarr", zarr_format=2, consolidated=True)
-    edit(path / ".zmetadata", lambda content: content["metadata"]["time/.zarray"].update(pickled))
-    (path / "time" / "0").rename(path / "time" / "kept")
-    (path / "time" / "0").write_bytes((path / "time" / "kept").read_bytes())
+    path = write_grid(tmp_path / "b", "zarr2", consolidated=True)
+    edit(path / ".zmetadata", lambda content: content["metadata"][f"{name}/.zarray"].update(pickled))
     assert read_series(path, key="t2m").steps_per_day == 24
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_bad_zarr(tmp_path: Path, zarr_format: int) -> None:
-    meta = "zarr.json" if zarr_format == 3 else ".zarray"
-
-    def fresh(name: str) -> Path:
-        path = tmp_path / f"{name}.zarr"
-        write_grid(path, "zarr", zarr_format=zarr_format)
-        return path
-
-    def fails(path: Path, message: str) -> None:
-        with pytest.raises(ValueError, match=message) as caught:
-            read_series(path)
-        assert path.name in str(caught.value)
-
-    path = fresh("vast")
-    edit(path / "t2m" / meta, lambda content: content.update(shape=[2**40, 3, 2]))
-    fails(path, "shape must need at most max_bytes")
-    path = fresh("negative")
-    edit(path / "t2m" / meta, lambda content: content.update(shape=[-1, 3, 2]))
-    fails(path, "shape must be a list of non-negative ints")
-    path = fresh("unwritten")
-    for entry in list((path / "t2m").iterdir()):
-        if entry.name not in (".zarray", ".zattrs", "zarr.json"):
-            entry.rename(tmp_path / "moved")
-    fails(path, "array must have chunks, got none")
-    path = fresh("json")
-    (path / "t2m" / meta).write_text("{")
-    fails(path, "file must be valid JSON")
-    path = fresh("damaged")
-    chunk = path / "t2m" / ("c/0/0/0" if zarr_format == 3 else "0.0.0")
-    chunk.write_bytes(b"not a chunk")
-    fails(path, "store must be a complete Zarr group")
+@quiet
+@pytest.mark.parametrize("kind", ZARR)
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("meta", lambda c: c.update(shape=[2**40, 3, 2]), "shape must need at most max_bytes"),
+        ("meta", lambda c: c.update(shape=[-1, 3, 2]), "shape must be a list of non-negative ints"),
+        ("meta", b"{", "file must be valid JSON"),
+        ("chunk", b"not a chunk", "store must be a complete Zarr group"),
+        ("chunk", None, "array must have chunks, got none"),
+    ],
+)
+def test_bad_zarr(tmp_path: Path, kind: str, file: str, change: Any, message: str) -> None:
+    path = write_grid(tmp_path / "a", kind)
+    names = {"meta": ".zarray", "chunk": "0.0.0"} if kind == "zarr2" else {"meta": "zarr.json", "chunk": "c/0/0/0"}
+    place = path / "t2m" / names[file]
+    if change is None:
+        (place if kind == "zarr2" else place.parents[2]).rename(tmp_path / "moved")
+    elif isinstance(change, bytes):
+        place.write_bytes(change)
+    else:
+        edit(place, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_series(path)
+    assert path.name in str(caught.value)
 
 
 # --- damage anywhere -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize("form", ["npz", "npy", "h5", "nc4", "nc3", "csv", "dat", "zarr2", "zarr3"])
-def test_damaged_bytes_give_a_series_or_one_refusal(tmp_path: Path, form: str) -> None:
-    random = np.random.default_rng(7)
-    target = tmp_path / {"nc4": "a.nc", "nc3": "a.nc", "dat": "folder", "zarr2": "a.zarr", "zarr3": "a.zarr"}.get(
-        form, f"a.{form}"
-    )
-    if form == "npz":
-        np.savez_compressed(target, data=cube(), adj=np.eye(NODES), time=clock(), names=list("abcd"))
-    elif form == "npy":
-        np.save(target, cube())
-    elif form == "h5":
-        write_frame(target, cube(TIMES, NODES), chunks=True, compression="gzip")
-    elif form == "csv":
-        write_csv(target, cube(TIMES, NODES), [str(t) for t in clock()])
-    elif form == "dat":
-        write_basicts_0(target, cube())
-    elif form.startswith("zarr"):
-        write_grid(target, "zarr", zarr_format=int(form[-1]))
-    else:
-        write_grid(target, {"nc4": "NETCDF4", "nc3": "NETCDF3_CLASSIC"}[form])
+def save_npz(path: Path) -> None:
+    np.savez_compressed(path, data=cube(), adj=np.eye(NODES), time=clock(), names=list("abcd"))
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "a.npz": save_npz,
+    "a.npy": lambda path: np.save(path, cube()),
+    "a.h5": lambda path: write_frame(path, cube(TIMES, NODES), chunks=True, compression="gzip"),
+    "a.csv": lambda path: write_csv(path, cube(TIMES, NODES), [str(t) for t in clock()]),
+    "zero": lambda path: write_basicts_0(path, cube()),
+    "one": write_basicts_1,
+    "b.nc": lambda path: write_grid(path, "NETCDF4"),
+    "c.nc": lambda path: write_grid(path, "NETCDF3_CLASSIC"),
+    "d.zarr": lambda path: write_grid(path, "zarr2"),
+    "e.zarr": lambda path: write_grid(path, "zarr3"),
+}
+
+
+@quiet
+@pytest.mark.parametrize("name", WRITERS)
+def test_damaged_bytes_give_a_series_or_one_refusal(tmp_path: Path, name: str) -> None:
+    random, target = np.random.default_rng(7), tmp_path / name
+    WRITERS[name](target)
     files = sorted(f for f in target.rglob("*") if f.is_file()) if target.is_dir() else [target]
     refusals = []
     for _ in range(40):
@@ -1100,6 +1063,16 @@ def test_damaged_bytes_give_a_series_or_one_refusal(tmp_path: Path, form: str) -
     assert refusals
     assert all(text.startswith("read_series: ") for text in refusals)
     assert isinstance(read_series(target), Series)
+
+
+@quiet
+@pytest.mark.parametrize("name", WRITERS)
+def test_arguments_that_mean_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    if name in ("a.npy", "a.csv", "zero", "one"):
+        refuse(tmp_path / name, "key must be left out", key="data")
+    if name != "a.csv":
+        refuse(tmp_path / name, "header must be left out", header=False)
 
 
 # --- paths, suffixes, options ----------------------------------------------------------------------------------------
@@ -1130,8 +1103,8 @@ def test_suffix_and_content(tmp_path: Path) -> None:
         refuse(tmp_path / f"b{suffix}", f"begin as its suffix '{suffix}' says")
         (tmp_path / f"empty{suffix}").touch()
         refuse(tmp_path / f"empty{suffix}", "not be empty, got 0 bytes")
-    (tmp_path / "a.grib").write_bytes(b"GRIB....")
-    refuse(tmp_path / "a.grib", "file must be one of .npz, .npy, .h5")
+    (tmp_path / "a.feather").write_bytes(b"FEA1....")
+    refuse(tmp_path / "a.feather", "file must be one of .npz, .npy, .h5")
     (tmp_path / "without_suffix").write_bytes(raw)
     assert np.array_equal(read_series(tmp_path / "without_suffix").values, cube())
     # Text that begins like a magic number is still text.
@@ -1147,23 +1120,31 @@ def test_unknown_folders(tmp_path: Path) -> None:
     refuse(folder, "got pickles, which are never read")
 
 
-@pytest.mark.parametrize(("file", "module"), [("a.h5", "h5py"), ("a.nc", "netCDF4"), ("a.nc", "xarray"), ("a.zarr", "zarr")])
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [("a.h5", "h5py"), ("a.nc", "netCDF4"), ("a.nc", "xarray"), ("a.zarr", "zarr"), ("a.csv", "pandas"), ("a.grib", "cfgrib")],
+)
 def test_missing_libraries(tmp_path: Path, file: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if file == "a.zarr":
         (tmp_path / file).mkdir()
         (tmp_path / file / ".zgroup").write_text('{"zarr_format": 2}')
     else:
-        (tmp_path / file).write_bytes(b"\x89HDF\r\n\x1a\n")
+        (tmp_path / file).write_bytes({"a.csv": b"a,b\n1,2\n", "a.grib": b"GRIB"}.get(file, b"\x89HDF\r\n\x1a\n"))
+    extra = "grib" if module == "cfgrib" else "data"
     monkeypatch.setitem(sys.modules, module, None)
-    refuse(tmp_path / file, rf"needs {module}: pip install stprune\[data\]", RuntimeError)
+    refuse(tmp_path / file, rf"needs {module}: pip install stprune\[{extra}\]", RuntimeError)
 
 
-def test_reading_needs_no_optional_library_to_import() -> None:
-    import subprocess
-
-    blocked = "import sys; [sys.modules.__setitem__(m, None) for m in ('h5py', 'xarray', 'netCDF4', 'zarr', 'pandas')]"
-    done = subprocess.run([sys.executable, "-c", f"{blocked}; import stprune.data"], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+def test_numpy_files_need_no_optional_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("h5py", "xarray", "netCDF4", "zarr", "pandas", "cfgrib"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("a.npz", "a.npy", "zero", "one"):
+        WRITERS[name](tmp_path / name)
+        assert isinstance(read_series(tmp_path / name), Series)
+    np.savez(tmp_path / "text.npz", data=cube(), time=clock().astype(str))
+    refuse(tmp_path / "text.npz", r"needs pandas: pip install stprune\[data\]", RuntimeError)
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({('h5py', 'xarray', 'netCDF4', 'zarr', 'pandas')}))"
+    subprocess.run([sys.executable, "-c", f"{blocked}; import stprune.data"], check=True)
 
 
 # --- the real series -------------------------------------------------------------------------------------------------
@@ -1184,16 +1165,24 @@ def test_real_series(real_data: Path, name: str, shape: tuple[int, ...], graph: 
     series = read_series(real_data / name)
     with np.load(real_data / name / "data.npz", allow_pickle=False) as archive:
         assert np.array_equal(series.values, archive["data"])
-        if graph:
-            assert np.array_equal(series.adjacency, archive["adj"])  # type: ignore[arg-type]
-        if "names" in archive:
-            assert series.node_ids == tuple(archive["names"].tolist())
-        if "time" in archive:
-            assert np.array_equal(series.timestamps, archive["time"])  # type: ignore[arg-type]
-    assert series.values.shape == shape
-    assert (series.adjacency is not None) == graph
-    assert series.steps_per_day == steps_per_day
-    assert series.name == name
+        for key, found in (("adj", series.adjacency), ("names", series.node_ids), ("time", series.timestamps)):
+            assert found is None if key not in archive else np.array_equal(found, archive[key])  # type: ignore[arg-type]
+    assert (series.name, series.values.shape) == (name, shape)
+    assert ((series.adjacency is not None), series.steps_per_day) == (graph, steps_per_day)
+
+
+def test_real_grib(tmp_path: Path, real_data: Path) -> None:
+    pytest.importorskip("cfgrib", reason="cfgrib is not installed")
+    folder = real_data / "ERA5_t2m_UK_2019_03"
+    series = read_series(folder / "era5-2mt-2019-03-uk.grib")
+    stored = read_series(folder)
+    assert series.channels == ("t2m",)
+    assert np.array_equal(series.timestamps, stored.timestamps)  # type: ignore[arg-type]
+    assert np.allclose(series.values, stored.values, atol=1e-3)
+    assert (series.steps_per_day, len(set(series.node_ids or ()))) == (24, 1617)
+    (tmp_path / "cut.grib").write_bytes((folder / "era5-2mt-2019-03-uk.grib").read_bytes()[:10_000])
+    refuse(tmp_path / "cut.grib", "be a complete GRIB file")
+    refuse(folder / "era5-2mt-2019-03-uk.grib", "other must be a variable of the file", key="other")
 
 
 def test_simbench_profiles(tmp_path: Path) -> None:

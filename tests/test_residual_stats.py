@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import stprune
+from stprune.ops.pruned_loss import LOSSES as ALL_LOSSES
+from stprune.ops.pruned_loss import pruned_loss
 from stprune.reference import residual_stats as reference
 from stprune.reference.pruned_loss import pruned_loss_backward as reference_backward
 
@@ -37,9 +39,9 @@ SHAPES = (
 
 def op(prediction, target, mask, null_value, loss, parameter):
     """The fused op, as residual_stats calls it: loss, spatial, temporal and count."""
-    options = (mask, None, None, None, None, null_value, loss, parameter, 0.0, 0.0, False)
-    _, mean, rest, count, _ = torch.ops.stprune.pruned_loss(prediction, target, *options)
-    return mean, rest[0], rest[1], count
+    options = (mask, None, None, None, None, null_value, 0.0, ALL_LOSSES.index(loss), parameter, 0.0, 0.0, False)
+    _, mean, statistics, count, _ = pruned_loss(prediction, target, *options)
+    return mean, statistics[0], statistics[1], count
 
 
 def data(shape, dtype=torch.float32, seed=0):
@@ -79,7 +81,7 @@ def ulp(value):
 
 def assert_as_exact_as_eager(actual, prediction, target, mask, null_value, loss, delta):
     """Counts equal; other values at most twice as far from the float64 reference as eager float32, plus one ulp."""
-    exact = reference.residual_stats(prediction.double(), target.double(), mask, null_value, loss, delta)
+    exact = reference.residual_stats(prediction.double(), target.double(), mask, null_value, 0.0, ALL_LOSSES.index(loss), delta)
     rival = eager(prediction, target, reference.kept_entries(target, mask, null_value), loss, delta)
     assert torch.equal(actual[3], exact[3])
     for name, value, plain, true in zip(("loss", "spatial", "temporal"), actual, rival, exact, strict=False):
@@ -99,7 +101,7 @@ def test_matches_reference(dtype, loss, masked, null_value):
         prediction, target, mask = data(shape, dtype)
         mask = mask if masked else None
         actual = op(prediction, target, mask, null_value, loss, 1.5)
-        expected = reference.residual_stats(prediction, target, mask, null_value, loss, 1.5)
+        expected = reference.residual_stats(prediction, target, mask, null_value, 0.0, ALL_LOSSES.index(loss), 1.5)
         for value, true in zip(actual, expected, strict=True):
             assert value.dtype == true.dtype
             tolerance = 1e-12 if dtype == torch.float64 else 2e-6
@@ -126,7 +128,7 @@ def test_reference_by_hand(loss):
             centre = sum(means) / len(means)
             return math.sqrt(sum((m - centre) ** 2 for m in means) / len(means))
 
-        stats = reference.residual_stats(prediction, target, mask, 0.0, loss, 1.5)
+        stats = reference.residual_stats(prediction, target, mask, 0.0, 0.0, ALL_LOSSES.index(loss), 1.5)
         assert float(stats[0][sample]) == pytest.approx(sum(map(term, u.values())) / len(u), rel=1e-12)
         assert float(stats[1][sample]) == pytest.approx(spread(1), rel=1e-12)
         assert float(stats[2][sample]) == pytest.approx(spread(0), rel=1e-12)
@@ -416,7 +418,7 @@ def test_backward_matches_reference(dtype, loss, null_value, masked):
     prediction[0, 0, :5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.0], dtype=dtype)
     count = reference.kept_entries(target, mask if masked else None, null_value).sum((1, 2))
     grad_loss = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    options = (mask if masked else None, None, None, None, None, null_value, loss, 1.5, count, True)
+    options = (mask if masked else None, None, None, None, None, null_value, 0.0, ALL_LOSSES.index(loss), 1.5, count, True)
     arguments = (None, grad_loss, prediction, target, *options)
     actual = torch.ops.stprune.pruned_loss_backward(*arguments)
     expected = reference_backward(*arguments)

@@ -20,7 +20,7 @@ METHODS = sorted(stprune.METHODS)
 def scored(n=100, epoch=1, num_epochs=8, **kwargs):
     """A sampler in its second epoch, with every sample scored."""
     sampler = stprune.PruningSampler(n, num_epochs=num_epochs, **kwargs)
-    sampler.update(torch.arange(n), torch.empty(n).log_normal_(generator=torch.Generator().manual_seed(1)))
+    sampler.table.update(torch.arange(n), torch.empty(n).log_normal_(generator=torch.Generator().manual_seed(1)))
     sampler.set_epoch(epoch)
     return sampler
 

@@ -174,7 +174,7 @@ def test_the_reads_that_the_readme_tells():
     settings = {"chunk": 96, "history": 12, "horizon": 12, "memory_chunks": 32}
     plain = count_chunk_reads(sampler.plan.order(0, len(sampler.plan)), **settings)
     chunked = count_chunk_reads(chunk_order(sampler.plan, **settings, seed=0, epoch=1), **settings)
-    readme = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text()
+    readme = (pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "README.md").read_text()
     assert f"{chunked.reads} reads of {chunked.chunks} chunks, where a plain shuffle reads {plain.reads:,}" in readme
 
 

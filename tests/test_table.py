@@ -1,5 +1,6 @@
 """ScoreTable: smoothing, ageing, duplicates, non-finite scores, state."""
 
+import copy
 import io
 import math
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 import stprune
+from stprune.ops.table_update import FRESH, KNOWN, SCORED
+from stprune.reference import table_update as reference
 
 INF = float("inf")
 
@@ -15,10 +18,10 @@ def table(n=6, **kwargs):
     return stprune.ScoreTable(n, **kwargs)
 
 
-def test_never_scored_is_inf_and_age_minus_one():
+def test_never_scored_is_inf():
     t = table(3)
     assert torch.equal(t.scores, torch.full((3,), INF))
-    assert torch.equal(t.age, torch.full((3,), -1, dtype=torch.int32))
+    assert t.num_nonfinite() == 0
 
 
 def test_first_score_is_taken_whole_and_later_ones_are_smoothed():
@@ -45,15 +48,6 @@ def test_unvisited_decay_to_the_mean_and_visited_stay():
     t.advance()
     mean = (1 + 5 + 6) / 3
     assert t.scores.tolist() == [1.0, mean + 0.5 * (5 - mean), mean + 0.5 * (6 - mean), INF]
-    assert t.age.tolist() == [1, 2, 2, -1]
-
-
-def test_advancing_several_epochs_equals_advancing_one_by_one_for_the_age():
-    t = table(2, decay=1.0)
-    t.update(torch.tensor([0]), torch.tensor([1.0]))
-    t.advance(3)
-    assert t.age.tolist() == [3, -1]
-    assert t.scores[0] == 1.0
 
 
 def test_the_last_of_duplicates_wins():
@@ -119,12 +113,12 @@ def test_variance_follows_the_scores():
 def test_bad_updates_change_nothing(index, scores, error, message):
     t = table()
     t.update(torch.tensor([0]), torch.tensor([2.0]))
-    before = t.state_dict()
+    before = copy.deepcopy(t.state_dict())
     with pytest.raises(error, match="ScoreTable.update: " + message):
         t.update(index, scores)
     after = t.state_dict()
     assert torch.equal(before["scores"], after["scores"])
-    assert torch.equal(before["stamp"], after["stamp"])
+    assert torch.equal(before["marks"], after["marks"])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +145,6 @@ def test_state_round_trip_through_a_file():
     other = table(4, track_variance=True)
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(other.scores, t.scores) or torch.equal(other.scores.isnan(), t.scores.isnan())
-    assert torch.equal(other.age, t.age)
     assert other.epoch == t.epoch
 
 
@@ -160,16 +153,25 @@ def test_state_of_another_size_is_refused():
         table(4).load_state_dict(table(3).state_dict())
 
 
-def test_ages_count_from_the_last_score_of_any_epoch():
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.25}, "beta must be 0.5 as in this table, got 0.25"),
+        ({"track_variance": True}, "track_variance must be False as in this table, got True"),
+        ({"stored": False}, "stored must be True as in this table, got False"),
+    ],
+)
+def test_state_of_other_settings_is_refused_and_changes_nothing(settings, message):
     t = table(4)
-    t.update(torch.tensor([0, 1]), torch.rand(2))
-    assert t.age.tolist() == [0, 0, -1, -1]
-    t.advance()
-    t.update(torch.tensor([1, 2]), torch.rand(2))
-    assert t.age.tolist() == [1, 0, 0, -1]
-    t.advance(2)
-    assert t.age.tolist() == [3, 2, 2, -1]
-    assert t.state_dict()["stamp"].tolist() == [0, 1, 1, -1]
+    t.update(torch.tensor([1]), torch.tensor([2.0]))
+    with pytest.raises(ValueError, match=message):
+        t.load_state_dict(table(4, **settings).state_dict())
+    bad = t.state_dict() | {"scores": torch.zeros(3)}
+    with pytest.raises(ValueError, match="scores must be"):
+        t.load_state_dict(bad)
+    with pytest.raises(ValueError, match="state must have the entries"):
+        t.load_state_dict({"scores": t.scores})
+    assert t.scores.tolist() == [INF, 2.0, INF, INF]
 
 
 def test_a_state_from_the_middle_of_an_epoch_knows_who_was_scored_in_it():
@@ -183,7 +185,6 @@ def test_a_state_from_the_middle_of_an_epoch_knows_who_was_scored_in_it():
     for one in (t, other):
         one.advance()
         assert one.scores.tolist() == [1.0, 2.0 + 0.5 * (3.0 - 2.0), INF]
-        assert one.age.tolist() == [1, 2, -1]
 
 
 def test_scores_of_several_epochs_wait_for_one_exchange(tmp_path):
@@ -195,11 +196,11 @@ def test_scores_of_several_epochs_wait_for_one_exchange(tmp_path):
         t = table(3, decay=1.0)
         t.update(torch.tensor([0]), torch.tensor([4.0]))
         t.advance()
+        marks = t.columns[1]
+        assert bool(marks[0] & FRESH)
         t.synchronize()
-        assert t.age.tolist() == [0, -1, -1]
-        t.advance()
-        t.synchronize()
-        assert t.age.tolist() == [1, -1, -1]
+        # Everybody knows now that it was scored, in this epoch.
+        assert marks.tolist() == [SCORED | KNOWN, 0, 0]
     finally:
         distributed.destroy_process_group()
 
@@ -212,7 +213,6 @@ def test_a_large_table_holds_what_a_small_one_does():
     t.update(index, torch.tensor([1.0, 2.0, 3.0]))
     assert t.scores[index].tolist() == [1.0, 2.0, 3.0]
     assert int(torch.isfinite(t.scores).sum()) == 3
-    assert int((t.age == 0).sum()) == 3
     assert float(t.variance.sum()) == 0.0
 
 
@@ -225,6 +225,8 @@ def test_scores_that_ask_for_a_gradient_leave_none_in_the_table():
 
 # the op ---------------------------------------------------------------------------------------------------
 
+LAST = 15  # the bits of a mark that mean something outside of the kernel
+
 
 def columns(n, *, variance=True, seed=0):
     """scores, marks, variance and count of a table in use, with entries that are not finite."""
@@ -233,70 +235,119 @@ def columns(n, *, variance=True, seed=0):
     scores[torch.rand(n, generator=g) < 0.2] = INF
     scores[torch.rand(n, generator=g) < 0.1] = math.nan
     marks = torch.randint(0, 256, (n,), generator=g, dtype=torch.uint8)  # of any batch, the next one's number included
-    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5])]
+    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5, 40])]
 
 
+def assert_same_table(actual, expected):
+    for a, b in zip(actual[:3], expected[:3], strict=True):
+        if a is None or b is None:
+            assert a is b
+        elif a.dtype == torch.uint8:
+            assert torch.equal(a & LAST, b & LAST)
+        else:
+            assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+    assert actual[3][::2].tolist() == expected[3][::2].tolist()
+
+
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("variance", [False, True])
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (50, 0), (50, 64), (1000, 257), (1 << 20, 140_000), (3000, 140_000)])
-def test_the_op_is_the_reference_bit_for_bit(n, size, variance, threads):
-    from stprune.reference import table_update as reference
-
+def test_the_op_is_the_reference_bit_for_bit(n, size, variance, trained, threads):
     g = torch.Generator().manual_seed(n + size)
     index = torch.randint(0, n, (size,), generator=g)
     values = torch.rand(size, generator=g)
     values[::7] = math.nan
     values[::11] = INF
-    expected = columns(n, variance=variance)
-    reference.table_update(*expected, index, values, 0.3, True)
-    for count in (1, 2, 3):
-        threads(count)
-        actual = columns(n, variance=variance)
-        torch.ops.stprune.table_update(*actual, index, values, 0.3, True)
-        for columns_of in (actual, expected):
-            columns_of[1] &= 3  # the other bits are the kernel's own
-        for a, b in zip(actual[:3], expected[:3], strict=True):
-            assert a is b is None or torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
-        assert int(actual[3][0]) == int(expected[3][0]) == 17 + size
+    for entries in (None, torch.randint(0, 3, (size,), generator=g)):
+        expected = columns(n, variance=variance)
+        reference.table_update(*expected, index, values, entries, 0.3, trained)
+        for count in (1, 2, 3):
+            threads(count)
+            actual = columns(n, variance=variance)
+            torch.ops.stprune.table_update(*actual, index, values, entries, 0.3, trained)
+            assert_same_table(actual, expected)
 
 
-def test_many_batches_in_a_row_are_the_reference(threads):
+@pytest.mark.parametrize("trained", [False, True])
+def test_many_batches_in_a_row_are_the_reference(trained, threads):
     """The same ids come again and again, some twice in a batch: whether one is of this batch is never mistaken."""
-    from stprune.reference import table_update as reference
-
     threads(1)
     g = torch.Generator().manual_seed(0)
     actual, expected = columns(40), columns(40)
-    for _ in range(200):
+    for step in range(200):
         index = torch.randint(0, 40, (25,), generator=g)
-        values = torch.rand(25, generator=g)
-        reference.table_update(*expected, index, values, 0.3, False)
-        torch.ops.stprune.table_update(*actual, index, values, 0.3, False)
-    for a, b in zip((actual[0], actual[1] & 3, actual[2]), (expected[0], expected[1] & 3, expected[2]), strict=True):
-        assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+        values, entries = torch.rand(25, generator=g), torch.randint(0, 3, (25,), generator=g)
+        if step % 9 == 0:  # an epoch begins
+            for table_columns in (actual, expected):
+                table_columns[1] &= 255 - reference.TRAINED
+        reference.table_update(*expected, index, values, entries, 0.3, trained)
+        torch.ops.stprune.table_update(*actual, index, values, entries, 0.3, trained)
+        assert_same_table(actual, expected)
+
+
+def test_a_second_pass_over_a_batch_moves_nothing():
+    t = [torch.full((4,), INF), torch.zeros(4, dtype=torch.uint8), torch.zeros(4), torch.zeros(3, dtype=torch.int64)]
+    index = torch.tensor([2, 0, 2])
+    torch.ops.stprune.table_update(*t, index, torch.tensor([1.0, 2.0, 3.0]), None, 0.5, True)
+    assert t[0].tolist() == [2.0, INF, 3.0, INF]
+    assert t[3][::2].tolist() == [2, 3]
+    once = [x.clone() for x in t]
+    torch.ops.stprune.table_update(*t, index, torch.tensor([9.0, 9.0, 9.0]), None, 0.5, True)
+    assert_same_table(t[:3] + [once[3]], once)
+    assert t[3][::2].tolist() == [2, 6]
+
+
+def test_a_sample_without_entries_keeps_its_score_and_is_trained_on():
+    t = [torch.tensor([5.0, INF]), torch.tensor([reference.KNOWN, 0], dtype=torch.uint8), None, torch.zeros(3, dtype=torch.int64)]
+    torch.ops.stprune.table_update(*t, torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5, True)
+    assert t[0].tolist() == [5.0, INF]
+    assert (t[1] & LAST).tolist() == [reference.KNOWN | reference.TRAINED, reference.TRAINED]
+    assert int(t[3][0]) == 2
+
+
+def test_a_table_that_stores_nothing_counts():
+    for update in (torch.ops.stprune.table_update, reference.table_update):
+        count = torch.zeros(3, dtype=torch.int64)
+        update(None, None, None, count, torch.tensor([3, 3]), torch.ones(2), None, 0.5, True)
+        assert count.tolist() == [0, 0, 2]
 
 
 def test_the_op_checks_ids_before_it_writes():
     for bad in (-1, 50, 2**62, -(2**62)):
         actual = columns(50)
         with pytest.raises(RuntimeError, match=r"index must lie in \[0, 49\]"):
-            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), 0.5, True)
-        for a, b in zip(actual, columns(50), strict=True):
-            assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), None, 0.5, True)
+        assert_same_table(actual, columns(50))
 
 
 def test_the_op_passes_opcheck():
     for variance in (False, True):
-        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), 0.5, True)
+        entries = torch.tensor([1, 0, 2]) if variance else None
+        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), entries, 0.5, True)
         torch.library.opcheck(torch.ops.stprune.table_update.default, arguments)
 
 
-def test_counted_updates_are_counted():
-    t = table(6)
-    t.update(torch.tensor([0, 1]), torch.rand(2))
-    t.update(torch.tensor([0, 1, 1]), torch.rand(3), counted=True)
-    assert t.num_counted == 3
-    t.restart_count()
-    assert t.num_counted == 0
+def test_what_was_trained_on_counts_once_an_epoch():
+    t = table(6, beta=0.0)
+    t.update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    t.update(torch.tensor([0, 1, 1]), torch.tensor([3.0, 4.0, 5.0]), trained=True)
+    assert (t.num_trained, t.num_losses, t.scores[:2].tolist()) == (2, 3, [3.0, 5.0])
+    t.update(torch.tensor([1, 2]), torch.tensor([7.0, 8.0]), trained=True)
+    assert (t.num_trained, t.num_losses, t.scores[:3].tolist()) == (3, 5, [3.0, 5.0, 8.0])
+    for begin in (t.restart, t.advance):
+        begin()
+        assert (t.num_trained, t.num_losses) == (0, 0)
+        t.update(torch.tensor([1]), torch.tensor([9.0]), trained=True)
+        assert (t.num_trained, float(t.scores[1])) == (1, 9.0)
+
+
+def test_a_table_that_stores_nothing_counts():
+    t = table(10**12, stored=False)
+    t.update(torch.tensor([5, 5]), torch.rand(2), trained=True)
+    t.advance()
+    assert (t.num_losses, t.num_trained, t.num_nonfinite()) == (0, 0, 0)
+    assert t.scores.shape == t.variance.shape == (10**12,)
+    assert float(t.scores[3]) == INF
 
 
 def test_strided_ids_and_scores():

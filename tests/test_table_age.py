@@ -13,8 +13,7 @@ def table(n):
     scores = torch.randn(n, generator=generator)
     scores[torch.rand(n, generator=generator) < 0.1] = torch.inf
     scores[torch.rand(n, generator=generator) < 0.1] = torch.nan
-    stamp = torch.randint(-1, 4, (n,), generator=generator, dtype=torch.int32)
-    return scores, stamp, torch.randint(0, 4, (n,), generator=generator, dtype=torch.uint8)
+    return scores, torch.randint(0, 256, (n,), generator=generator, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("mean", [0.123456789, None])
@@ -24,33 +23,33 @@ def test_match_reference(n, mean, threads):
         threads(count)
         columns, expected = table(n), table(n)
         assert count_nonfinite(*columns) == int(reference.count_nonfinite(*columns))
-        table_age(*columns, epoch=3, mean=mean, keep=0.97)
-        reference.table_age(*expected, 3, mean, 0.97)
+        table_age(*columns, mean=mean, keep=0.97)
+        reference.table_age(*expected, mean, 0.97)
         for actual, wanted in zip(columns, expected, strict=True):
             testing.assert_same(actual, wanted)
 
 
 def test_what_moves():
     scores = torch.tensor([1.0, 1.0, 1.0, torch.inf, torch.nan, torch.nan])
-    stamp = torch.tensor([0, 1, 0, -1, -1, 0], dtype=torch.int32)
-    marks = torch.tensor([0, 0, 1, 0, 3, 2], dtype=torch.uint8)
-    assert count_nonfinite(scores, stamp, marks) == 2
-    table_age(scores, stamp, marks, epoch=1, mean=3.0, keep=0.5)
-    testing.assert_same(scores, torch.tensor([2.0, 1.0, 1.0, torch.inf, torch.nan, torch.nan]))
-    assert (stamp.tolist(), marks.tolist()) == ([0, 1, 1, -1, 1, 0], [0, 0, 0, 0, 2, 2])
-    assert count_nonfinite(scores, stamp, marks) == 2
+    # known; known; known, scored and trained on; never scored; known, scored and fresh; known, in some batch
+    marks = torch.tensor([8, 8, 13, 0, 11, 0x38], dtype=torch.uint8)
+    assert count_nonfinite(scores, marks) == 2
+    table_age(scores, marks, mean=3.0, keep=0.5)
+    testing.assert_same(scores, torch.tensor([2.0, 2.0, 1.0, torch.inf, torch.nan, torch.nan]))
+    assert marks.tolist() == [8, 8, 8, 0, 10, 8]
+    assert count_nonfinite(scores, marks) == 2
 
 
 @pytest.mark.skipif(not testing.isas(), reason="the compiled CPU library is not built")
 def test_bad_tables_are_refused():
-    scores, stamp, marks = table(3)
-    for bad in ((scores[:2], stamp, marks), (scores, stamp.long(), marks), (scores, stamp, marks.bool())):
+    scores, marks = table(3)
+    for bad in ((scores[:2], marks), (scores, marks.bool())):
         with pytest.raises(RuntimeError, match="table_age: (s|m)"):
-            table_age(*bad, epoch=0, mean=0.0, keep=0.5)
+            table_age(*bad, mean=0.0, keep=0.5)
         with pytest.raises(RuntimeError, match="count_nonfinite: (s|m)"):
             count_nonfinite(*bad)
 
 
 def test_opcheck():
-    torch.library.opcheck(torch.ops.stprune.table_age.default, (*table(100), 1, 0.5, 0.97))
+    torch.library.opcheck(torch.ops.stprune.table_age.default, (*table(100), 0.5, 0.97))
     torch.library.opcheck(torch.ops.stprune.count_nonfinite.default, table(100))

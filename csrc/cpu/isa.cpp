@@ -3,37 +3,43 @@
 #include <atomic>
 
 #include "cpu/kernels.h"
+#include "cpu/plan_kernels.h"
+#include "cpu/residual_kernels.h"
+#include "cpu/window_stats.h"
 
 namespace stprune {
+
+namespace baseline {
+extern const Kernels kernel_table;
+}
+namespace avx2 {
+extern const Kernels kernel_table;
+}
+namespace avx512 {
+extern const Kernels kernel_table;
+}
+
 namespace {
 
-// 0 baseline, 1 AVX2, 2 AVX-512.
+// Null where this machine lacks the set.
 const Kernels* find(int64_t isa) {
-  switch (isa) {
-    case 0:
-      return &kernels_baseline;
+  if (isa == 0) return &baseline::kernel_table;
 #if defined(STPRUNE_X86)
-    case 1:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt")
-                 ? &kernels_avx2
-                 : nullptr;
-    case 2:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt")
-                 ? &kernels_avx512
-                 : nullptr;
-#endif
-    default:
-      return nullptr;
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                        __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+  if (isa == 1 && has_avx2) return &avx2::kernel_table;
+  if (isa == 2 && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return &avx512::kernel_table;
   }
+#endif
+  return nullptr;
 }
 
 const Kernels* widest() {
-  for (int64_t isa = 2; isa > 0; --isa) {
-    if (const Kernels* found = find(isa)) return found;
-  }
-  return &kernels_baseline;
+  int64_t isa = 2;
+  while (find(isa) == nullptr) --isa;
+  return find(isa);
 }
 
 std::atomic<const Kernels*> current{nullptr};
@@ -49,6 +55,10 @@ const Kernels& kernels() {
   return *found;
 }
 
+const PlanKernels& plan_kernels() { return *kernels().plan; }
+const ResidualKernels& residual_kernels() { return *kernels().residual; }
+const WindowKernels& window_kernels() { return *kernels().window; }
+
 }  // namespace stprune
 
 // Use set 0 (baseline), 1 (AVX2) or 2 (AVX-512), or the widest for -1. Returns 0, or -1 where this machine lacks the
@@ -60,4 +70,7 @@ extern "C" __attribute__((visibility("default"))) int64_t stprune_set_isa(int64_
   return 0;
 }
 
-extern "C" __attribute__((visibility("default"))) const char* stprune_isa() { return stprune::kernels().name; }
+extern "C" __attribute__((visibility("default"))) const char* stprune_isa() {
+  constexpr const char* NAMES[] = {"baseline", "avx2", "avx512"};
+  return NAMES[stprune::kernels().isa];
+}

@@ -1,5 +1,5 @@
-// The inner loops that profit from wide registers, compiled once per instruction set and chosen at run time. Every set
-// gives the same bits: integers, comparisons and single IEEE operations only, contraction off.
+// The inner loops that profit from wide registers, compiled once per instruction set and chosen at run time (isa.cpp).
+// Every set gives the same bits: integers, comparisons and single IEEE operations only, contraction off.
 //
 // `bits` are masks of 64 elements a word, element i at bit i & 63 of word i >> 6; the bits behind the last element are
 // 0.
@@ -32,8 +32,16 @@ struct PhiloxCounter {
   uint32_t key_low, key_high, c0, c1, c2, c3;
 };
 
+struct PlanKernels;
+struct ResidualKernels;
+struct WindowKernels;
+
+// The table of one instruction set: the kernels of selections and draws, and the tables of the other sources.
 struct Kernels {
-  const char* name;
+  int isa;  // 0 baseline, 1 AVX2, 2 AVX-512
+  const PlanKernels* plan;
+  const ResidualKernels* residual;
+  const WindowKernels* window;
   // Words of `blocks` runs of 64 indices: counter (c0 + 16 * block + lane, c1, c2, c3).  out [64 * blocks]
   void (*words)(uint32_t key_low, uint32_t key_high, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t blocks,
                 uint32_t* out);
@@ -96,12 +104,6 @@ struct Kernels {
   // The same for n <= 2^31.
   void (*permute_u32)(const Permutation* p, int64_t start, int64_t count, uint32_t* out);
 };
-
-extern const Kernels kernels_baseline;
-#if defined(STPRUNE_X86)
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
-#endif
 
 // The set in use: the widest this machine has, unless stprune_set_isa chose another.
 const Kernels& kernels();

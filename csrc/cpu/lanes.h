@@ -1,5 +1,5 @@
-// Vectors of the instruction set this translation unit is compiled for. STPRUNE_ISA is 2 (AVX-512), 1 (AVX2) or 0 (what
-// the compiler targets by default: SSE2 on x86, plain loops elsewhere). Arithmetic uses the compiler's vector types;
+// Vectors of the instruction set this file is compiled for. STPRUNE_ISA is 2 (AVX-512), 1 (AVX2) or 0 (what the compiler
+// targets by default: SSE2 on x86, plain loops elsewhere); CMakeLists.txt sets it. Arithmetic uses the compiler's vector types;
 // intrinsics stand only where those generate poor code. No header that defines inline functions with external linkage
 // may be included here: the linker could keep the copy compiled for the wider set.
 #pragma once
@@ -9,16 +9,32 @@
 #include <immintrin.h>
 #endif
 
+#if STPRUNE_ISA == 2
+#define STPRUNE_SET avx512
+#elif STPRUNE_ISA == 1
+#define STPRUNE_SET avx2
+#else
+#define STPRUNE_SET baseline
+#endif
+
 namespace stprune {
+
+struct Kernels;
+struct PlanKernels;
+struct ResidualKernels;
+struct WindowKernels;
+
+// The tables of this set, one in each source of kernels. The first points to the others.
+namespace STPRUNE_SET {
+extern const Kernels kernel_table;
+extern const PlanKernels plan_table;
+extern const ResidualKernels residual_table;
+extern const WindowKernels window_table;
+}  // namespace STPRUNE_SET
+
 namespace {
 
-#if STPRUNE_ISA == 2
-constexpr int VECTOR_BYTES = 64;
-#elif STPRUNE_ISA == 1
-constexpr int VECTOR_BYTES = 32;
-#else
-constexpr int VECTOR_BYTES = 16;
-#endif
+constexpr int VECTOR_BYTES = 16 << STPRUNE_ISA;
 
 typedef uint32_t U32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(VECTOR_BYTES)));

@@ -1,4 +1,4 @@
-// plan_budget: the kept samples of the budget rule and their weights (eq. 7, 9 and 10). Probabilities are never stored:
+// plan_budget: the kept samples of the budget rule and their weights (eq. 7 and 10). Probabilities are never stored:
 // they are made of the scores, block by block, where they are asked for. One pass finds the constant, one adds up the
 // probabilities, one draws; with strata one more scales the kept weights.
 #include <optional>

@@ -69,13 +69,7 @@ struct PlanKernels {
   void (*scale_i32)(float* weights, const int32_t* members, int64_t n, const double* factor);
 };
 
-extern const PlanKernels plan_kernels_baseline;
-#if defined(STPRUNE_X86)
-extern const PlanKernels plan_kernels_avx2;
-extern const PlanKernels plan_kernels_avx512;
-#endif
-
-// Those of the instruction set that kernels() has.
+// Those of kernels().
 const PlanKernels& plan_kernels();
 
 }  // namespace stprune

@@ -84,13 +84,7 @@ struct ResidualKernels {
   double (*spread_f64)(const double* mean, int64_t n);
 };
 
-extern const ResidualKernels residual_kernels_baseline;
-#if defined(STPRUNE_X86)
-extern const ResidualKernels residual_kernels_avx2;
-extern const ResidualKernels residual_kernels_avx512;
-#endif
-
-// Those of the instruction set that kernels() has.
+// Those of kernels().
 const ResidualKernels& residual_kernels();
 
 }  // namespace stprune

@@ -15,7 +15,6 @@
 
 #include "check.h"
 #include "cpu/aligned.h"
-#include "cpu/kernels.h"
 
 namespace stprune {
 namespace {
@@ -25,14 +24,6 @@ constexpr int64_t PANEL = 96;
 constexpr int64_t PANEL_GROUPS = 4;      // of long windows: each panel copies one group more than it has
 constexpr int64_t READ_AHEAD = 1 << 19;  // bytes of a panel that are read in their order before they are worked on
 constexpr int64_t LONGEST_WINDOW = 1 << 16;
-
-const WindowKernels& window_kernels() {
-#if defined(STPRUNE_X86)
-  if (&kernels() == &kernels_avx512) return window_kernels_avx512;
-  if (&kernels() == &kernels_avx2) return window_kernels_avx2;
-#endif
-  return window_kernels_baseline;
-}
 
 void copy(const float* from, int64_t stride, int64_t rows, int64_t columns, float null_value, double* to,
           int64_t length, Gaps* gaps) {

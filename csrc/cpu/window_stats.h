@@ -1,4 +1,4 @@
-// The inner loops of window_stats, compiled once per instruction set (window_stats.inc); every set gives the same bits.
+// The inner loops of window_stats, compiled once per instruction set (window_kernels.cpp); every set gives the same bits.
 //
 // Windows of W rows are grouped by the multiple of W their first row follows. All windows of a group share one row, the
 // last of the group's own W rows (the pivot); a window is a suffix of those rows and a prefix of the W rows behind
@@ -70,10 +70,7 @@ struct WindowKernels {
                       double* out, int64_t out_stride);
 };
 
-extern const WindowKernels window_kernels_baseline;
-#if defined(STPRUNE_X86)
-extern const WindowKernels window_kernels_avx2;
-extern const WindowKernels window_kernels_avx512;
-#endif
+// Those of kernels().
+const WindowKernels& window_kernels();
 
 }  // namespace stprune

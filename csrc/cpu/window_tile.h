@@ -114,7 +114,7 @@ void convert(const From* from, int64_t n, To* to) {
 
 #if defined(STPRUNE_X86)
 // Half precision in software takes some 10 ns a value; the instructions for it give the same bits.
-inline bool has_half() { return &kernels() != &kernels_baseline && __builtin_cpu_supports("f16c"); }
+inline bool has_half() { return kernels().isa > 0 && __builtin_cpu_supports("f16c"); }
 
 __attribute__((target("avx,f16c"))) inline int64_t widen_blocks(const c10::Half* from, int64_t n, float* to) {
   int64_t i = 0;

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stprune.data.arrays import Header, opened, read_array, read_cube, read_header
+from stprune.data.arrays import open_npy
 from stprune.data.series import (
     Array,
     Series,
+    as_float32,
     check_adjacency,
     check_bytes,
     check_numbers,
     cube_shape,
     failure,
-    fill_float32,
+    read_json,
 )
-from stprune.data.times import check_times
+from stprune.data.times import read_times
 
 SPLITS = ("train", "val", "test")
-# A description is a page of text.
-MAX_JSON = 1 << 20
-# Rows converted at a time are chosen so that a block has about this many numbers.
-BLOCK = 1 << 22
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object."""
-    if path.stat().st_size > MAX_JSON:
-        raise failure(path, "file", f"have at most {MAX_JSON} bytes", path.stat().st_size)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise failure(path, "file", "be valid JSON", f"{error}") from error
-    if not isinstance(content, dict):
-        raise failure(path, "file", "be a JSON object", type(content).__name__)
-    return content
 
 
 def read_basicts_0(folder: Path, max_bytes: int) -> Series:
@@ -58,21 +42,13 @@ def read_basicts_0(folder: Path, max_bytes: int) -> Series:
         rule = f"have {size} bytes, as desc.json declares float32 of shape {tuple(declared)}"
         raise failure(file, "file", rule, file.stat().st_size)
     check_bytes(file, "file", shape, 4, max_bytes)
-    stored = np.memmap(file, dtype="<f4", mode="r", shape=shape)
-    values: Array = np.empty(shape, dtype=np.float32)
-    rows = max(1, BLOCK // (shape[1] * shape[2]))
-    for row in range(0, shape[0], rows):
-        fill_float32(file, "file", values[row : row + rows], stored[row : row + rows], row)
+    values = as_float32(file, "file", np.memmap(file, dtype="<f4", mode="r", shape=shape), shape)
     adjacency, notes = _adjacency(folder, shape[1], max_bytes)
-    features = content.get("feature_description")
-    channels = None
-    if isinstance(features, list) and len(features) == shape[2] and all(isinstance(f, str) for f in features):
-        channels = tuple(features)
     return Series(
         values,
         _name(content, folder),
         adjacency,
-        channels=channels,
+        channels=_names(content, "feature_description", shape[2]),
         steps_per_day=_steps_per_day(description, content),
         notes=notes,
     )
@@ -80,37 +56,27 @@ def read_basicts_0(folder: Path, max_bytes: int) -> Series:
 
 def read_basicts_1(folder: Path, max_bytes: int) -> Series:
     """``{train,val,test}_data.npy`` one after the other, their row ranges as ``splits``, ``*_timestamps.npy`` beside."""
-    shapes = [_peek(folder, f"{split}_data.npy", max_bytes) for split in SPLITS]
-    for split, shape in zip(SPLITS[1:], shapes[1:], strict=True):
-        if shape[1:] != shapes[0][1:]:
-            rule = f"have as many nodes and channels as train_data.npy, {shapes[0][1:]}"
-            raise failure(folder, f"{split}_data.npy", rule, f"{shape[1:]}")
-    total = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    check_bytes(folder, "the three splits", total, 4, max_bytes)
-    values: Array = np.empty(total, dtype=np.float32)
-    splits, row = [], 0
-    for split, shape in zip(SPLITS, shapes, strict=True):
-        read_cube(folder / f"{split}_data.npy", None, max_bytes, out=values[row : row + shape[0]])
-        splits.append((row, row + shape[0]))
-        row += shape[0]
-
+    parts = _open_splits(folder, "data", max_bytes)
+    values = _join(folder, "data", parts, max_bytes)
+    ends = np.cumsum([len(part) for part in parts]).tolist()
     content = read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
     declared = content.get("shape")
-    if declared is not None and (not isinstance(declared, list) or tuple((*declared, 1)[:3]) != total):
-        raise failure(folder / "meta.json", "shape", f"be that of the three splits, {total}", f"{declared!r}")
-    adjacency, notes = _adjacency(folder, total[1], max_bytes)
+    if declared is not None and (not isinstance(declared, list) or tuple((*declared, 1)[:3]) != values.shape):
+        raise failure(folder / "meta.json", "shape", f"be that of the three splits, {values.shape}", f"{declared!r}")
+    adjacency, notes = _adjacency(folder, values.shape[1], max_bytes)
     steps_per_day = _steps_per_day(folder / "meta.json", content)
     times = features = names = None
-    clocks = _clocks(folder, [shape[0] for shape in shapes], max_bytes)
-    if clocks is not None and clocks.dtype.kind == "M":
-        times, measured, extra = check_times(folder, "timestamps", clocks.reshape(-1), total[0])
-        steps_per_day, notes = steps_per_day or measured, (*notes, *extra)
-    elif clocks is not None:
-        features = np.empty(clocks.shape, dtype=np.float32)
-        fill_float32(folder, "timestamps", features, clocks, 0)
-        listed = content.get("timestamps_description")
-        if isinstance(listed, list) and len(listed) == clocks.shape[1] and all(isinstance(n, str) for n in listed):
-            names = tuple(listed)
+    if any((folder / f"{split}_timestamps.npy").is_file() for split in SPLITS):
+        clocks = _open_splits(folder, "timestamps", max_bytes)
+        lengths = [len(clock) for clock in clocks]
+        if lengths != [len(part) for part in parts]:
+            raise failure(folder, "timestamps", "have one row for each row of data", f"{lengths} rows")
+        if clocks[0].dtype.kind in "fiu":
+            features = _join(folder, "timestamps", clocks, max_bytes)[:, :, 0]
+            names = _names(content, "timestamps_description", features.shape[1])
+        else:
+            times, measured, extra = read_times(folder, "timestamps", np.concatenate(clocks).reshape(-1), ends[-1])
+            steps_per_day, notes = steps_per_day or measured, (*notes, *extra)
     return Series(
         values,
         _name(content, folder),
@@ -119,48 +85,51 @@ def read_basicts_1(folder: Path, max_bytes: int) -> Series:
         steps_per_day=steps_per_day,
         time_features=features,
         time_feature_names=names,
-        splits=tuple(splits),
+        splits=tuple(itertools.pairwise([0, *ends])),
         notes=notes,
     )
 
 
-def _peek(folder: Path, file: str, max_bytes: int) -> tuple[int, int, int]:
-    if not (folder / file).is_file():
-        raise failure(folder, file, "be in a BasicTS 1.x folder", "no such file")
-    with opened(folder / file) as (stream, _):
-        header: Header = read_header(stream, folder / file, "array")
-    check_numbers(folder / file, "array", header.dtype)
-    if len(header.shape) < 2:
-        raise failure(folder / file, "array", "be [time, node] or [time, node, channel]", f"shape {header.shape}")
-    shape = cube_shape(folder / file, "array", header.shape)
-    check_bytes(folder / file, "array", shape, 4, max_bytes)
-    return shape
-
-
-def _clocks(folder: Path, lengths: list[int], max_bytes: int) -> Array | None:
-    """The time features of all splits, [time, feature], when every split has them."""
-    files = [folder / f"{split}_timestamps.npy" for split in SPLITS]
-    if not any(file.is_file() for file in files):
-        return None
-    parts = []
-    for file, length in zip(files, lengths, strict=True):
+def _open_splits(folder: Path, what: str, max_bytes: int) -> list[Array]:
+    """The maps of one file for each split, as [time, node or feature, channel] of one width and kind."""
+    parts: list[Array] = []
+    for split in SPLITS:
+        file = folder / f"{split}_{what}.npy"
         if not file.is_file():
-            raise failure(folder, file.name, "be there when another split has one", "no such file")
-        part = read_array(file, None, max_bytes)
-        if part.ndim not in (1, 2) or part.shape[0] != length or part.dtype.kind not in "fiuM":
-            rule = f"be [{length}, feature] numbers or datetime64, one row for each row of data"
-            raise failure(file, "array", rule, f"shape {part.shape}, dtype {part.dtype}")
-        parts.append(part.reshape(length, -1))
-        if part.dtype.kind != parts[0].dtype.kind or parts[-1].shape[1] != parts[0].shape[1]:
-            raise failure(file, "array", "have the features of train_timestamps.npy", f"shape {part.shape}")
-    return np.concatenate(parts)
+            raise failure(folder, file.name, "be there, as for the other splits of BasicTS 1.x", "no such file")
+        part = open_npy(file, max_bytes)
+        parts.append(part.reshape(cube_shape(file, "array", part.shape)))
+        width, numbers = parts[0].shape[1:], parts[0].dtype.kind in "fiu"
+        if parts[-1].shape[1:] != width or (part.dtype.kind in "fiu") != numbers:
+            rule = f"have the width and kind of train_{what}.npy, {width} {parts[0].dtype}"
+            raise failure(folder, file.name, rule, f"{parts[-1].shape[1:]} {part.dtype}")
+    return parts
+
+
+def _join(folder: Path, what: str, parts: list[Array], max_bytes: int) -> Array:
+    """The splits one after the other as float32."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    check_numbers(folder, what, parts[0].dtype)
+    check_bytes(folder, "the three splits", shape, 4, max_bytes)
+    values: Array = np.empty(shape, dtype=np.float32)
+    row = 0
+    for split, part in zip(SPLITS, parts, strict=True):
+        out = values[row : row + len(part)]
+        as_float32(folder / f"{split}_{what}.npy", "array", part, out.shape, out)
+        row += len(part)
+    return values
+
+
+def _names(content: dict[str, Any], key: str, count: int) -> tuple[str, ...] | None:
+    """A list of ``count`` names of a description, or None for anything else."""
+    names = content.get(key)
+    return tuple(names) if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names) else None
 
 
 def _adjacency(folder: Path, num_nodes: int, max_bytes: int) -> tuple[Array | None, tuple[str, ...]]:
-    if (folder / "adj_mx.npy").is_file():
-        matrix = read_array(folder / "adj_mx.npy", None, min(max_bytes, num_nodes * num_nodes * 8))
-        check_numbers(folder / "adj_mx.npy", "array", matrix.dtype)
-        return check_adjacency(folder / "adj_mx.npy", "array", matrix, num_nodes), ()
+    file = folder / "adj_mx.npy"
+    if file.is_file():
+        return check_adjacency(file, "array", open_npy(file, max_bytes), num_nodes), ()
     if (folder / "adj_mx.pkl").exists():
         return None, ("adj_mx.pkl is a pickle and was not read",)
     return None, ()

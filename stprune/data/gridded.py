@@ -1,11 +1,10 @@
-"""netCDF and Zarr: variables over time and space become channels, every place becomes a node."""
+"""netCDF, Zarr and GRIB by xarray: variables over time and space become channels, every place becomes a node."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,26 @@ from stprune.data.classic import check_length
 from stprune.data.series import (
     Array,
     Series,
+    as_float32,
     check_bytes,
     check_nodes,
     check_numbers,
     cube_shape,
+    damaged,
     failure,
-    fill_float32,
-    refusing,
+    read_json,
     require,
 )
-from stprune.data.times import check_times
+from stprune.data.times import read_times
 
 TIME_NAMES = ("time", "valid_time", "datetime", "date", "t")
-# Numbers decoded at a time.
-BLOCK = 1 << 22
-# Consolidated metadata of a store with thousands of variables is a few MB.
-MAX_JSON = 1 << 24
 
 
 def read_netcdf(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
     """A netCDF-3 or netCDF-4 file; the variable ``key``, or all variables over time."""
     netcdf, xarray = require("netCDF4", path), require("xarray", path)
     check_length(path)
-    with refusing(path, "file", "be a complete netCDF file"):
+    with damaged(path, "file", "be a complete netCDF file"):
         # xarray reads coordinates while it opens a file, so sizes are checked before.
         with netcdf.Dataset(path, "r") as file:
             for label, variable in file.variables.items():
@@ -48,12 +44,28 @@ def read_netcdf(path: Path, name: str, key: str | None, max_bytes: int) -> Serie
             return _read(path, name, key, dataset, max_bytes)
 
 
+def read_grib(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
+    """A GRIB file of one grid; the variable ``key``, or all variables over time."""
+    require("cfgrib", path, "grib")
+    eccodes, xarray = require("eccodes", path, "grib"), require("xarray", path)
+    # Without an index file: cfgrib pickles it. With errors="raise" no message is left out without a word.
+    options = {"indexpath": "", "errors": "raise", "filter_by_keys": {"cfVarName": key} if key else {}}
+    rule = "be a complete GRIB file of one grid (or name a variable with key=)"
+    with damaged(path, "file", rule, eccodes.CodesInternalError):
+        opened = xarray.open_dataset(path, engine="cfgrib", decode_timedelta=False, backend_kwargs=options)
+        with opened as dataset:
+            return _read(path, name, key, dataset, max_bytes)
+
+
 def read_zarr(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
     """A Zarr group on disk, format 2 or 3; the variable ``key``, or all variables over time."""
-    _inspect(path, max_bytes)
     require("zarr", path)
     xarray = require("xarray", path)
-    with refusing(path, "store", "be a complete Zarr group"):
+    for file in sorted(file for kind in (".zarray", "zarr.json") for file in path.rglob(kind)):
+        content = read_json(file)
+        if file.name == ".zarray" or content.get("node_type") == "array":
+            _check_array(file, content, max_bytes)
+    with damaged(path, "store", "be a complete Zarr group"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Only the metadata that was inspected is used, so consolidated copies are not.
@@ -63,51 +75,30 @@ def read_zarr(path: Path, name: str, key: str | None, max_bytes: int) -> Series:
             return _read(path, name, key, dataset[sorted(dataset.data_vars, key=str)], max_bytes)
 
 
-def _inspect(path: Path, max_bytes: int) -> None:
-    """Refuses stores with pickled, oversized or never written arrays, from their metadata alone."""
-    for folder, _, files in os.walk(path):
-        for file in (".zarray", "zarr.json"):
-            if file not in files:
-                continue
-            place = Path(folder, file)
-            if place.stat().st_size > MAX_JSON:
-                raise failure(place, "file", f"have at most {MAX_JSON} bytes", place.stat().st_size)
-            try:
-                content = json.loads(place.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise failure(place, "file", "be valid JSON", f"{error}") from error
-            if not isinstance(content, dict):
-                raise failure(place, "file", "be a JSON object", type(content).__name__)
-            if file == ".zarray" or content.get("node_type") == "array":
-                _inspect_array(place, content, max_bytes)
-
-
-def _inspect_array(place: Path, content: dict[str, Any], max_bytes: int) -> None:
+def _check_array(file: Path, content: dict[str, Any], max_bytes: int) -> None:
+    """Refuses a pickled, oversized or never written array of a store, from its metadata alone."""
     codecs = json.dumps([content.get(k) for k in ("filters", "compressor", "codecs")])
-    if "pickle" in codecs:
-        raise failure(place, "codecs", "never unpickle", codecs[:80])
-    descr = content.get("dtype", content.get("data_type"))
-    if descr == "|O" and "vlen-utf8" not in codecs:
-        raise failure(place, "dtype", "hold numbers or text, never Python objects", f"{descr!r}")
-    shape = content.get("shape")
+    descr, shape = content.get("dtype", content.get("data_type")), content.get("shape")
+    if "pickle" in codecs or (descr == "|O" and "vlen-utf8" not in codecs):
+        raise failure(
+            file, "array", "hold numbers or text, never Python objects (they are pickles)", f"{descr!r}, {codecs[:80]}"
+        )
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise failure(place, "shape", "be a list of non-negative ints", f"{shape!r}")
+        raise failure(file, "shape", "be a list of non-negative ints", f"{shape!r}")
     try:
         itemsize = int(np.dtype(descr).itemsize)
     except (TypeError, ValueError):  # Zarr 3 names some types, text among them, in words NumPy does not know
         itemsize = 8
-    check_bytes(place, "shape", tuple(shape), itemsize, max_bytes)
-    with os.scandir(place.parent) as entries:
-        written = any(not entry.name.startswith(".z") and entry.name != "zarr.json" for entry in entries)
+    check_bytes(file, "shape", tuple(shape), itemsize, max_bytes)
     # A text coordinate or a scalar may consist of its fill value; a series may not.
-    if math.prod(shape) > 1 and not written:
-        raise failure(place, "array", "have chunks", "none")
+    if math.prod(shape) > 1 and all(entry.name.startswith(".z") or entry == file for entry in file.parent.iterdir()):
+        raise failure(file, "array", "have chunks", "none")
 
 
 def _read(path: Path, name: str, key: str | None, dataset: Any, max_bytes: int) -> Series:
-    time = _time_dimension(path, dataset)
     if key is not None and key not in dataset.data_vars:
         raise failure(path, key, "be a variable of the file", sorted(map(str, dataset.data_vars)))
+    time = _time_dimension(path, dataset)
     chosen = [v for v in ([key] if key else dataset.data_vars) if time in dataset[v].dims]
     if not chosen:
         raise failure(path, key or "file", f"have the dimension {time!r}", "no such variable")
@@ -116,8 +107,8 @@ def _read(path: Path, name: str, key: str | None, dataset: Any, max_bytes: int) 
         if set(dataset[label].dims) != {time, *space}:
             raise failure(path, label, f"have the dimensions {(time, *space)} (or choose with key=)", dataset[label].dims)
         check_numbers(path, label, dataset[label].dtype)
-    sizes = [int(dataset.sizes[d]) for d in space]
-    shape = cube_shape(path, "variables", (int(dataset.sizes[time]), math.prod(sizes), len(chosen)))
+    num_nodes = math.prod(int(dataset.sizes[d]) for d in space)
+    shape = cube_shape(path, "variables", (int(dataset.sizes[time]), num_nodes, len(chosen)))
     check_bytes(path, "variables", shape, 4, max_bytes)
 
     times: Array | None = None
@@ -125,34 +116,17 @@ def _read(path: Path, name: str, key: str | None, dataset: Any, max_bytes: int) 
     notes: list[str] = []
     if time in dataset.coords:
         stamps = dataset[time].values
-        if stamps.dtype.kind == "M":
-            times, steps_per_day, notes = check_times(path, time, stamps, shape[0])
-        elif stamps.dtype.kind not in "fiu":
-            raise failure(path, time, "hold times of the standard calendar", f"dtype {stamps.dtype}")
-        elif not (np.diff(stamps) > 0).all():
+        if stamps.dtype.kind in "fiu" and not (np.diff(stamps) > 0).all():
             raise failure(path, time, "increase strictly", "a value that does not")
-        else:
-            notes = [f"{time}: numbers without a unit, so no timestamps"]
-
+        times, steps_per_day, notes = read_times(path, time, stamps, shape[0])
     values: Array = np.empty(shape, dtype=np.float32)
-    rows = max(1, BLOCK // shape[1])
     for channel, label in enumerate(chosen):
-        variable = dataset[label].transpose(time, *space)
-        for row in range(0, shape[0], rows):
-            block = np.asarray(variable[row : row + rows].values)
-            part = values[row : row + rows, :, channel]
-            fill_float32(path, str(label), part, block.reshape(part.shape), row)
+        stored = dataset[label].transpose(time, *space)
+        as_float32(path, str(label), stored, (*shape[:2], 1), values[:, :, channel : channel + 1])
     if left := [str(v) for v in dataset.data_vars if v not in chosen]:
         notes = [*notes, f"variables not read: {', '.join(left)}"]
-    return Series(
-        values,
-        name,
-        timestamps=times,
-        node_ids=_node_ids(path, dataset, space, shape[1]),
-        channels=tuple(map(str, chosen)),
-        steps_per_day=steps_per_day,
-        notes=tuple(notes),
-    )
+    channels, nodes = tuple(map(str, chosen)), _node_ids(path, dataset, space, num_nodes)
+    return Series(values, name, None, times, nodes, channels, steps_per_day=steps_per_day, notes=tuple(notes))
 
 
 def _time_dimension(path: Path, dataset: Any) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from stprune.data.arrays import read_cube, read_npz
+from stprune.data.arrays import read_npy, read_npz
 from stprune.data.basicts import read_basicts_0, read_basicts_1
-from stprune.data.gridded import read_netcdf, read_zarr
-from stprune.data.hdf import read_hdf, read_years
+from stprune.data.gridded import read_grib, read_netcdf, read_zarr
+from stprune.data.hdf import read_hdf, read_years, year_files
 from stprune.data.series import Series, failure
 from stprune.data.text import read_csv
 
@@ -21,6 +20,7 @@ _MAGIC = (
     ("npy", (b"\x93NUMPY",)),
     ("hdf", (b"\x89HDF\r\n\x1a\n",)),
     ("netcdf", (b"CDF\x01", b"CDF\x02", b"CDF\x05")),
+    ("grib", (b"GRIB",)),
 )
 _SUFFIXES = {
     ".npz": "npz",
@@ -31,12 +31,23 @@ _SUFFIXES = {
     ".nc": "netcdf",
     ".nc4": "netcdf",
     ".cdf": "netcdf",
+    ".grib": "grib",
+    ".grib2": "grib",
+    ".grb": "grib",
+    ".grb2": "grib",
     ".csv": "csv",
     ".tsv": "csv",
     ".txt": "csv",
 }
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
-_FORMATS = ".npz, .npy, .h5, .nc, .csv, .tsv, .txt, or a Zarr, BasicTS or LargeST folder"
+_FOLDERS = (
+    ("zarr", {".zgroup", ".zarray", "zarr.json"}),
+    ("BasicTS 0.x", {"desc.json", "data.dat"}),
+    ("BasicTS 1.x", {"train_data.npy", "val_data.npy", "test_data.npy"}),
+)
+_GRIDDED = {"netcdf": read_netcdf, "zarr": read_zarr, "grib": read_grib}
+_WITH_KEY = ("npz", "hdf", *_GRIDDED)
+_FORMATS = ".npz, .npy, .h5, .nc, .grib, .csv, .tsv, .txt, or a Zarr, BasicTS or LargeST folder"
 
 
 def read_series(
@@ -57,19 +68,22 @@ def read_series(
     | BasicTS 0.x folder | ``data.dat`` with the shape in ``desc.json`` |
     | BasicTS 1.x folder | ``train_data.npy``, ``val_data.npy``, ``test_data.npy``, ``*_timestamps.npy``, ``meta.json`` |
     | ``.csv``, ``.tsv``, ``.txt`` | header of node names, optional first column of times; comma, semicolon or tab |
-    | netCDF, Zarr | places become nodes, variables channels: in the file's order (netCDF), by name (Zarr) |
+    | netCDF, Zarr, GRIB | places become nodes, variables channels: in the file's order (netCDF), by name (Zarr) |
     | folder with ``data.npz`` | that file |
 
     The format follows from the suffix and must agree with the content. Nothing is ever unpickled: object arrays, pickled
     attributes and ``.pkl`` files are refused or left out with a note. What a file declares is compared with what it holds
-    and with ``max_bytes`` before memory is taken. NaN is kept as missing. HDF5 needs h5py, netCDF needs xarray and
-    netCDF4, Zarr needs xarray and zarr.
+    and with ``max_bytes`` before memory is taken. NaN is kept as missing. Times are datetime64 of any unit or text
+    (ISO, day.month.year, month/day/year); gaps between them stay, repeated and descending times are refused.
+    ``pip install stprune[data]`` brings what text, HDF5, netCDF and Zarr need, ``stprune[data,grib]`` also GRIB's reader;
+    ``.npz``, ``.npy`` and BasicTS need NumPy alone.
 
     Args:
         path: File or folder.
-        key: Array, frame or variable to read where a file has several.
+        key: Array, frame or variable to read where a file has several (npz, HDF5, netCDF, Zarr, GRIB).
         header: Whether the first line of a text file names the nodes.
-        max_bytes: Largest array that may be made, in bytes.
+        max_bytes: Largest array that may be made, in bytes, as it is stored and as float32. Arrays of .npz files are read
+            whole before they are converted; all others block by block.
 
     Returns:
         `Series` with float32 values in the file's unit and order.
@@ -77,9 +91,9 @@ def read_series(
     Raises:
         TypeError: ``path`` is no str or os.PathLike, ``key`` no str, ``max_bytes`` no int.
         FileNotFoundError: Nothing is at ``path``.
-        ValueError: The file is damaged, of an unknown format, empty, too large, pickled, not numeric, infinite, or
-            inconsistent (shapes, channels, times that do not increase, repeated names); the message names file, key,
-            rule and value.
+        ValueError: ``key`` or ``header`` is given for a format that has no such choice; the file is damaged, of an unknown
+            format, empty, too large, pickled, not numeric, infinite, or inconsistent (shapes, channels, times that do not
+            increase, repeated names); the message names file, key, rule and value.
         RuntimeError: The format's library is not installed.
 
     Example:
@@ -104,24 +118,30 @@ def read_series(
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"read_series: path must exist, got {place}")
-    if place.is_dir():
-        return _read_folder(place, key, max_bytes)
-    # PEMS08/data.npz and sd/2019/his.npz are named by their folder.
-    name = place.resolve().parent.name if place.stem in ("data", "his") else place.stem
-    form = _detect(place)
+    # PEMS08/data.npz and sd/2019/his.npz are named by their folder, era5.zarr by what comes before the suffix.
+    folder = place.resolve() if place.is_dir() else place.resolve().parent
+    name = folder.name.removesuffix(".zarr") if place.is_dir() or place.stem in ("data", "his") else place.stem
+    form, place = _folder_form(place) if place.is_dir() else (_file_form(place), place)
+    for argument, given, forms in (("key", key is not None, _WITH_KEY), ("header", not header, ("csv",))):
+        if given and form not in forms:
+            raise ValueError(f"read_series: {place}: {argument} must be left out, as {form} has no such choice, got one")
     if form == "npz":
         return read_npz(place, name, key, max_bytes)
     if form == "npy":
-        return Series(read_cube(place, None, max_bytes), name)
+        return Series(read_npy(place, max_bytes), name)
     if form == "hdf":
         return read_hdf(place, name, key, max_bytes)
-    if form == "netcdf":
-        return read_netcdf(place, name, key, max_bytes)
-    return read_csv(place, name, header, max_bytes)
+    if form in _GRIDDED:
+        return _GRIDDED[form](place, name, key, max_bytes)
+    if form == "csv":
+        return read_csv(place, name, header, max_bytes)
+    if form == "LargeST":
+        return read_years(place, name, max_bytes)
+    return read_basicts_0(place, max_bytes) if form == "BasicTS 0.x" else read_basicts_1(place, max_bytes)
 
 
-def _detect(path: Path) -> str:
-    """npz, npy, hdf, netcdf or csv, from the suffix, checked against the first bytes."""
+def _file_form(path: Path) -> str:
+    """The format by the suffix, checked against the first bytes."""
     suffix = path.suffix.lower()
     if suffix in _PICKLES:
         raise failure(path, "file", f"be one of {_FORMATS}", f"{suffix}, a pickle, which is never read")
@@ -139,21 +159,17 @@ def _detect(path: Path) -> str:
     return declared
 
 
-def _read_folder(folder: Path, key: str | None, max_bytes: int) -> Series:
-    names = {entry.name for entry in os.scandir(folder)}
-    name = folder.resolve().name.removesuffix(".zarr")
-    if names & {".zgroup", ".zarray", "zarr.json"}:
-        return read_zarr(folder, name, key, max_bytes)
-    if names & {"desc.json", "data.dat"}:
-        return read_basicts_0(folder, max_bytes)
-    if names & {"train_data.npy", "val_data.npy", "test_data.npy"}:
-        return read_basicts_1(folder, max_bytes)
+def _folder_form(folder: Path) -> tuple[str, Path]:
+    """The format by the names in the folder, and the folder or the one file in it that is the series."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    for form, marks in _FOLDERS:
+        if marks & set(names):
+            return form, folder
     for file in ("data.npz", "his.npz"):
         if file in names:
-            return read_npz(folder / file, name, key, max_bytes)
-    years = sorted(n for n in names if re.fullmatch(r".+_his_\d{4}\.h5", n))
-    if years:
-        return read_years(folder, name, [folder / year for year in years], max_bytes)
-    if any(Path(n).suffix in _PICKLES for n in names):
-        raise failure(folder, "folder", f"hold one of {_FORMATS}", "pickles, which are never read")
-    raise failure(folder, "folder", f"hold one of {_FORMATS}", sorted(names)[:10])
+            return _file_form(folder / file), folder / file
+    if year_files(folder):
+        return "LargeST", folder
+    pickles = any(Path(n).suffix in _PICKLES for n in names)
+    got = "pickles, which are never read" if pickles else names[:10]
+    raise failure(folder, "folder", f"hold one of {_FORMATS}", got)

@@ -64,7 +64,7 @@ def load(data: str, *, seed: int = 0, steps_per_day: int | None = None) -> DemoS
     Args:
         data: "simbench", "synthetic" or the path of a file or folder that `stprune.read_series` reads.
         seed: of the synthetic series.
-        steps_per_day: of a series read from a path; None infers it from the file's time stamps, else 288.
+        steps_per_day: of a series read from a path; None infers it from the file's time stamps.
 
     Returns:
         The series; node order is the file's.
@@ -155,18 +155,20 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> DemoSe
 
     Args:
         path: what `read_series` takes.
-        steps_per_day: steps in 24 hours; None takes the file's own, else 288 (5 minutes).
+        steps_per_day: steps in 24 hours; None takes the file's own.
 
     Returns:
         The series. Without time stamps in the file it is taken to start at midnight of a Monday, which only shifts the
         names of the hours.
 
     Raises:
-        ValueError: the file is not what it must be.
+        ValueError: the file is not what it must be, or neither it nor the caller says how many steps a day has.
     """
     found = stprune.read_series(path)
     values = np.ascontiguousarray(found.values[:, :, 0], dtype=np.float32)
-    per_day = steps_per_day or found.steps_per_day or 288
+    per_day = steps_per_day or found.steps_per_day
+    if per_day is None:
+        raise ValueError(f"--steps-per-day: must be given for {path.name}, whose times do not say it, got None")
     first_day = None
     if found.timestamps is None:
         time_of_day, day_of_week = counted_calendar(len(values), per_day)

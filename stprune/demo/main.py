@@ -129,6 +129,7 @@ def _result(
         },
         "machine": machine.describe(problem.device),
         "total_seconds": total_seconds,
+        "peak_memory_mib": machine.peak_memory(),
         "labels": labels,
         "rows": [asdict(row) for row in rows],
         "legend": legend(layout),
@@ -152,6 +153,9 @@ def _write(
 def _conclusion(result: dict[str, Any], options: DemoOptions) -> str:
     width = min(110, shutil.get_terminal_size().columns)
     findings = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in result["findings"]]
-    closing = f"{result['total_seconds']:.0f} s in all. Report: {options.output / 'report.html'}"
+    closing = (
+        f"{result['total_seconds']:.0f} s and at most {result['peak_memory_mib']:,.0f} MiB of memory, all runs in one process. "
+        f"Report: {options.output / 'report.html'}"
+    )
     parts = [result["table"], textwrap.fill(result["legend"], width), "\n".join(findings), closing]
     return "\n" + "\n\n".join(parts)

@@ -291,6 +291,7 @@ def _conditions(result: dict[str, Any], options: DemoOptions) -> str:
             "Machine",
             f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; trained on {machine['device']}",
         ),
+        ("Memory", f"at most {result['peak_memory_mib']:,.0f} MiB in RAM, for all runs together, which share one process"),
         ("Versions", versions),
         ("Compiled kernels", kernels),
         (

@@ -64,7 +64,7 @@ def moments(stats: GradientStats, counts: NDArray[np.int64] | None = None) -> Mo
         ValueError: gradients are not finite, or the same in every window.
 
     Source:
-        Cochran, Sampling Techniques, two-stage cluster sampling; method.md, section 9.
+        Cochran, Sampling Techniques, two-stage cluster sampling; methods/README.md, eq. 14.
     """
     size = len(stats.gram)
     weight = np.ones(size) if counts is None else counts.astype(np.float64)

@@ -1,4 +1,4 @@
-"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (eq. 6-11).
+"""How scores become inclusion probabilities and weights: ST-Prune and the known dynamic pruners (methods/README.md).
 
 A method is a frozen value. One of your own is a small class with two functions, `inclusion` and `weights`:
 

@@ -51,7 +51,7 @@ class Method:
         raise NotImplementedError
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        """[K] weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 9)."""
+        """[K] weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 10)."""
         return probability.reciprocal()
 
     def ratio(self, keep_ratio: float) -> float:

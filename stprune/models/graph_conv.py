@@ -66,7 +66,7 @@ class GraphConv(nn.Module):
                 [0.0000, 0.0000, 1.0000]])
 
     Source: row-normalised neighbour means as in GraphSAGE (Hamilton et al., NeurIPS 2017), embeddings as in STID (Shao et al.,
-        CIKM 2022); deliberately small. method.md, section 9: sub-adjacency of drawn nodes, renormalised.
+        CIKM 2022); deliberately small. methods/README.md, eq. 12: sub-adjacency of drawn nodes, renormalised.
     """
 
     adjacency: Tensor

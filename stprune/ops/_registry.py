@@ -13,9 +13,13 @@ import torch
 
 _LIBRARY = torch.library.Library("stprune", "DEF")
 
+SCHEMAS: list[str] = []
+"""The schemas of all ops, as they were given."""
+
 
 def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register `schema` (without the namespace) with its reference and fake kernels."""
+    SCHEMAS.append(schema)
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")

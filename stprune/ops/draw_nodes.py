@@ -91,7 +91,8 @@ def draw_nodes(index: torch.Tensor, *, num_nodes: int, count: int, seed: int, ep
         True
 
     Source:
-        Second stage of the two-stage inclusion of eq. 12, uniform: pi_(n|i) = count / num_nodes (our definition).
+        Second stage of the two-stage inclusion of eq. 12, uniform: pi_(n|i) = count / num_nodes. SGP (AAAI 2023) draws a
+        node set for each window too, iTransformer (ICLR 2024) one for each batch.
     """
     index = _windows("draw_nodes", index)
     num_nodes = _check.integer("draw_nodes", "num_nodes", num_nodes, 1, _NODES)

@@ -93,7 +93,7 @@ def gather_nodes(x: torch.Tensor, node: torch.Tensor, *, dim: int = 2) -> torch.
         tensor([3., 0., 5., 5.])
 
     Source:
-        Node draws inside kept windows: section "two levels" of the method, eq. 12-13.
+        Node draws inside kept windows: methods/README.md, eq. 12-13.
     """
     x = _check.tensor("gather_nodes", "x", x)
     node = _check.tensor("gather_nodes", "node", node)

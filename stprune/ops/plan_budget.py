@@ -1,4 +1,4 @@
-"""plan_budget: the kept samples of the budget rule and their weights in one call (eq. 7, 9 and 10)."""
+"""plan_budget: the kept samples of the budget rule and their weights in one call (eq. 7 and 10)."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def plan_budget(
         (tensor([0, 1, 2, 3]), 1.0)
 
     Source:
-        Eq. 7, 9 and 10, our definition.
+        Eq. 7 and 10, our definition.
     """
     op = "plan_budget"
     scores, alpha, minimum = checked_budget(op, scores, alpha, minimum)

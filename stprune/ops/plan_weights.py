@@ -1,4 +1,4 @@
-"""The weights of a plan: inverse probabilities, and their calibration by stratum (eq. 9-10)."""
+"""The weights of a plan: inverse probabilities, and their calibration by stratum (eq. 10)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ define(
 
 
 def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Horvitz-Thompson weights of kept samples: float32(1 / probability[indices]) (eq. 9).
+    """Horvitz-Thompson weights of kept samples: float32(1 / probability[indices]) (eq. 10).
 
     Args:
         probability: [n] float32 or float64 in (0, 1]; not modified.
@@ -62,7 +62,7 @@ def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor
         tensor([2., 4.])
 
     Source:
-        Horvitz, Thompson (1952); eq. 9.
+        Horvitz, Thompson (1952); eq. 10.
     """
     return torch.ops.stprune.inverse_at(probability.contiguous(), indices.contiguous())  # type: ignore[no-any-return]
 

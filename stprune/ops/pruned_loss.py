@@ -114,7 +114,8 @@ def gradients(
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
+    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, others: tuple[Any, ...]) -> Five:
+        # One tuple: torch looks into every argument of its own.
         output: Five = torch.ops.stprune.pruned_loss.default(prediction, target, *others)
         _, _, statistics, count, column_mean = output
         ctx.mark_non_differentiable(statistics, count, column_mean)
@@ -125,10 +126,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        nothing = (None,) * 12
-        if grads[0] is None and grads[1] is None:
-            return None, None, *nothing
-        return *gradients(ctx, *grads[:2]), *nothing
+        nothing = grads[0] is None and grads[1] is None
+        return (None, None, None) if nothing else (*gradients(ctx, *grads[:2]), None)
 
 
 def pruned_loss(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
@@ -153,7 +152,7 @@ def pruned_loss(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
         Eq. 1-4, 13.
     """
     if torch.is_grad_enabled() and (prediction.requires_grad or target.requires_grad):
-        result: Five = _Loss.apply(prediction, target, *others)  # type: ignore[no-untyped-call]
+        result: Five = _Loss.apply(prediction, target, others)  # type: ignore[no-untyped-call]
     else:
         result = torch.ops.stprune.pruned_loss.default(prediction, target, *others)
     return result

@@ -45,7 +45,8 @@ define_cuda(
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Two:
+    def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, others: tuple[Any, ...]) -> Two:
+        # One tuple: torch looks into every argument of its own.
         value, weight, count, column_mean = torch.ops.stprune.pruned_step.default(prediction, target, *others)
         ctx.mark_non_differentiable(column_mean)
         ctx.set_materialize_grads(False)
@@ -56,8 +57,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        nothing = (None,) * 21
-        return (None, None, *nothing) if grads[0] is None else (*gradients(ctx, grads[0], None), *nothing)
+        return (None, None, None) if grads[0] is None else (*gradients(ctx, grads[0], None), None)
 
 
 def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Two:
@@ -82,5 +82,5 @@ def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
     Source:
         Eq. 1-5, 9, 10, 13.
     """
-    result: Two = _Step.apply(prediction, target, *others)  # type: ignore[no-untyped-call]
+    result: Two = _Step.apply(prediction, target, others)  # type: ignore[no-untyped-call]
     return result

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stprune.ops import _check, node_stats  # noqa: F401  node_stats: to be registered
-from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss, pruned_loss
+from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss, checked_null, pruned_loss
 
 GRANULARITIES = ("window", "node")
 
@@ -46,7 +46,10 @@ def _checked(op: str, prediction: Any, target: Any, mask: Any, dims: Any) -> tup
     prediction = _check.floating(op, "prediction", prediction)
     target = _check.floating(op, "target", target)
     if prediction.dim() < 2:
-        raise ValueError(f"{op}: prediction must have at least two dimensions [B, T, ...], got shape {tuple(prediction.shape)}")
+        raise ValueError(
+            f"{op}: prediction must have at least two dimensions [B, T, ...], got shape {tuple(prediction.shape)}; "
+            "unsqueeze(0) makes one sample a batch"
+        )
     if mask is not None and _check.tensor(op, "mask", mask).dtype != torch.bool:
         raise TypeError(f"{op}: mask must be bool, got {mask.dtype}")
     for name, tensor in (("target", target), ("mask", mask)):
@@ -73,6 +76,7 @@ def residual_stats(
     *,
     mask: torch.Tensor | None = None,
     null_value: float | None = None,
+    null_tolerance: float = 0.0,
     loss: str = "mae",
     huber_delta: float = 1.0,
     mape_floor: float = 1e-4,
@@ -95,6 +99,8 @@ def residual_stats(
         mask: the prediction's shape, bool, True where an entry counts; not modified. None: all count.
         null_value: removes entries whose target equals it (after rounding it to the target's dtype) or is NaN; NaN
             removes only NaN; None removes nothing, and a NaN then makes its own sample NaN.
+        null_tolerance: how far from null_value, in the target's unit, an entry is still removed, >= 0. For targets that went
+            through a scaler and back, in which 0 has become 1.5e-5; the field uses 5e-5.
         loss: "mae", "mse", "huber", "mape" (|e| / |target|, as a ratio; entries with |target| < mape_floor are left out of
             everything) or "quantile" (the pinball loss): what `loss` is the mean of. The heterogeneities are always those of u.
         huber_delta: where the Huber loss becomes linear, positive, in the target's unit.
@@ -130,16 +136,14 @@ def residual_stats(
     """
     op = "residual_stats"
     prediction, target, mask, dims = _checked(op, prediction, target, mask, dims)
-    loss, parameter = checked_loss(op, loss, huber_delta, mape_floor, quantile)
-    if null_value is not None:
-        null_value = _number(op, "null_value", null_value)
+    options = (*checked_null(op, null_value, null_tolerance), *checked_loss(op, loss, huber_delta, mape_floor, quantile))
     granularity = _check.choice(op, "granularity", granularity, GRANULARITIES)
     if granularity == "node":
         inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
-        return ResidualStats(*torch.ops.stprune.node_stats(*inputs, null_value, loss, parameter))
-    options = (mask, None, None, None, None, null_value, loss, parameter, 0.0, 0.0, False)
-    _, mean, rest, count, _ = pruned_loss(prediction, target, *options)
-    return ResidualStats(mean, rest[0], rest[1], count)
+        return ResidualStats(*torch.ops.stprune.node_stats(*inputs, *options))
+    nothing = (None,) * 4
+    _, mean, statistics, count, _ = pruned_loss(prediction, target, mask, *nothing, *options, 0.0, 0.0, False)
+    return ResidualStats(mean, statistics[0], statistics[1], count)
 
 
 def _channels_last(x: torch.Tensor | None, dims: str | None) -> torch.Tensor | None:
@@ -160,6 +164,7 @@ def score(
     temporal: float = 0.5,
     mask: torch.Tensor | None = None,
     null_value: float | None = None,
+    null_tolerance: float = 0.0,
     loss: str = "mae",
     dims: str | None = None,
     granularity: str = "window",
@@ -173,7 +178,7 @@ def score(
         spatial: weight of the spatial heterogeneity, finite and not negative.
         temporal: weight of the temporal heterogeneity, finite and not negative.
         mask: as in `residual_stats`.
-        null_value: as in `residual_stats`.
+        null_value, null_tolerance: as in `residual_stats`.
         loss: "mae", "mse", "huber" (with delta 1), "mape" or "quantile" (the median).
         dims, granularity: as in `residual_stats`.
 
@@ -202,23 +207,20 @@ def score(
             raise ValueError(f"score: {name} must be finite and at least 0, got {value:g}")
         weights.append(value)
     prediction, target, mask, dims = _checked(op, prediction, target, mask, dims)
-    loss, parameter = checked_loss(op, loss, 1.0, 1e-4, 0.5)
-    if null_value is not None:
-        null_value = _number(op, "null_value", null_value)
+    options = (*checked_null(op, null_value, null_tolerance), *checked_loss(op, loss, 1.0, 1e-4, 0.5))
     granularity = _check.choice(op, "granularity", granularity, GRANULARITIES)
     if granularity == "node":
         inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
-        stats = torch.ops.stprune.node_stats(*inputs, null_value, loss, parameter)
+        stats = torch.ops.stprune.node_stats(*inputs, *options)
         total: torch.Tensor = stats[0]
         # A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
         for weight, term in zip(weights, stats[1:3], strict=True):
             if weight > 0.0:
                 total = torch.add(total, term, alpha=weight)
         return total.to(torch.float32)
-    options = (mask, None, None, None, None, null_value, loss, parameter, *weights, False)
-    rest = pruned_loss(prediction.detach(), target.detach(), *options)[2]
-    result: torch.Tensor = rest[2].to(torch.float32)
-    return result
+    nothing = (None,) * 4
+    statistics = pruned_loss(prediction.detach(), target.detach(), mask, *nothing, *options, *weights, False)[2]
+    return statistics[2].to(torch.float32)
 
 
 __all__ = ["LOSSES", "ResidualStats", "residual_stats", "score"]

@@ -89,7 +89,8 @@ def select(keys: torch.Tensor, k: int, *, out: torch.Tensor | None = None) -> to
                 [0, 2]])
 
     Source:
-        Key order: that of torch.topk, with the tie rule made deterministic.
+        Key order: that of torch.topk, with the tie rule made deterministic. A bracket around the k-th key, found in a
+        sample, as in SampleSelect (Ribizel, Anzt: Parallel selection on GPUs, Parallel Computing 91, 2020).
     """
     keys, k = _checked("select", keys, k)
     if out is not None:

@@ -1,4 +1,4 @@
-"""Reference of the budget rule's kept samples and weights (eq. 7, 9 and 10): its steps, one after another."""
+"""Reference of the budget rule's kept samples and weights (eq. 7 and 10): its steps, one after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference of the weights of a plan: inverse probabilities, and their totals by stratum (eq. 9-10)."""
+"""Reference of the weights of a plan: inverse probabilities, and their totals by stratum (eq. 10)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_PARTS = 64
 MOST_TOTALS = 1 << 20
 LANES = 4
 MIN_STRATUM = 30
-"""A stratum with fewer kept samples than this merges with its neighbour (method.md, section 5)."""
+"""A stratum with fewer kept samples than this merges with its neighbour (methods/README.md, eq. 10)."""
 
 
 def inverse_at(probability: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ constexpr int PARTS = UNIT_BYTES / VECTOR_BYTES;
 template <typename A>
 constexpr int UNIT = UNIT_BYTES / sizeof(A);
 // Units whose sums fit into the registers; no result depends on it.
-constexpr int WIDE = STPRUNE_ISA == 2 ? 4 : 2;
+constexpr int WIDE = STPRUNE_ISA == 2 ? 4 : STPRUNE_ISA == 1 ? 2 : 1;
 // Blocks ahead that are sent for from the second-level cache.
 constexpr int AHEAD = 2;
 
@@ -104,9 +104,24 @@ STPRUNE_INLINE I counted(I count, I m) {
 // Lanes of a mask, all ones or zeros each.
 STPRUNE_INLINE int64_t number(I32 m, F32) { return __builtin_popcountll(equal((U32)m, U32{} - 1u)); }
 STPRUNE_INLINE int64_t number(I64 m, F64) { return __builtin_popcountll(equal((U32)m, U32{} - 1u)) / 2; }
-template <typename M>
-STPRUNE_INLINE void load_keep(M& m, const uint8_t* from) {
-  for (unsigned i = 0; i < sizeof(M) / sizeof(m[0]); ++i) m[i] = from[i] != 0 ? -1 : 0;
+// Bytes widen to lanes here by hand: not every level of optimisation makes vectors of a loop over bytes.
+STPRUNE_INLINE void load_keep(I32& m, const uint8_t* from) {
+#if STPRUNE_ISA == 1
+  m = (I32)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))) != 0;
+#else
+  for (int i = 0; i < LANES_32; ++i) m[i] = from[i];
+  m = m != 0;
+#endif
+}
+STPRUNE_INLINE void load_keep(I64& m, const uint8_t* from) {
+#if STPRUNE_ISA == 1
+  uint32_t bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  m = (I64)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(static_cast<int>(bytes))) != 0;
+#else
+  for (int i = 0; i < LANES_64; ++i) m[i] = from[i];
+  m = m != 0;
+#endif
 }
 template <typename M>
 STPRUNE_INLINE M everywhere(bool yes) {
@@ -179,6 +194,23 @@ STPRUNE_INLINE V term_of(V e, V u, V t, A parameter) {
   return u;
 }
 
+// What follows ROWS rows of a sample of more: their sums of columns go into doubles. Apart from `columns`, as it is the same
+// for every loss, and each copy costs the compiler as much as the loop over the rows.
+template <bool ANY, int N, typename A, typename Count>
+__attribute__((noinline)) void add_rows(const A* sum, const Count* count, double* total, int64_t* entries) {
+  for (int i = 0; i < N; ++i) total[i] += static_cast<double>(sum[i]);
+  for (int i = 0; ANY && i < N; ++i) entries[i] += count[i];
+}
+
+// Their means, where all columns have `steps` entries or as many as counted.
+template <bool ANY, int N, typename A>
+__attribute__((noinline)) void mean_of_rows(const double* total, const int64_t* entries, int64_t steps, A* means) {
+  for (int i = 0; i < N; ++i) {
+    const int64_t number = ANY ? entries[i] : steps;
+    means[i] = number > 0 ? static_cast<A>(total[i] / static_cast<double>(number)) : A(-1);
+  }
+}
+
 // Columns [at, at + U units) through all steps: adds to the sums of the rows and gives the means of the columns.
 template <Loss LOSS, Keep KEEP, bool AFFINE, bool WEIGHTED, bool SOME, int U, typename A, typename S>
 STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typename Types<A>::M* lanes, A* means) {
@@ -197,7 +229,9 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
   V affine[AFFINE ? MAP_ROWS * N : 1];
   if constexpr (AFFINE) {
     const A* from = static_cast<const A*>(tile.affine) + at;
+#pragma GCC unroll 16
     for (int row = 0; row < MAP_ROWS; ++row) {
+#pragma GCC unroll 16
       for (int i = 0; i < N; ++i) affine[row * N + i] = load<V>(from + row * tile.affine_step + i * STEP);
     }
   }
@@ -219,11 +253,14 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
       A* row_loss = static_cast<A*>(tile.row_loss) + step * UNIT<A>;
       A* row_weighted = static_cast<A*>(tile.row_weighted) + step * UNIT<A>;
       V r_sum[PARTS], r_loss[PARTS], r_weighted[PARTS];
+#pragma GCC unroll 16
       for (int v = 0; v < PARTS; ++v) r_sum[v] = load<V>(row_sum + v * STEP);
       if constexpr (LOSS != Loss::kMae) {
+#pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) r_loss[v] = load<V>(row_loss + v * STEP);
       }
       if constexpr (WEIGHTED) {
+#pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) r_weighted[v] = load<V>(row_weighted + v * STEP);
       }
       int64_t kept_in_row = 0;
@@ -280,17 +317,21 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
               only(kept, term * load<V>(static_cast<const A*>(tile.column_weight) + at + i * STEP));
         }
       }
+#pragma GCC unroll 16
       for (int v = 0; v < PARTS; ++v) store(row_sum + v * STEP, r_sum[v]);
       if constexpr (LOSS != Loss::kMae) {
+#pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) store(row_loss + v * STEP, r_loss[v]);
       }
       if constexpr (WEIGHTED) {
+#pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) store(row_weighted + v * STEP, r_weighted[v]);
       }
       if constexpr (ANY) tile.row_count[step] += kept_in_row;
     }
     if (!tall) {
       const V steps = V{} + static_cast<A>(tile.steps);
+#pragma GCC unroll 16
       for (int i = 0; i < N; ++i) {
         if constexpr (ANY) {
           const V number_of = __builtin_convertvector(count[i], V);
@@ -302,29 +343,20 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
       }
       return;
     }
+    using Count = __typeof__(count[0][0] + 0);
     A part[U * UNIT<A>];
+    Count some[U * UNIT<A>];
     __builtin_memcpy(part, sum, sizeof part);
-    for (int i = 0; i < U * UNIT<A>; ++i) total[i] += static_cast<double>(part[i]);
-    if constexpr (ANY) {
-      using Count = __typeof__(count[0][0] + 0);
-      Count some[U * UNIT<A>];
-      __builtin_memcpy(some, count, sizeof some);
-      for (int i = 0; i < U * UNIT<A>; ++i) entries[i] += some[i];
-    }
+    __builtin_memcpy(some, count, sizeof some);
+    add_rows<ANY, U * UNIT<A>>(part, some, total, entries);
   }
-  for (int i = 0; i < U * UNIT<A>; ++i) {
-    if constexpr (ANY) {
-      means[i] = entries[i] > 0 ? static_cast<A>(total[i] / static_cast<double>(entries[i])) : A(-1);
-    } else {
-      means[i] = static_cast<A>(total[i] / static_cast<double>(tile.steps));
-    }
-  }
+  mean_of_rows<ANY, U * UNIT<A>>(total, entries, tile.steps, means);
 }
 
 // Sends for some rows of the segment that starts at `next`: those that belong to block `block` of the one at work. Rows
 // come from memory in long runs; the columns are then walked in the second-level cache.
 template <typename A, typename S>
-STPRUNE_INLINE void fetch(const ResidualTile& tile, int64_t next, int64_t block) {
+__attribute__((noinline)) void fetch(const ResidualTile& tile, int64_t next, int64_t block) {
   constexpr int64_t BLOCKS = SEGMENT / (WIDE * UNIT<A>), LINE = 64 / sizeof(S);
   if (tile.steps > ROWS || next >= tile.width) return;
   const int64_t last = (block + 1) * tile.steps / BLOCKS;
@@ -359,7 +391,7 @@ void tile_kernel(const ResidualTile& tile) {
       fetch<A, S>(tile, segment + SEGMENT, (at - segment) / (WIDE * UNIT<A>));
       take_columns<LOSS, KEEP, AFFINE, WEIGHTED, false, WIDE, A, S>(tile, at, nullptr, means + at);
     }
-    for (; at + 2 * UNIT<A> <= end; at += 2 * UNIT<A>) {
+    for (; WIDE > 2 && at + 2 * UNIT<A> <= end; at += 2 * UNIT<A>) {
       take_columns<LOSS, KEEP, AFFINE, WEIGHTED, false, 2, A, S>(tile, at, nullptr, means + at);
     }
     while (at < end) {
@@ -581,6 +613,6 @@ constexpr ResidualKernels all_kernels() {
 
 }  // namespace
 
-extern constexpr ResidualKernels STPRUNE_RESIDUAL_KERNELS = all_kernels();
+constexpr ResidualKernels STPRUNE_SET::residual_table = all_kernels();
 
 }  // namespace stprune

@@ -427,7 +427,7 @@ void scale(float* weights, const Label* members, int64_t n, const double* factor
 
 }  // namespace
 
-const PlanKernels STPRUNE_PLAN_KERNELS = {
+const PlanKernels STPRUNE_SET::plan_table = {
     .stats_f32 = stats<float>,
     .stats_f64 = stats<double>,
     .clip_f32 = clip<float>,

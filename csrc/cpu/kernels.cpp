@@ -465,8 +465,11 @@ void permute_u32(const Permutation* p, int64_t start, int64_t count, uint32_t* o
 
 namespace stprune {
 
-const Kernels STPRUNE_KERNELS = {
-    .name = STPRUNE_ISA_NAME,
+const Kernels STPRUNE_SET::kernel_table = {
+    .isa = STPRUNE_ISA,
+    .plan = &STPRUNE_SET::plan_table,
+    .residual = &STPRUNE_SET::residual_table,
+    .window = &STPRUNE_SET::window_table,
     .words = words,
     .split_f32 = split<float>,
     .split_f64 = split<double>,
