@@ -9,7 +9,7 @@ import torch
 
 from stprune import scaling
 from stprune.ops import _check
-from stprune.ops.pruned_loss import LOSSES, arranged, channels_of, checked_dims, checked_loss, checked_null, pruned_loss
+from stprune.ops.pruned_loss import LOSSES, arranged, channels_of, checked_dims, checked_loss, pruned_loss
 from stprune.ops.pruned_step import pruned_step
 from stprune.sampler import PruningSampler
 
@@ -116,7 +116,7 @@ class PrunedLoss(torch.nn.Module):
         code, self.parameter = checked_loss(_OP, loss, huber_delta, mape_floor, quantile)
         self.loss = LOSSES[code]
         self.rescale = _check.choice(_OP, "rescale", rescale, RESCALES)
-        self.null_value, self.null_tolerance = checked_null(_OP, null_value, null_tolerance)
+        self.null_value, self.null_tolerance = _check.null(_OP, null_value, null_tolerance)
         self.spatial = _check.real(_OP, "spatial", spatial, 0.0, math.inf)
         self.temporal = _check.real(_OP, "temporal", temporal, 0.0, math.inf)
         self.dims = checked_dims(_OP, dims)
@@ -132,7 +132,9 @@ class PrunedLoss(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Settings are plain attributes: buffers would follow `.half()`.
-        super().__setattr__(name, scaling.setting(name, value) if name in _SETTINGS else value)
+        if name in _SETTINGS:
+            value = scaling.setting(name, value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         return f"loss={self.loss!r}, null_value={self.null_value}, rescale={self.rescale!r}"
@@ -205,8 +207,9 @@ class PrunedLoss(torch.nn.Module):
         """Raise a ValueError that names an id on the host that is not in the plan."""
         if torch.compiler.is_compiling() or not index.is_cpu:
             return
-        known = (index >= 0) & (index < num_samples) if plan_ids is None else torch.isin(index, plan_ids)
-        if not bool(known.all()):
+        if plan_ids is None:
+            _check.ids(_OP, "index", index, num_samples - 1)
+        elif not bool((known := torch.isin(index, plan_ids)).all()):
             bad = int(index[~known][0])
             raise ValueError(f"{_OP}: index must hold ids of the plan of epoch {self.sampler.epoch}, got {bad}")
 
@@ -264,8 +267,8 @@ def _check_batch(
         )
     if dims is None and not 2 <= prediction.dim() <= 4:
         raise ValueError(
-            f"{_OP}: prediction must be [B, T, N, C], [B, T, N] or [B, T], or dims must name its dimensions ('BTCHW', 'BCHW' or "
-            f"'BTHW' for a grid, 'BN' for one step), got shape {tuple(prediction.shape)}"
+            f"{_OP}: prediction must be [B, T, N, C], [B, T, N] or [B, T], or dims must name its dimensions ('BTCHW', 'BCHW' "
+            f"or 'BTHW' for a grid, 'BN' for one step), got shape {tuple(prediction.shape)}"
         )
     if prediction.device != target.device:
         raise ValueError(f"{_OP}: prediction must live on target's device {target.device}, got {prediction.device}")

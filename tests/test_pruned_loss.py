@@ -246,7 +246,9 @@ def test_every_node_by_itself(dtype, loss):
                 "huber_delta": 1.5,
             }
             actual = stprune.residual_stats(prediction, target, granularity="node", **options)
-            expected = stats_reference.node_stats(prediction, target, mask, null_value, 0.0, LOSSES.index(loss), PARAMETER[loss])
+            expected = stats_reference.node_stats(
+                prediction, target, mask, null_value, 0.0, LOSSES.index(loss), PARAMETER[loss]
+            )
             for value, true in zip(actual, expected, strict=True):
                 assert value.shape == (shape[0], shape[2])
                 assert value.dtype == true.dtype
@@ -279,7 +281,15 @@ def everything(arguments, null_value, loss):
     )
     nodes = [x if x is None or x.dim() == 4 else x.unsqueeze(-1) for x in arguments[:3]]
     columns = columns.nan_to_num(nan=-1.0)
-    return [value, mean, rest, count, *grads, columns, *torch.ops.stprune.node_stats(*nodes, null_value, 0.0, LOSSES.index(loss), PARAMETER[loss])]
+    return [
+        value,
+        mean,
+        rest,
+        count,
+        *grads,
+        columns,
+        *torch.ops.stprune.node_stats(*nodes, null_value, 0.0, LOSSES.index(loss), PARAMETER[loss]),
+    ]
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -22,7 +22,9 @@ def data(shape=(5, 12, 30), dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_matches_reference(dtype, loss):
     prediction, target, mask = data(dtype=dtype)
-    mu, spatial, temporal, _ = reference.residual_stats(prediction.double(), target.double(), mask, 0.0, 0.0, LOSSES.index(loss), 1.0)
+    mu, spatial, temporal, _ = reference.residual_stats(
+        prediction.double(), target.double(), mask, 0.0, 0.0, LOSSES.index(loss), 1.0
+    )
     for a, b in ((0.5, 0.5), (0.0, 0.0), (2.0, 0.0), (0.0, 0.25)):
         scores = stprune.score(prediction, target, spatial=a, temporal=b, mask=mask, null_value=0.0, loss=loss)
         assert scores.dtype == torch.float32

@@ -293,12 +293,17 @@ def test_a_second_pass_over_a_batch_moves_nothing():
     assert t[3][::2].tolist() == [2, 3]
     once = [x.clone() for x in t]
     torch.ops.stprune.table_update(*t, index, torch.tensor([9.0, 9.0, 9.0]), None, 0.5, True)
-    assert_same_table(t[:3] + [once[3]], once)
+    assert_same_table([*t[:3], once[3]], once)
     assert t[3][::2].tolist() == [2, 6]
 
 
 def test_a_sample_without_entries_keeps_its_score_and_is_trained_on():
-    t = [torch.tensor([5.0, INF]), torch.tensor([reference.KNOWN, 0], dtype=torch.uint8), None, torch.zeros(3, dtype=torch.int64)]
+    t = [
+        torch.tensor([5.0, INF]),
+        torch.tensor([reference.KNOWN, 0], dtype=torch.uint8),
+        None,
+        torch.zeros(3, dtype=torch.int64),
+    ]
     torch.ops.stprune.table_update(*t, torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5, True)
     assert t[0].tolist() == [5.0, INF]
     assert (t[1] & LAST).tolist() == [reference.KNOWN | reference.TRAINED, reference.TRAINED]

@@ -368,3 +368,16 @@ def test_an_infinite_entry_is_one_error_and_no_warning(value):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="got an infinite entry in row 1500"):
             window_stats(series, history=4, horizon=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tolerance_finds_null_values_that_went_through_a_scaler_and_back(dtype):
+    series = torch.rand(60, 5, generator=torch.Generator().manual_seed(0), dtype=dtype) + 1.0
+    clean, returned = series.clone(), series.clone()
+    clean[::7, 2], returned[::7, 2] = 0.0, 1.5e-5
+    expected = window_stats(clean, history=4, horizon=4, null_value=0.0)
+    for value, true in zip(
+        window_stats(returned, history=4, horizon=4, null_value=0.0, null_tolerance=5e-5), expected, strict=True
+    ):
+        assert torch.equal(value, true)
+    assert not torch.equal(window_stats(returned, history=4, horizon=4, null_value=0.0).mean, expected.mean)

@@ -1,7 +1,7 @@
 // pruned_loss: the weighted loss of a batch and, per sample, loss, spatial and temporal spread of |prediction -
 // target|, score and number of entries (eq. 1-4, 13), in one pass over both.
-// pruned_step: what a step of training does, in one call: looks the samples' weights up in the plan, computes that loss,
-// and takes the scores into the table. A small batch costs less than the calls of several ops.
+// pruned_step: what a step of training does, in one call: looks the samples' weights up in the plan, computes that
+// loss, and takes the scores into the table. A small batch costs less than the calls of several ops.
 #include "cpu/pruned_loss.h"
 
 #include <tuple>
@@ -110,9 +110,8 @@ Outputs pruned_loss(const Tensor& prediction, const Tensor& target, const std::o
   const ResidualArguments arguments{"pruned_loss", prediction, target,         mask, affine,   horizon,
                                     column_weight, null_value, null_tolerance, loss, parameter};
   const SpreadWeights weights{spatial, temporal};
-  return prediction.scalar_type() == ScalarType::Double
-             ? launch_loss<double>(arguments, weight, weights, column_means)
-             : launch_loss<float>(arguments, weight, weights, column_means);
+  return prediction.scalar_type() == ScalarType::Double ? launch_loss<double>(arguments, weight, weights, column_means)
+                                                        : launch_loss<float>(arguments, weight, weights, column_means);
 }
 
 Step pruned_step(const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& mask,
@@ -123,9 +122,8 @@ Step pruned_step(const Tensor& prediction, const Tensor& target, const std::opti
                  Tensor count, double beta, std::optional<double> null_value, double null_tolerance, int64_t loss,
                  double parameter, double spatial, double temporal, bool column_means) {
   const char* op = "pruned_step";
-  const ResidualArguments arguments{op,      prediction,    target,     mask,           affine,
-                                    horizon, column_weight, null_value, null_tolerance, loss,
-                                    parameter};
+  const ResidualArguments arguments{op,         prediction,     target, mask,     affine, horizon, column_weight,
+                                    null_value, null_tolerance, loss,   parameter};
   const SpreadWeights weights{spatial, temporal};
   const PlanTable plan = plan_table(op, plan_ids, plan_weights, mean_weight, num_samples);
   const ScoreTable table = score_table(op, scores, marks, variance, count, num_samples);

@@ -127,8 +127,9 @@ struct SpreadWeights {
 };
 
 template <typename A>
-void finish(const Problem& problem, int64_t sample, const SpreadWeights& weights, const A* single_weight /* [B] or null */,
-            bool swapped, const RowTotal* rows, SampleScratch<A>& scratch, const SampleOutputs<A>& out) {
+void finish(const Problem& problem, int64_t sample, const SpreadWeights& weights,
+            const A* single_weight /* [B] or null */, bool swapped, const RowTotal* rows, SampleScratch<A>& scratch,
+            const SampleOutputs<A>& out) {
   double total = 0.0, weighted = 0.0;
   int64_t count = 0;
   for (int64_t t = 0; t < problem.steps; ++t) {

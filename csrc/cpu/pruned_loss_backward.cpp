@@ -190,9 +190,8 @@ std::tuple<Tensor, Tensor> pruned_loss_backward(
     const std::optional<Tensor>& column_weight, std::optional<double> null_value, double null_tolerance, int64_t loss,
     double parameter, const Tensor& count, bool target_too) {
   const char* op = "pruned_loss_backward";
-  const ResidualArguments arguments{op,      prediction,    target,     mask,           affine,
-                                    horizon, column_weight, null_value, null_tolerance, loss,
-                                    parameter};
+  const ResidualArguments arguments{op,         prediction,     target, mask,     affine, horizon, column_weight,
+                                    null_value, null_tolerance, loss,   parameter};
   Problem problem = make_problem(arguments);
   const std::vector<Coefficient> coefficient =
       problem.wide ? coefficients<double>(op, problem, grad_value, grad_loss, weight, count)

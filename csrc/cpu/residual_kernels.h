@@ -50,12 +50,12 @@ struct ResidualTile {
   bool has_null;
   double null_low, null_high;  // targets in between are missing; with `affine` its rows say so
   double parameter;            // of the loss
-  void* row_sum;       // A [steps][lanes] scratch
-  void* row_loss;      // A [steps][lanes] scratch
-  void* row_weighted;  // A [steps][lanes] scratch, with column_weight only
-  int64_t* row_count;  // [steps] scratch
-  void* node_mean;     // A [width] out: -1 where a column has no entries (a mean of |e| is never negative)
-  RowTotal* rows;      // [steps] out: added to
+  void* row_sum;               // A [steps][lanes] scratch
+  void* row_loss;              // A [steps][lanes] scratch
+  void* row_weighted;          // A [steps][lanes] scratch, with column_weight only
+  int64_t* row_count;          // [steps] scratch
+  void* node_mean;             // A [width] out: -1 where a column has no entries (a mean of |e| is never negative)
+  RowTotal* rows;              // [steps] out: added to
 };
 
 // Some entries of one row.

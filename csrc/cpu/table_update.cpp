@@ -22,11 +22,11 @@ void table_update(std::optional<Tensor> scores, std::optional<Tensor> marks, std
   }
   const int64_t* ids = index.const_data_ptr<int64_t>();
   if (table.scores != nullptr) check_ids(op, ids, size, table.n);
-  table_update_kernel(table,
-                      scored_batch(ids, values.const_data_ptr<float>(),
-                                   entries.has_value() ? entries->const_data_ptr<int64_t>() : nullptr, size, beta,
-                                   trained),
-                      op);
+  table_update_kernel(
+      table,
+      scored_batch(ids, values.const_data_ptr<float>(),
+                   entries.has_value() ? entries->const_data_ptr<int64_t>() : nullptr, size, beta, trained),
+      op);
 }
 
 }  // namespace

@@ -85,8 +85,8 @@ inline int64_t take_in(const ScoreTable& table, const ScoredBatch& batch, int64_
     const uint8_t mark = table.marks[id];
     // An equal number is that of this batch, or of one BATCHES before.
     const int64_t same = mark >> BATCH_SHIFT == number ? earlier_place(batch.index, i) : -1;
-    const Entry old = same < 0 ? Entry{table.scores[id], table.variance == nullptr ? 0.0f : table.variance[id], mark}
-                               : before[same];
+    const Entry old =
+        same < 0 ? Entry{table.scores[id], table.variance == nullptr ? 0.0f : table.variance[id], mark} : before[same];
     before[i] = old;
     if (batch.trained && (old.mark & TRAINED) != 0) continue;
     const bool scored = batch.entries == nullptr || batch.entries[i] > 0;
@@ -97,8 +97,7 @@ inline int64_t take_in(const ScoreTable& table, const ScoredBatch& batch, int64_
     table.scores[id] = scored ? mixed : old.score;
     if (table.variance != nullptr) {
       const bool moves = scored && smooth && std::isfinite(now);
-      table.variance[id] =
-          moves ? batch.beta * old.variance + batch.one_minus_beta * (change * change) : old.variance;
+      table.variance[id] = moves ? batch.beta * old.variance + batch.one_minus_beta * (change * change) : old.variance;
     }
     const int set = (scored ? SCORED | FRESH | KNOWN : 0) | (batch.trained ? TRAINED : 0);
     table.marks[id] = static_cast<uint8_t>((old.mark & ((1 << BATCH_SHIFT) - 1)) | set | number << BATCH_SHIFT);

@@ -72,6 +72,7 @@ def time_steps(
     *,
     loss: Loss,
     null_value: float | None,
+    null_tolerance: float = 0.0,
     optimizer: MakeOptimizer,
     seed: int,
     deadline: float,
@@ -87,7 +88,7 @@ def time_steps(
         model: in training mode; it is trained.
         batches: pairs (x, y) on the model's device.
         loss: of entries, unreduced.
-        null_value: target value that means missing, or None.
+        null_value, null_tolerance: what target values mean missing, as for `entries`.
         optimizer: makes the optimizer of parameters.
         seed: of orders and node draws.
         deadline: time.perf_counter() after which no new round is begun, once there are 3.
@@ -119,7 +120,7 @@ def time_steps(
             else:
                 node = draw_nodes(index, num_nodes=num_nodes, count=count, seed=seed, epoch=number)
                 forecast, target = model(gather_nodes(x, node), node=node), gather_nodes(y, node)
-            value = batch_mean(*entries(forecast, target, loss, null_value))
+            value = batch_mean(*entries(forecast, target, loss, null_value, null_tolerance))
             maker.zero_grad(set_to_none=True)
             value.backward()
             maker.step()

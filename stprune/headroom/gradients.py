@@ -105,6 +105,7 @@ def measure_gradients(
     *,
     loss: Loss,
     null_value: float | None,
+    null_tolerance: float = 0.0,
     num_pairs: int,
     seed: int,
     deadline: float,
@@ -120,7 +121,7 @@ def measure_gradients(
         batches: pairs (x, y), on the model's device.
         parameters: of the model.
         loss: of entries, unreduced.
-        null_value: target value that means missing, or None.
+        null_value, null_tolerance: what target values mean missing, as for `entries`.
         num_pairs: pairs of each window, at least 2 unless there is only one node.
         seed: of the drawn pairs.
         deadline: time.perf_counter() after which no new window is begun, once there are 8.
@@ -140,7 +141,7 @@ def measure_gradients(
         for number, (x, y) in enumerate(windows):
             if len(vectors) >= FEWEST and time.perf_counter() > deadline:
                 break
-            losses = pair_means(entries(model(x), y, loss, null_value)[0])[0]
+            losses = pair_means(entries(model(x), y, loss, null_value, null_tolerance)[0])[0]
             node = draw_nodes(torch.tensor([number]), num_nodes=num_nodes, count=count, seed=seed, epoch=0)[0]
             # The window's own gradient rides along as the last sum.
             cotangents = losses.new_zeros(count + 1, num_nodes)
@@ -162,12 +163,13 @@ def drawn_bias(
     num_drawn: int,
     loss: Loss,
     null_value: float | None,
+    null_tolerance: float = 0.0,
     seed: int,
 ) -> float:
     """How far the mean gradient moves when the model is given drawn nodes only: nowhere unless nodes interact.
 
     Args:
-        model, batches, parameters, loss, null_value: as for `measure_gradients`.
+        model, batches, parameters, loss, null_value, null_tolerance: as for `measure_gradients`.
         num_drawn: nodes drawn per window.
         seed: of the draws.
 
@@ -184,9 +186,10 @@ def drawn_bias(
             index = torch.arange(first, first + len(x), device=x.device)
             first += len(x)
             node = draw_nodes(index, num_nodes=num_nodes, count=num_drawn, seed=seed, epoch=1)
-            full = pair_means(entries(model(x), y, loss, null_value)[0]).mean()
+            full = pair_means(entries(model(x), y, loss, null_value, null_tolerance)[0]).mean()
             target = gather_nodes(y, node)
-            few = pair_means(entries(model(gather_nodes(x, node), node=node), target, loss, null_value)[0]).mean()
+            forecast = model(gather_nodes(x, node), node=node)
+            few = pair_means(entries(forecast, target, loss, null_value, null_tolerance)[0]).mean()
             moved.append(pair_gradients((few - full)[None], parameters, few.new_ones(1, 1))[0].float().cpu())
     products = gram(torch.stack(moved))
     return float((products.sum() - products.trace()) / (len(moved) * (len(moved) - 1)))

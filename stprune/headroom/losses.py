@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stprune.reference.pruned_loss import kept_entries
+
 _OP = "headroom"
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,14 +46,16 @@ def resolve(loss: str | Loss) -> Loss:
     return loss
 
 
-def entries(prediction: Tensor, target: Tensor, loss: Loss, null_value: float | None) -> tuple[Tensor, Tensor]:
+def entries(
+    prediction: Tensor, target: Tensor, loss: Loss, null_value: float | None, null_tolerance: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Loss of every entry, 0 where the target is missing, and where it is not.
 
     Args:
         prediction: [B, T, N, C] float.
         target: the same shape; NaN where missing.
         loss: returns the losses of the entries, unreduced.
-        null_value: target value that means missing too, or None.
+        null_value, null_tolerance: as in `stprune.residual_stats`.
 
     Returns:
         [B, T, N, C] float, and bool of the same shape.
@@ -63,9 +67,7 @@ def entries(prediction: Tensor, target: Tensor, loss: Loss, null_value: float | 
         raise ValueError(
             f"{_OP}: model must return a forecast of the shape of y {list(target.shape)}, got {list(prediction.shape)}"
         )
-    valid = torch.isfinite(target)
-    if null_value is not None:
-        valid &= target != null_value
+    valid = kept_entries(target, torch.isfinite(target), null_value, null_tolerance)
     losses = loss(prediction, torch.where(valid, target, 0.0))
     if losses.shape != prediction.shape:
         raise ValueError(

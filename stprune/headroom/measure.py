@@ -37,6 +37,7 @@ def headroom(
     *,
     loss: str | Loss = "mae",
     null_value: float | None = None,
+    null_tolerance: float = 0.0,
     optimizer: MakeOptimizer = torch.optim.Adam,
     layers: str = "auto",
     num_windows: int = 128,
@@ -64,7 +65,8 @@ def headroom(
             windows resemble each other, and would make windows look more alike than they are. Not modified; only as many
             are taken as hold `num_windows` windows. Steps are timed with the first batch.
         loss: "mae", "mse", "huber", or a function of (prediction, target) that returns the loss of every entry, unreduced.
-        null_value: target value that means missing (0.0 in traffic data); NaN always does.
+        null_value: target value that means missing (0.0 in traffic data), in the unit of y; NaN always does.
+        null_tolerance: how far from null_value a target is still missing, >= 0, as in `stprune.residual_stats`.
         optimizer: makes the optimizer whose step is timed, from the parameters.
         layers: parameters whose gradients are measured: "all", "last" for those of the last layer, or "auto" for all where
             they fit in 512 MiB.
@@ -100,6 +102,7 @@ def headroom(
     number = _check.integer(_OP, "num_windows", num_windows, windows.FEWEST)
     pairs = _check.integer(_OP, "num_pairs", num_pairs, 2)
     seed, _ = _check.seed_and_epoch(_OP, seed, 0)
+    null_value, null_tolerance = _check.null(_OP, null_value, null_tolerance)
     limit = _check.real(_OP, "seconds", seconds, 0.0, math.inf, low_open=True)
     _check.choice(_OP, "layers", layers, ("auto", "all", "last"))
     losses = resolve(loss)
@@ -121,6 +124,7 @@ def headroom(
                 parameters,
                 loss=losses,
                 null_value=null_value,
+                null_tolerance=null_tolerance,
                 num_pairs=pairs,
                 seed=seed,
                 deadline=started + _GRADIENT_SHARE * limit,
@@ -133,6 +137,7 @@ def headroom(
                 found,
                 loss=losses,
                 null_value=null_value,
+                null_tolerance=null_tolerance,
                 optimizer=optimizer,
                 seed=seed,
                 deadline=started + limit,
@@ -148,6 +153,7 @@ def headroom(
                 num_drawn=choices.nodes.num_drawn,
                 loss=losses,
                 null_value=null_value,
+                null_tolerance=null_tolerance,
                 seed=seed,
             )
             bias_share = max(moved, 0.0) / gradient.signal if gradient.signal > 0 else math.inf

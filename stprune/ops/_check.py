@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -82,6 +83,16 @@ def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{op}: {name} must be one of {', '.join(allowed)}, got {value!r}")
     return str(value)
+
+
+def null(op: str, null_value: Any, null_tolerance: Any) -> tuple[float | None, float]:
+    """Two numbers that say which entries mean missing: those within null_tolerance of null_value; None for none."""
+    tolerance = real(op, "null_tolerance", null_tolerance, 0.0, sys.float_info.max)
+    if null_value is None:
+        return None, tolerance
+    if isinstance(null_value, bool) or not isinstance(null_value, numbers.Real):
+        raise TypeError(f"{op}: null_value must be a number, got {null_value!r}")
+    return float(null_value), tolerance
 
 
 def buffer(op: str, name: str, value: Any, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
-import sys
 from typing import Any
 
 import torch
@@ -173,21 +171,6 @@ def checked_dims(op: str, dims: Any) -> str | None:
     if not set(dims) <= set("BTNCHW") or len(set(dims)) != len(dims) or "B" not in dims or (grid and "N" in dims):
         raise ValueError(f"{op}: dims must name each dimension once, of B, T, N, C or B, T, C, H, W, got {dims!r}")
     return dims
-
-
-def checked_null(op: str, null_value: Any, null_tolerance: Any) -> tuple[float | None, float]:
-    """The two rules of what targets mean missing, as the schemas take them.
-
-    Raises:
-        TypeError: one of them is no number.
-        ValueError: null_tolerance is negative, infinite or NaN.
-    """
-    tolerance = _check.real(op, "null_tolerance", null_tolerance, 0.0, sys.float_info.max)
-    if null_value is None:
-        return None, tolerance
-    if isinstance(null_value, bool) or not isinstance(null_value, numbers.Real):
-        raise TypeError(f"{op}: null_value must be a number, got {null_value!r}")
-    return float(null_value), tolerance
 
 
 def arranged(tensor: torch.Tensor, dims: str | None) -> torch.Tensor:

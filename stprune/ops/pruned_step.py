@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -35,13 +34,15 @@ define(
     reference.pruned_step,
     _fake,
 )
-# On the GPU the same parts, each by its own kernel.
-define_cuda(
-    "pruned_step",
-    functools.partial(
-        reference.pruned_step, loss_op=torch.ops.stprune.pruned_loss.default, update_op=torch.ops.stprune.table_update.default
-    ),
-)
+
+
+def _cuda(*arguments: Any) -> Any:
+    # On the GPU the same parts, each by its own kernel.
+    ops = torch.ops.stprune
+    return reference.pruned_step(*arguments, loss_op=ops.pruned_loss.default, update_op=ops.table_update.default)
+
+
+define_cuda("pruned_step", _cuda)
 
 
 class _Step(torch.autograd.Function):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stprune.ops import _check, node_stats  # noqa: F401  node_stats: to be registered
-from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss, checked_null, pruned_loss
+from stprune.ops.pruned_loss import LOSSES, arranged, checked_dims, checked_loss, pruned_loss
 
 GRANULARITIES = ("window", "node")
 
@@ -136,7 +136,7 @@ def residual_stats(
     """
     op = "residual_stats"
     prediction, target, mask, dims = _checked(op, prediction, target, mask, dims)
-    options = (*checked_null(op, null_value, null_tolerance), *checked_loss(op, loss, huber_delta, mape_floor, quantile))
+    options = (*_check.null(op, null_value, null_tolerance), *checked_loss(op, loss, huber_delta, mape_floor, quantile))
     granularity = _check.choice(op, "granularity", granularity, GRANULARITIES)
     if granularity == "node":
         inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]
@@ -207,7 +207,7 @@ def score(
             raise ValueError(f"score: {name} must be finite and at least 0, got {value:g}")
         weights.append(value)
     prediction, target, mask, dims = _checked(op, prediction, target, mask, dims)
-    options = (*checked_null(op, null_value, null_tolerance), *checked_loss(op, loss, 1.0, 1e-4, 0.5))
+    options = (*_check.null(op, null_value, null_tolerance), *checked_loss(op, loss, 1.0, 1e-4, 0.5))
     granularity = _check.choice(op, "granularity", granularity, GRANULARITIES)
     if granularity == "node":
         inputs = [_channels_last(x, dims) for x in (prediction, target, mask)]

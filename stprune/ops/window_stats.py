@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any, NamedTuple
 
@@ -11,7 +10,9 @@ import torch
 
 from stprune.ops import _check
 from stprune.ops._registry import define, define_cuda
+from stprune.ops._triton import kernel_module
 from stprune.reference import window_stats as reference
+from stprune.reference.pruned_loss import kept_entries
 
 LONGEST = 1 << 16
 """Rows of the longest window."""
@@ -77,12 +78,8 @@ def _moments_fake(series: torch.Tensor, null_value: float | None) -> torch.Tenso
 
 
 def _cuda(series: torch.Tensor, *args: Any) -> _Two:
-    # Named only when called: Triton is an optional dependency, and the kernels a package beside this one.
-    try:
-        kernel = importlib.import_module("stprune.kernels.window_stats")
-    except ImportError:
-        return reference.window_stats(series, *args)
-    result: _Two = kernel.window_stats(series, *args)
+    kernels = kernel_module("window_stats")
+    result: _Two = reference.window_stats(series, *args) if kernels is None else kernels.window_stats(series, *args)
     return result
 
 
@@ -103,6 +100,7 @@ def window_stats(
     horizon: int,
     stride: int = 1,
     null_value: float | None = None,
+    null_tolerance: float = 0.0,
     per_node: bool = False,
     node_std: torch.Tensor | np.ndarray[Any, Any] | None = None,
 ) -> WindowStats:
@@ -135,6 +133,8 @@ def window_stats(
         horizon: rows after it, at least 0; with 0 there is no drift. history + horizon is at most 65,536.
         stride: rows between the starts of neighbouring windows, at least 1.
         null_value: entries equal to it, in the series' dtype, are missing too (0.0 in traffic data).
+        null_tolerance: how far from null_value an entry is still missing, >= 0, for series that went through a scaler and
+            back (the field uses 5e-5). Above 0 the series is copied.
         per_node: one value for every window and node, instead of the mean over nodes.
         node_std: [node] or [node, channel], what the drift is measured in, at least 0; a node with 0 or NaN has no drift.
             None takes the population standard deviation of the node over the whole series (one more pass).
@@ -164,7 +164,8 @@ def window_stats(
     history = _check.integer(op, "history", history, 1, LONGEST)
     horizon = _check.integer(op, "horizon", horizon, 0, LONGEST - history)
     stride = _check.integer(op, "stride", stride, 1, 2**62)
-    null_value = None if null_value is None else _null(op, null_value)
+    null_value, null_tolerance = _check.null(op, null_value, null_tolerance)
+    columns, null_value = without_null(columns, null_value, null_tolerance)
     if columns.shape[0] < history + horizon:
         raise ValueError(
             f"{op}: series must have at least history + horizon = {history + horizon} rows, got {columns.shape[0]}"
@@ -184,6 +185,13 @@ def window_stats(
         mean, variance, trend, autocorrelation, drift, missing = values.view(6, -1, *shape).unbind(0)
         return WindowStats(mean, variance, drift, trend, autocorrelation, missing)
     return from_sums(values, (history + horizon) * columns.shape[1])
+
+
+def without_null(series: torch.Tensor, null_value: float | None, null_tolerance: float) -> tuple[torch.Tensor, float | None]:
+    """A series, and the null value that is left for the ops to look for: with a tolerance NaN stands for what is missing."""
+    if null_value is None or null_tolerance == 0.0:
+        return series, null_value
+    return torch.where(kept_entries(series, None, null_value, null_tolerance), series, torch.nan), None
 
 
 def from_sums(sums: torch.Tensor, entries: int) -> WindowStats:
@@ -276,9 +284,3 @@ def infinite_error(op: str, columns: torch.Tensor) -> ValueError:
     """The error that names the first infinite entry."""
     row = int(columns.isinf().any(1).nonzero()[0])
     return ValueError(f"{op}: series must be finite or NaN, got an infinite entry in row {row}")
-
-
-def _null(op: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{op}: null_value must be a number, got {value!r}")
-    return float(value)

@@ -36,7 +36,7 @@ def kept_entries(
     """Which entries count, bool of the target's shape: the mask's, less null and NaN targets."""
     kept = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
     if null_value is not None:
-        zero = torch.zeros((), dtype=torch.float64, device=target.device)
+        zero = torch.zeros((), dtype=torch.float64)
         kept = kept & _outside(target, *null_bounds(null_value, null_tolerance, target.dtype, zero, zero + 1.0))
     return kept
 
