@@ -33,14 +33,14 @@ class WindowLoader:
 
     Takes the place of ``DataLoader(IndexedDataset(WindowDataset(series, ...)), batch_size, sampler=sampler)``: window i begins
     at row ``start + stride * i``, windows over a gap in `timestamps` are left out (`num_dropped` and `repr` say how many), and
-    the same sampler gives the same batches, bit for bit. Iterating yields ``(index, x, y)``
-    or, where the sampler draws nodes (``node_ratio`` < 1) or pairs, ``(index, node, x, y)``, on `device`.
+    the same sampler gives the same batches, bit for bit. Iterating yields ``(index, x, y)`` or, where the sampler draws nodes
+    (``node_ratio`` < 1) or pairs, ``(index, node, x, y)``, on `device`.
 
     Where the series lies says how: a series on the GPU is gathered there; one in host memory is gathered on the host, for a
     GPU by a thread `prefetch` batches ahead and copied from pinned memory beside the computation; of a memory-mapped file only
     the rows of the windows are read, and no more than about 64 MiB of it stay in the process. Batches are the caller's to keep;
-    on the CPU their memory is used again once nothing refers to it. `iter` has no side effect: two iterators over one epoch
-    give the same, in any interleaving. An iterator that is dropped half-way ends its thread.
+    on the CPU their memory is used again once nothing refers to it. An iterator belongs to the epoch of its first `next`; two
+    iterators over one epoch give the same, in any interleaving. One that is dropped half-way ends its thread.
 
     Args:
         series: [time, node, channel] or [time, node], float32, float64, float16, bfloat16 or int16; tensor, array,
@@ -180,7 +180,7 @@ class WindowLoader:
         return full + (rest > 0 and not self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch: the sampler's `set_epoch`, if it has one. Iterators that are already going are not affected."""
+        """Begin an epoch: the sampler's `set_epoch`, if it has one. Iterators that have begun are not affected."""
         self._ids.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,26 +199,29 @@ class WindowLoader:
         self._ids.load_state_dict(state)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        # The plan is settled here, by the first ids and the epoch of the node draws, not when the thread gets to it.
+        # It begins with its first `next`, as the sampler does: trainers ask for an iterator before they load a state. Plan and
+        # epoch are settled then, not when the thread gets to it.
         ids = iter(self._ids.batches(self.batch_size, drop_last=self.drop_last, order=self._order()))
-        draw = self._ids.node_draw() if self._draws_nodes else None
         first = next(ids, None)
         if first is None:
-            return iter(())
+            return
+        draw = self._ids.node_draw() if self._draws_nodes else None
         batches = itertools.chain([first], ids)
         if self._recipe.series.device.type != "cpu":
-            return (self._resident_batch(each, draw) for each in batches)
-        if self.device.type != "cuda":
-            return self._ahead(batches, lambda each: self._host_batch(each, draw))
-        stream = torch.cuda.Stream(self.device)
-        return self._received(self._ahead(batches, lambda each: self._sent_batch(each, draw, stream)))
+            yield from (self._resident_batch(each, draw) for each in batches)
+        elif self.device.type != "cuda":
+            yield from self._ahead(batches, lambda each: self._host_batch(each, draw))
+        else:
+            stream = torch.cuda.Stream(self.device)
+            yield from self._received(self._ahead(batches, lambda each: self._sent_batch(each, draw, stream)))
 
     def _order(self) -> Tensor | None:
         if self._chunks is None:
             return None
         chunk, memory = self._chunks
+        plan, _ = self._ids.begin_pass(None)
         return chunk_order(
-            self._ids.plan,
+            plan,
             chunk=chunk,
             memory_chunks=memory,
             history=self.history,

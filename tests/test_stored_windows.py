@@ -211,12 +211,24 @@ def test_chunk_order_resumes_in_the_middle_of_an_epoch_and_shards(values, ranks)
     for sampler, first in zip(samplers, seen[::3], strict=True):
         for index in (first, *seen[1:3]) if ranks == 1 else (first,):
             sampler.update(index, torch.ones(len(index)))
-    resumed = make_sampler(num_replicas=1, rank=0)
+    resumed = make_sampler(num_replicas=1, rank=0, drop_last=True)
     loader = WindowLoader(torch.from_numpy(values), resumed, **settings)
     loader.load_state_dict(loaders[0].state_dict())
     left = ids_of(loader)
     done = torch.cat(seen if ranks == 1 else seen[::3])
     assert torch.equal(torch.cat([done, left]).sort().values, samplers[0].plan.indices)
+
+
+def test_chunk_order_of_the_epoch_after_a_finished_one(values):
+    settings = {"batch_size": 64, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
+    first, second = (WindowLoader(torch.from_numpy(values), make_sampler(), **settings) for _ in range(2))
+    first.set_epoch(1)
+    for index, _, _ in first:
+        first.sampler.update(index, torch.ones(len(index)))
+    second.load_state_dict(first.state_dict())
+    got = ids_of(second)
+    first.set_epoch(2)
+    assert torch.equal(got, ids_of(first))
 
 
 def test_a_copy_of_a_loader_reads_by_itself(values):

@@ -228,8 +228,12 @@ def test_resumes_in_the_middle_of_an_epoch(prefetch):
         first.sampler.update(index, torch.ones(len(index)))
     next(batches)
     second = loader()
+    going = iter(second)
     second.load_state_dict(first.state_dict())
-    assert_batches_equal(second, whole[2:])
+    assert len(second) == len(whole)
+    assert_batches_equal(going, whole[2:])
+    assert len(second) == len(whole)
+    assert_batches_equal(second, whole)
 
 
 # --- iterators ------------------------------------------------------------------------------------------------------
@@ -245,15 +249,17 @@ def test_iterators_are_independent():
     assert_batches_equal(one, want[2:])
 
 
-def test_an_iterator_keeps_the_epoch_it_was_made_in():
+def test_an_iterator_keeps_the_epoch_it_began_in():
     sampler = PruningSampler(177, num_epochs=3, method="soft-random", keep_ratio=0.5, num_nodes=6, node_ratio=0.5)
     loader = WindowLoader(make_series(), sampler, batch_size=8)
     for epoch in (0, 1):
         loader.set_epoch(epoch)
         want = list(loader)
-        going = iter(loader)
+        going, later = iter(loader), iter(loader)
+        first = next(going)
         loader.set_epoch(epoch + 1)
-        assert_batches_equal(going, want)
+        assert_batches_equal([first, *going], want)
+        assert_batches_equal(later, loader)
 
 
 def train_badly(loader):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from stprune.ops import table_update  # noqa: F401 - defines the op that a step on the GPU calls
 from stprune.ops._registry import define, define_cuda
 from stprune.ops.pruned_loss import gradients
 from stprune.reference import pruned_step as reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from stprune.ops import _check
 from stprune.ops._series import as_series
-from stprune.ops.window_stats import LONGEST, deviation, from_sums, invert
+from stprune.ops.window_stats import LONGEST, deviation, from_sums, invert, without_null
 from stprune.reference.window_stats import MOMENT_ROWS, SPAN
 from stprune.windows.starts import WindowStarts
 
@@ -83,7 +82,7 @@ def stationarity(
     starts = WindowStarts(
         _OP, cube.shape[0], length=past + future, stride=stride, start=start, stop=stop, timestamps=timestamps, gaps=gaps
     )
-    null = NullValue(_OP, null_value, null_tolerance)
+    null = _check.null(_OP, null_value, null_tolerance)
     valid_cube = None if mask is None else _as_mask(mask, tuple(series.shape))
 
     if past + future > LONGEST:
@@ -151,41 +150,20 @@ def stratify(values: Tensor, *, num_strata: int = 8) -> Tensor:
     return torch.where(values != values, edges.numel(), labels)
 
 
-class NullValue:
-    """Which entries are missing beside NaN: those at most `tolerance` from `value`, None for none.
-
-    Attributes:
-        exact: what the kernels compare with, or None.
-        replaces: whether `replaced` changes anything.
-    """
-
-    def __init__(self, op: str, value: Any, tolerance: Any) -> None:
-        self._value = None if value is None else _check.real(op, "null_value", value, -math.inf, math.inf)
-        self._tolerance = _check.real(op, "null_tolerance", tolerance, 0.0, math.inf)
-        if self._value is None and self._tolerance:
-            raise ValueError(f"{op}: null_tolerance must be 0 without null_value, got {self._tolerance:g}")
-        self.replaces = self._tolerance > 0
-        self.exact = None if self.replaces else self._value
-
-    def replaced(self, block: Tensor) -> Tensor:
-        """A float block with NaN for what the kernels, which compare for equality, would take for valid."""
-        if self._value is None or not self.replaces:
-            return block
-        return torch.where((block - self._value).abs() <= self._tolerance, torch.nan, block)
-
-
 class _Source:
     """Rows [first, last) of the series as blocks that the compiled kernels read."""
 
-    def __init__(self, cube: Any, mask: Any, null: NullValue, first: int, last: int) -> None:
+    def __init__(self, cube: Any, mask: Any, null: tuple[float | None, float], first: int, last: int) -> None:
         self.cube, self.mask, self.null = cube, mask, null
         self.first, self.last = first, last
         self.columns = cube.shape[1] * cube.shape[2]
-        self.in_place = mask is None and not null.replaces and _is_readable(cube)
+        # With a tolerance NaN takes the place of null values; without one the kernels look for them.
+        self.exact = null[0] if null[1] == 0.0 else None
+        self.in_place = mask is None and self.exact == null[0] and _is_readable(cube)
 
     def read(self, begin: int, end: int, left: int, right: int) -> Tensor:
         """Rows [begin, end) after the first and some columns, [rows, columns] float32 or float64, NaN where masked out."""
-        return self.null.replaced(_block(self.cube, self.mask, self.first + begin, self.first + end, left, right))
+        return without_null(_block(self.cube, self.mask, self.first + begin, self.first + end, left, right), *self.null)[0]
 
     def moments(self, left: int, right: int) -> np.ndarray[Any, Any]:
         """What the columns' deviations are made of, [blocks, 4, columns]."""
@@ -195,7 +173,7 @@ class _Source:
         parts = []
         for begin in range(0, rows, step):
             block = self.read(begin, min(begin + step, rows), left, right)
-            part = torch.ops.stprune.node_moments(block, self.null.exact)
+            part = torch.ops.stprune.node_moments(block, self.exact)
             if not bool(part[:, 2:].isfinite().all()):
                 self._refuse_infinite(block, begin)
             parts.append(part.numpy())
@@ -218,13 +196,13 @@ class _Source:
         """Sums over the columns [windows, 8] of the windows in the rows."""
         block = self.read(*rows, left, right)
         phase = rows[0] % (past + future)
-        sums, _ = torch.ops.stprune.window_stats(block, past, future, stride, phase, self.null.exact, inverse, False)
+        sums, _ = torch.ops.stprune.window_stats(block, past, future, stride, phase, self.exact, inverse, False)
         return sums[0]
 
     def _refuse_infinite(self, block: Tensor, begin: int) -> None:
         infinite = block.isinf()
-        if self.null.exact is not None:
-            infinite &= block != self.null.exact
+        if self.exact is not None:
+            infinite &= block != self.exact
         if bool(infinite.any()):
             row, column = infinite.nonzero()[0].tolist()
             raise ValueError(

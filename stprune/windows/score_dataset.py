@@ -18,12 +18,13 @@ from stprune.ops.window_stats import (
     from_sums,
     infinite_error,
     invert,
+    without_null,
 )
 from stprune.reference.window_stats import MOMENT_ROWS, SPAN, SUMS
-from stprune.windows.drift import NullValue
 from stprune.windows.starts import WindowStarts
 
 Array = np.ndarray[Any, Any]
+Null = tuple[float | None, float]
 
 _OP = "score_dataset"
 
@@ -94,7 +95,7 @@ def score_dataset(
     history = _check.integer(_OP, "history", history, 1, LONGEST)
     horizon = _check.integer(_OP, "horizon", horizon, 0, LONGEST - history)
     stride = _check.integer(_OP, "stride", stride, 1, 2**62)
-    null = NullValue(_OP, null_value, null_tolerance)
+    null = _check.null(_OP, null_value, null_tolerance)
     rows, shape, length = array.shape[0], array.shape[1:], history + horizon
     if rows < length:
         raise ValueError(f"{_OP}: dataset must have at least history + horizon = {length} rows, got {rows}")
@@ -102,8 +103,8 @@ def score_dataset(
     std = None if node_std is None else as_deviation(_OP, _values(node_std), shape)
     if not _is_lazy(array.data):
         flat = np.asarray(array.data).reshape(rows, -1)
-        options: dict[str, Any] = {"history": history, "horizon": horizon, "stride": stride, "null_value": null.exact}
-        stats = window_stats(_columns(flat, null), per_node=per_node, node_std=std, **options)
+        options: dict[str, Any] = {"history": history, "horizon": horizon, "stride": stride, "null_value": null[0]}
+        stats = window_stats(_native(flat), null_tolerance=null[1], per_node=per_node, node_std=std, **options)
         return _labelled(array, {name: value.numpy() for name, value in stats._asdict().items()}, starts, per_node)
 
     series = _Flat(array.data.reshape(rows, -1) if array.ndim != 2 else array.data, length)
@@ -131,7 +132,7 @@ class _Flat:
         self.heights = _joined(data.chunks[0], max(1, length - 1))
         self.data, self.length, self.rows = data, length, rows
 
-    def deviation(self, null: NullValue) -> Array:
+    def deviation(self, null: Null) -> Array:
         """Standard deviation of every column, from moments of blocks that do not depend on the chunks."""
         height = max(1, max(self.heights) // MOMENT_ROWS) * MOMENT_ROWS
         series = self.data.rechunk((height, self.widths))
@@ -145,7 +146,7 @@ class _Flat:
         result: Array = std.compute()
         return result
 
-    def measure(self, history: int, horizon: int, stride: int, null: NullValue, std: Array, per_node: bool) -> Any:
+    def measure(self, history: int, horizon: int, stride: int, null: Null, std: Array, per_node: bool) -> Any:
         """Lazy: sums over nodes [num_windows, 8], or values [num_windows, columns, 6]."""
         series = self.data.rechunk((self.heights, self.widths))
         tail = {0: (0, self.length - 1), 1: (0, 0)}
@@ -185,8 +186,8 @@ class _Flat:
 _META = {n: np.empty((0,) * n) for n in (1, 2, 3)}
 
 
-def _moments(block: Array, null: NullValue) -> Array:
-    moments: Array = torch.ops.stprune.node_moments(_columns(block, null), null.exact).numpy()
+def _moments(block: Array, null: Null) -> Array:
+    moments: Array = torch.ops.stprune.node_moments(*_columns(block, null)).numpy()
     return moments
 
 
@@ -196,7 +197,7 @@ def _measure(
     history: int,
     horizon: int,
     stride: int,
-    null: NullValue,
+    null: Null,
     per_node: bool,
     first_rows: tuple[int, ...],
     chunk_rows: tuple[int, ...],
@@ -204,15 +205,13 @@ def _measure(
     block_id: tuple[int, ...],
 ) -> Array:
     chunk, length = block_id[0], history + horizon
-    columns = _columns(block, null)
+    columns, exact = _columns(block, null)
     count, first = counts[chunk], first_rows[chunk]
     begin = first - chunk_rows[chunk]
     rows = columns[begin : begin + (count - 1) * stride + length] if count else columns[:0]
     inverse = invert(std[0] if horizon else np.zeros_like(std[0]))
     # The place of the first row in the whole series decides the order of the sums, so that every cut gives the same bits.
-    values, infinite = torch.ops.stprune.window_stats(
-        rows, history, horizon, stride, first % length, null.exact, inverse, per_node
-    )
+    values, infinite = torch.ops.stprune.window_stats(rows, history, horizon, stride, first % length, exact, inverse, per_node)
     if bool(infinite):
         raise infinite_error(_OP, rows)
     result: Array = values.permute(1, 2, 0).numpy() if per_node else values.permute(1, 0, 2).numpy()
@@ -290,9 +289,9 @@ def _times(array: Any) -> Any:
     return None if coord is None or coord.dtype.kind != "M" else coord.values
 
 
-def _columns(block: Any, null: NullValue) -> torch.Tensor:
-    """A block as [time, column] float32 or float64, ready for the kernels."""
-    return null.replaced(as_columns(_OP, _native(block))[0])
+def _columns(block: Any, null: Null) -> tuple[torch.Tensor, float | None]:
+    """A block as [time, column] float32 or float64, and the null value that the kernels look for in it."""
+    return without_null(as_columns(_OP, _native(block))[0], *null)
 
 
 def _native(block: Any) -> Array:
