@@ -33,8 +33,8 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-wheel: $(VENV)/.installed
-	$(BIN)/pip wheel --no-deps -w dist .
+wheel: $(VENV)/.package
+	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps -w dist .
 
 sanitize: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash .ci/sanitize.sh
@@ -46,13 +46,21 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+# The build's tools are installed first, and pip makes no environment of its own for them: its path would change every time,
+# and with it everything in build/ would be compiled again.
+$(VENV)/.package: $(VENV)/.torch $(BUILD_INPUTS)
+	$(BIN)/pip install --quiet "scikit-build-core>=0.11,<2" "cmake>=3.25" "ninja>=1.11"
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+# The package is there already: these two only add other packages.
+$(VENV)/.installed: $(VENV)/.package
+	$(BIN)/pip install --quiet "stprune[dev]"
 	touch $@
 
 # The demo needs less than the tests. SimBench's data files sit inside its package; its dependencies are not needed to read them.
-$(VENV)/.demo: $(VENV)/.torch $(BUILD_INPUTS)
-	$(BIN)/pip install --quiet --editable ".[data,demo]"
+$(VENV)/.demo: $(VENV)/.package
+	$(BIN)/pip install --quiet "stprune[data,demo]"
 	$(BIN)/pip install --quiet --no-deps "simbench>=1.6,<2"
 	touch $@
 
