@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
+import numbers
 from collections.abc import Sized
 from typing import Any
 
@@ -88,8 +88,10 @@ def length_of(op: str, data_source: Any) -> int:
             f"{op}: data_source must give every sample an id of its own, got a ConcatDataset of IndexedDatasets, whose ids "
             "collide; write IndexedDataset(ConcatDataset([a, b]))"
         )
-    if hasattr(data_source, "__index__"):
-        return _check.integer(op, "data_source", operator.index(data_source), 0, 2**62)
+    if isinstance(data_source, numbers.Integral):
+        return _check.integer(op, "data_source", data_source, 0, 2**62)
+    if getattr(data_source, "ndim", None) == 0:
+        return _check.integer(op, "data_source", data_source.item(), 0, 2**62)
     if not isinstance(data_source, Sized):
         raise TypeError(
             f"{op}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import stprune
+from stprune.ops.strata import checked_strata
+from stprune.quota import kept_by_quota
 from stprune.reference.plan_weights import MIN_STRATUM, merged
 
 METHODS = sorted(stprune.METHODS)
@@ -134,6 +136,60 @@ def test_small_strata_merge_with_a_neighbour(kept, groups):
     assert merged(kept) == groups
 
 
+def labelled(sizes):
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+
+@pytest.mark.parametrize("method", ["st-prune", "soft-random", "top-k", "rs2", "epsilon-greedy"])
+@pytest.mark.parametrize("sizes", [[100, 200, 700], [20, 980], [5, 5, 990], [3, 0, 997]])
+def test_a_quota_keeps_so_many_of_every_stratum_out_of_the_same_total(method, sizes):
+    strata = labelled(sizes)
+    for epoch in range(5):
+        plan = stprune.plan_epoch(
+            scores(1000), method=method, keep_ratio=0.1, epoch=epoch, seed=3, strata=strata, min_per_stratum=30
+        )
+        kept = torch.bincount(strata[plan.indices], minlength=len(sizes))
+        assert bool((kept >= torch.tensor(sizes).clamp_max(30)).all())
+        assert len(plan) == 100
+
+
+def test_a_quota_gives_small_strata_their_exact_share_of_the_weight():
+    """Without one, strata of which fewer than 30 are kept share their weight with a neighbour."""
+    sizes = [100, 200, 700]
+    shares = lambda **quota: (
+        torch.bincount(
+            labelled(sizes)[(plan := stprune.plan_epoch(
+                scores(1000), method="st-prune", keep_ratio=0.1, epoch=1, seed=0, strata=labelled(sizes), **quota
+            )).indices],
+            weights=plan.weights.double(),
+        )
+        / 1000
+    )  # fmt: skip
+    assert torch.allclose(shares(min_per_stratum=30), torch.tensor([0.1, 0.2, 0.7]).double(), atol=1e-6)
+    merged_shares = shares()
+    assert float(merged_shares[0]) != pytest.approx(0.1, abs=1e-3)
+    assert float(merged_shares[:2].sum()) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_quota_leaves_the_weighted_sum_unbiased():
+    sizes, epochs = [20, 80, 300], 3000
+    strata, value = labelled(sizes), scores(400, seed=1).double()
+    sums = []
+    for epoch in range(epochs):
+        indices, weights = kept_by_quota(
+            scores(400),
+            stprune.METHODS["st-prune"](),
+            checked_strata("t", strata, 400),
+            15,
+            keep_ratio=0.2,
+            seed=0,
+            epoch=epoch,
+        )
+        sums.append(float((value[indices] * weights.double()).sum()))
+    sums = torch.tensor(sums).double()
+    assert abs(float(sums.mean() - value.sum())) <= 4 * float(sums.std()) / epochs**0.5
+
+
 def test_a_tiny_stratum_keeps_the_total_weight():
     s = scores(400)
     strata = torch.zeros(400, dtype=torch.int64)
@@ -159,6 +215,9 @@ def test_a_tiny_stratum_keeps_the_total_weight():
         ({"strata": torch.zeros(9)}, TypeError, "strata must be int64"),
         ({"strata": torch.zeros(9, dtype=torch.int64)}, ValueError, "one label for each of 10 samples, got 9"),
         ({"strata": torch.full((10,), -1)}, ValueError, "strata must be labels >= 0, got -1"),
+        ({"min_per_stratum": 3}, ValueError, "min_per_stratum must be None without strata, got 3"),
+        ({"min_per_stratum": 0, "strata": torch.zeros(10).long()}, ValueError, "min_per_stratum must be at least 1, got 0"),
+        ({"min_per_stratum": 1, "strata": torch.zeros(10).long(), "method": "seta"}, ValueError, "an exact count, got 'seta'"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import re
 import subprocess
 import sys
 
@@ -341,15 +342,83 @@ def test_prefetched_batches_do_not_count_as_trained():
     assert list(other) == order[5:]
 
 
-@pytest.mark.parametrize("change", [{"n": 11}, {"seed": 1}, {"keep_ratio": 0.4}, {"method": "ucb"}, {"num_epochs": 9}])
-def test_a_state_of_other_settings_is_refused_and_nothing_changes(change):
-    state = scored(n=10).state_dict()
-    n = change.pop("n", 10)
-    other = scored(**({"n": n} | change))
-    before = other.state_dict()
-    with pytest.raises(ValueError, match="load_state_dict: .* must be .* as in this sampler, got"):
+METHOD_OF = stprune.METHODS
+STRATA = torch.arange(10) % 2
+
+
+class Own:
+    """A method without the base class; its parameter belongs to the state."""
+
+    def __init__(self, share=0.5):
+        self.share = share
+
+    def inclusion(self, scores, *, keep_ratio, seed, epoch):
+        return torch.full_like(scores, keep_ratio)
+
+    def weights(self, probability):
+        return torch.full_like(probability, self.share)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "name"),
+    [
+        ({}, {"n": 11}, "num_samples must be 11"),
+        ({}, {"seed": 1}, "seed must be 1"),
+        ({}, {"keep_ratio": 0.4}, "keep_ratio must be 0.4"),
+        ({}, {"num_epochs": 9}, "num_epochs must be 9"),
+        ({}, {"drop_last": True}, "drop_last must be True"),
+        ({}, {"method": "ucb"}, "method.name must be 'ucb'"),
+        ({"method": METHOD_OF["st-prune"](alpha=1.0)}, {}, "method.alpha must be 0.5 as in this sampler, got 1.0"),
+        ({"method": METHOD_OF["st-prune"](weight_cap=2.0)}, {}, "method.weight_cap must be 5.0"),
+        ({"method": METHOD_OF["spaced"](spacing=2)}, {"method": "spaced"}, "method.spacing must be 24"),
+        ({"method": Own(0.25)}, {"method": Own()}, "method.share must be 0.5"),
+        ({}, {"strata": STRATA}, "strata must be"),
+        ({"strata": STRATA}, {"strata": STRATA.flip(0)}, "strata must be"),
+        ({"strata": STRATA, "min_per_stratum": 2}, {"strata": STRATA}, "min_per_stratum must be 0"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_by_name_and_nothing_changes(saved, loaded, name):
+    state = scored(**({"n": 10} | saved)).state_dict()
+    other = scored(**({"n": 10} | loaded))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=f"PruningSampler.load_state_dict: {re.escape(name)}"):
         other.load_state_dict(state)
-    assert torch.equal(other.table.scores, before["table"]["scores"])
+    after = other.state_dict()
+    assert str(after) == str(before)
+
+
+@pytest.mark.parametrize("damage", [{"position": None}, {"table": {}}, {"extra": 1}])
+def test_a_damaged_state_is_refused_and_nothing_changes(damage):
+    sampler = scored(n=10)
+    state = sampler.state_dict() | damage
+    if damage == {"position": None}:
+        del state["position"]
+    before = str(sampler.state_dict())
+    with pytest.raises(ValueError, match="state must have the entries"):
+        sampler.load_state_dict(state)
+    assert str(sampler.state_dict()) == before
+    with pytest.raises(TypeError, match="state must be a dictionary, got list"):
+        sampler.load_state_dict([])
+
+
+def test_weights_of_a_full_plan_continue():
+    """A method may keep everything and weigh it all the same."""
+    make = lambda: stprune.PruningSampler(10, num_epochs=3, method=EverythingAtHalf(), keep_ratio=0.999)
+    sampler, again = make(), make()
+    sampler.set_epoch(1)
+    again.load_state_dict(sampler.state_dict())
+    index = torch.arange(10)
+    assert again.weights_of(index, per_step=False).tolist() == sampler.weights_of(index, per_step=False).tolist() == [0.5] * 10
+
+
+class EverythingAtHalf(stprune.Method):
+    needs_scores = False
+
+    def inclusion(self, scores, *, keep_ratio, seed, epoch):
+        return torch.ones_like(scores)
+
+    def weights(self, probability):
+        return torch.full_like(probability, 0.5)
 
 
 def test_a_state_of_another_version_is_refused():
@@ -372,6 +441,10 @@ def test_copies_deliver_the_same(duplicate):
         ({"keep_ratio": 0.0}, ValueError, r"keep_ratio must lie in \(0, 1\], got 0"),
         ({"keep_ratio": 1.5}, ValueError, "keep_ratio must lie in"),
         ({"keep_ratio": math.nan}, ValueError, "keep_ratio must lie in"),
+        ({"data_source": 4.0}, TypeError, "data_source must be a length or a data set with one, got float"),
+        ({"data_source": True}, TypeError, "data_source must be an integer, got True"),
+        ({"data_source": torch.tensor(4.0)}, TypeError, "data_source must be an integer, got 4.0"),
+        ({"process_group": "all"}, ValueError, "process_group must be a process group, None or 'none', got 'all'"),
         ({"num_epochs": 0}, ValueError, "num_epochs must lie in"),
         ({"num_epochs": 2.0}, TypeError, "num_epochs must be an integer"),
         ({"anneal": 1.5}, ValueError, "anneal must lie in"),
@@ -385,7 +458,7 @@ def test_copies_deliver_the_same(duplicate):
 )
 def test_bad_settings(kwargs, error, message):
     with pytest.raises(error, match=message):
-        stprune.PruningSampler(10, **({"num_epochs": 4} | kwargs))
+        stprune.PruningSampler(**({"data_source": 10, "num_epochs": 4} | kwargs))
 
 
 @pytest.mark.parametrize("epoch", [-1, 4])
@@ -394,6 +467,25 @@ def test_epoch_outside_the_run(epoch):
     with pytest.raises(ValueError, match=rf"set_epoch: epoch must lie in \[0, 3\], got {epoch}"):
         sampler.set_epoch(epoch)
     assert sampler.epoch == 0
+
+
+@pytest.mark.parametrize("size", [np.int64(64), np.uint16(64), torch.tensor(64), range(64), torch.zeros(64, 2)])
+def test_a_length_is_any_whole_number_or_whatever_has_one(size):
+    assert len(stprune.PruningSampler(size, num_epochs=2)) == 64
+
+
+def test_joined_data_sets_whose_ids_collide_are_refused():
+    parts = [dataset(6), dataset(6)]
+    joined = torch.utils.data.ConcatDataset(parts)
+    with pytest.raises(ValueError, match="data_source must give every sample an id of its own"):
+        stprune.PruningSampler(joined, num_epochs=2)
+    # By its length alone nobody can know, before an epoch has come to its end.
+    sampler = stprune.PruningSampler(len(joined), num_epochs=3)
+    criterion = stprune.PrunedLoss(sampler)
+    for index, (x, _) in DataLoader(joined, batch_size=4, sampler=sampler):
+        criterion(x.view(-1, 1, 1).clone().requires_grad_(), torch.zeros(len(x), 1, 1), index).backward()
+    with pytest.raises(ValueError, match="an id of its own, got 6 ids for 12 samples"):
+        sampler.set_epoch(1)
 
 
 def test_strata_are_copied():

@@ -41,6 +41,9 @@ class IndexedDataset(Dataset[tuple[int, Any]]):
         Our definition; the ids are the samples of eq. 5.
     """
 
+    yields_index = True
+    """What joins data sets must not stand around one of these: their ids collide."""
+
     def __init__(self, dataset: Any) -> None:
         kind = type(dataset).__name__
         if isinstance(dataset, IterableDataset):
