@@ -251,8 +251,9 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def plan(self) -> Plan:
         """The current epoch's plan; epoch 0 is planned at first use. It never changes: keep it as long as you like."""
+        plan = self._now.plan
         self._memory.keep()
-        return self._now.plan
+        return plan
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""

@@ -114,6 +114,14 @@ def test_what_somebody_holds_keeps_its_content(name, method):
         assert np.array_equal(content(plan), before)
 
 
+def test_the_first_plan_is_kept_too():
+    sampler = sampler_of()
+    first = sampler.plan.indices
+    before = first.clone()
+    sampler.set_epoch(1)
+    assert torch.equal(first, before)
+
+
 def test_an_iterator_of_the_last_epoch_goes_on_with_its_plan():
     makers = (
         lambda sampler: iter(sampler),
