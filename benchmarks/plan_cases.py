@@ -12,7 +12,7 @@ import stprune
 from stprune.methods import Method, resolve
 from stprune.ops.plan_budget import Buffers
 from stprune.ops.strata import Strata, checked_strata
-from stprune.plan import planned
+from stprune.plan import make_plan
 from stprune.plan_memory import PlanMemory
 
 STRATA = 24
@@ -50,7 +50,7 @@ def plans(n: int, device: torch.device) -> Iterator[Case]:
         rule, shared = resolve(method), None if labels is None else checked_strata("benchmark", labels, n)
 
         def into(rule: Method = rule, shared: Strata | None = shared) -> stprune.EpochPlan:
-            return planned(keys, rule, keep_ratio=0.5, epoch=1, seed=0, strata=shared, out=buffers)
+            return make_plan(keys, rule, keep_ratio=0.5, epoch=1, seed=0, strata=shared, out=buffers)
 
         def with_order_into(into: Call = into) -> torch.Tensor:
             plan = into()

@@ -151,7 +151,7 @@ def test_a_compiled_step_gives_the_bits_of_the_eager_one(nodes):
     results = []
     for compiled in (False, True):
         torch.compiler.reset()
-        made = sampler(num_nodes=40, node_ratio=37 / 40 if nodes else 1.0, node_law="priority" if nodes else "uniform")
+        made = sampler(num_nodes=40, node_ratio=37 / 40 if nodes else 1.0, node_sampler="priority" if nodes else "uniform")
         criterion = stprune.PrunedLoss(made, null_value=0.0, mean=torch.arange(40.0) if nodes else 1.0, std=2.0)
         step = torch.compile(criterion, backend="aot_eager", fullgraph=True) if compiled else criterion
         prediction, target, _ = batch()
