@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -87,41 +88,57 @@ class Pass:
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._order = order
-        self._items: Generator[Any, None, None] | None = None
-        self._left = 0  # ids that are still to come, without those that drop_last leaves out
-        self._position: int | None = None  # in the order; None: wherever the sampler begins
+        self._start: int | None = None  # position in the order; None: wherever the sampler begins
+        self._stretches: Generator[list[Any], None, None] | None = None
+        # Items of a stretch are handed out by a list's own iterator: a step of a generator each would take ten times as long.
+        self._items: list[Any] = []
+        self._now: Iterator[Any] = iter(self._items)
+        self._before = 0  # ids delivered before `_items`
 
     def __iter__(self) -> Pass:
         return self
 
     def __next__(self) -> Any:
-        if self._items is None:
-            self._items = self._begin()
-        item = next(self._items)
-        size = 1 if self._batch_size is None else len(item)
-        self._left -= size
-        assert self._position is not None
-        self._position += size * self._sampler.num_replicas
-        # Trainers stop with the last batch, without asking whether another one comes.
-        if self._left == 0:
-            self._items.close()
+        try:
+            return next(self._now)
+        except StopIteration:
+            return self._next_stretch()
+
+    def _next_stretch(self) -> Any:
+        self._stretches = self._begin() if self._stretches is None else self._stretches
+        self._before, self._items = self._delivered, []
+        self._items = next(self._stretches)
+        self._now = iter(self._items)
+        item = next(self._now)
+        # Trainers stop with the last item, without asking whether another one comes: it is a stretch of its own.
+        if self._before + self._size(item) == self._total:
+            self._stretches.close()
             self._sampler.end_pass(self._plan)
         return item
 
-    def _begin(self) -> Generator[Any, None, None]:
+    def _size(self, item: Any) -> int:
+        return 1 if self._batch_size is None else len(item)
+
+    @property
+    def _delivered(self) -> int:
+        """Ids delivered since the start."""
+        taken = self._items[: len(self._items) - operator.length_hint(self._now)]
+        return self._before + (len(taken) if self._batch_size is None else sum(map(len, taken)))
+
+    def _begin(self) -> Generator[list[Any], None, None]:
         sampler = self._sampler
-        self._plan, start = sampler.begin_pass(self._position)
-        self._position = start
+        self._plan, self._start = sampler.begin_pass(self._start)
         replicas, size = sampler.num_replicas, self._batch_size
-        left = sampler.reach - start
+        left = sampler.reach - self._start
         left = max(0, left // replicas if sampler.drop_last else -(-left // replicas))
         if size is not None and self._drop_last:
             left -= left % size
-        self._left = left
-        return self._arrays(self._plan, start, left, sampler.rank, replicas)
+        self._total = left
+        return self._make(self._plan, self._start, sampler.rank, replicas)
 
-    def _arrays(self, plan: Plan, start: int, left: int, rank: int, replicas: int) -> Generator[Any, None, None]:
-        size, order = self._batch_size, self._order
+    def _make(self, plan: Plan, start: int, rank: int, replicas: int) -> Generator[list[Any], None, None]:
+        """Stretches of items; the last item of all is the only one of the last stretch."""
+        size, order, left = self._batch_size, self._order, self._total
         ordered = plan.order if order is None else lambda begin, end: order[begin:end]
         count = len(plan)
         # Whole batches, so that none straddles two stretches.
@@ -134,17 +151,18 @@ class Pass:
                 # Padding: the order's first ids again (they may have to go round more than once on tiny epochs).
                 parts += [ordered(at % count, at % count + 1) for at in range(max(begin, count), end)]
                 ids = torch.cat(parts)[rank::replicas].contiguous().cpu().numpy()
-                if size is None:
-                    yield from ids.tolist()
+                items = ids.tolist() if size is None else [ids[at : at + size] for at in range(0, len(ids), size)]
+                if first + step < left:
+                    yield items
                 else:
-                    yield from (ids[at : at + size] for at in range(0, len(ids), size))
+                    yield from (part for part in (items[:-1], items[-1:]) if part)
 
     def state_dict(self) -> dict[str, int]:
         """Where the pass stands in the epoch's order."""
-        position = self._sampler.begin_position if self._position is None else self._position
-        return {"position": position}
+        start = self._sampler.begin_position if self._start is None else self._start
+        return {"position": start + self._delivered * self._sampler.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at a saved position, and let the sampler count from there."""
-        self._position = int(state["position"])
-        self._sampler.resume_at(self._position)
+        self._start = int(state["position"])
+        self._sampler.resume_at(self._start)

@@ -1,5 +1,6 @@
 // Bodies of the kernels declared in kernels.h, compiled once per instruction set; see lanes.h for the rule on headers.
 #include "cpu/kernels.h"
+
 #include "cpu/lanes.h"
 
 namespace stprune {

@@ -1,7 +1,7 @@
-// Vectors of the instruction set this file is compiled for. STPRUNE_ISA is 2 (AVX-512), 1 (AVX2) or 0 (what the compiler
-// targets by default: SSE2 on x86, plain loops elsewhere); CMakeLists.txt sets it. Arithmetic uses the compiler's vector types;
-// intrinsics stand only where those generate poor code. No header that defines inline functions with external linkage
-// may be included here: the linker could keep the copy compiled for the wider set.
+// Vectors of the instruction set this file is compiled for. STPRUNE_ISA is 2 (AVX-512), 1 (AVX2) or 0 (what the
+// compiler targets by default: SSE2 on x86, plain loops elsewhere); CMakeLists.txt sets it. Arithmetic uses the
+// compiler's vector types; intrinsics stand only where those generate poor code. No header that defines inline
+// functions with external linkage may be included here: the linker could keep the copy compiled for the wider set.
 #pragma once
 
 #include <stdint.h>

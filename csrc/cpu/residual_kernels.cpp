@@ -1,7 +1,8 @@
 // Bodies of the kernels declared in residual_kernels.h, compiled once per instruction set; see lanes.h for the rule on
 // headers. Columns are taken a few vectors at a time through all steps, so that their sums stay in registers.
-#include "cpu/lanes.h"
 #include "cpu/residual_kernels.h"
+
+#include "cpu/lanes.h"
 
 namespace stprune {
 namespace {
@@ -194,8 +195,8 @@ STPRUNE_INLINE V term_of(V e, V u, V t, A parameter) {
   return u;
 }
 
-// What follows ROWS rows of a sample of more: their sums of columns go into doubles. Apart from `columns`, as it is the same
-// for every loss, and each copy costs the compiler as much as the loop over the rows.
+// What follows ROWS rows of a sample of more: their sums of columns go into doubles. Apart from `columns`, as it is the
+// same for every loss, and each copy costs the compiler as much as the loop over the rows.
 template <bool ANY, int N, typename A, typename Count>
 __attribute__((noinline)) void add_rows(const A* sum, const Count* count, double* total, int64_t* entries) {
   for (int i = 0; i < N; ++i) total[i] += static_cast<double>(sum[i]);
@@ -212,13 +213,15 @@ __attribute__((noinline)) void mean_of_rows(const double* total, const int64_t* 
 }
 
 // Columns [at, at + U units) through all steps: adds to the sums of the rows and gives the means of the columns.
-template <Loss LOSS, Keep KEEP, bool AFFINE, bool WEIGHTED, bool SOME, int U, typename A, typename S>
+template <Loss LOSS, Keep KEEP, bool AFFINE, bool SOME, int U, typename A, typename S>
 STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typename Types<A>::M* lanes, A* means) {
   using V = typename Types<A>::V;
   using I = typename Types<A>::I;
   using M = typename Types<A>::M;
   constexpr bool ANY = KEEP != Keep::kAll || LOSS == Loss::kMape || SOME;
   constexpr int N = U * PARTS, STEP = UNIT<A> / PARTS;
+  // A branch that is always the same, instead of twice as many instances.
+  const bool weighted = KEEP != Keep::kAll && tile.column_weight != nullptr;
   const S* prediction = static_cast<const S*>(tile.prediction) + at;
   const S* target = static_cast<const S*>(tile.target) + at;
   const uint8_t* mask = KEEP == Keep::kMask ? tile.mask + at : nullptr;
@@ -252,14 +255,14 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
       A* row_sum = static_cast<A*>(tile.row_sum) + step * UNIT<A>;
       A* row_loss = static_cast<A*>(tile.row_loss) + step * UNIT<A>;
       A* row_weighted = static_cast<A*>(tile.row_weighted) + step * UNIT<A>;
-      V r_sum[PARTS], r_loss[PARTS], r_weighted[PARTS];
+      V r_sum[PARTS], r_loss[PARTS], r_weighted[PARTS] = {};
 #pragma GCC unroll 16
       for (int v = 0; v < PARTS; ++v) r_sum[v] = load<V>(row_sum + v * STEP);
       if constexpr (LOSS != Loss::kMae) {
 #pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) r_loss[v] = load<V>(row_loss + v * STEP);
       }
-      if constexpr (WEIGHTED) {
+      if (weighted) {
 #pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) r_weighted[v] = load<V>(row_weighted + v * STEP);
       }
@@ -281,7 +284,7 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
         }
         M kept{};
         if constexpr (KEEP == Keep::kNull) {
-          kept = AFFINE || WEIGHTED ? static_cast<M>(present(t, low, high) | always) : present(t, low, high);
+          kept = static_cast<M>(present(t, low, high) | always);
         }
         if constexpr (KEEP == Keep::kMask) {
           load_keep(kept, mask + step * tile.mask_step + i * STEP);
@@ -312,7 +315,7 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
           if constexpr (LOSS == Loss::kMape) term = only(kept, term);
           r_loss[i % PARTS] += term;
         }
-        if constexpr (WEIGHTED) {
+        if (weighted) {
           r_weighted[i % PARTS] +=
               only(kept, term * load<V>(static_cast<const A*>(tile.column_weight) + at + i * STEP));
         }
@@ -323,7 +326,7 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
 #pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) store(row_loss + v * STEP, r_loss[v]);
       }
-      if constexpr (WEIGHTED) {
+      if (weighted) {
 #pragma GCC unroll 16
         for (int v = 0; v < PARTS; ++v) store(row_weighted + v * STEP, r_weighted[v]);
       }
@@ -368,7 +371,7 @@ __attribute__((noinline)) void fetch(const ResidualTile& tile, int64_t next, int
   }
 }
 
-template <Loss LOSS, Keep KEEP, bool AFFINE, bool WEIGHTED, typename A, typename S>
+template <Loss LOSS, Keep KEEP, bool AFFINE, typename A, typename S>
 void tile_kernel(const ResidualTile& tile) {
   using M = typename Types<A>::M;
   constexpr bool ANY = KEEP != Keep::kAll || LOSS == Loss::kMape;
@@ -384,15 +387,16 @@ void tile_kernel(const ResidualTile& tile) {
     const int64_t end = segment + SEGMENT < tile.width ? segment + SEGMENT : tile.width;
     __builtin_memset(row_sum, 0, static_cast<uint64_t>(tile.steps * UNIT_BYTES));
     if (LOSS != Loss::kMae) __builtin_memset(row_loss, 0, static_cast<uint64_t>(tile.steps * UNIT_BYTES));
-    if (WEIGHTED) __builtin_memset(row_weighted, 0, static_cast<uint64_t>(tile.steps * UNIT_BYTES));
+    if (tile.column_weight != nullptr)
+      __builtin_memset(row_weighted, 0, static_cast<uint64_t>(tile.steps * UNIT_BYTES));
     __builtin_memset(tile.row_count, 0, static_cast<uint64_t>(tile.steps) * sizeof(int64_t));
     int64_t at = segment;
     for (; at + WIDE * UNIT<A> <= end; at += WIDE * UNIT<A>) {
       fetch<A, S>(tile, segment + SEGMENT, (at - segment) / (WIDE * UNIT<A>));
-      take_columns<LOSS, KEEP, AFFINE, WEIGHTED, false, WIDE, A, S>(tile, at, nullptr, means + at);
+      take_columns<LOSS, KEEP, AFFINE, false, WIDE, A, S>(tile, at, nullptr, means + at);
     }
     for (; WIDE > 2 && at + 2 * UNIT<A> <= end; at += 2 * UNIT<A>) {
-      take_columns<LOSS, KEEP, AFFINE, WEIGHTED, false, 2, A, S>(tile, at, nullptr, means + at);
+      take_columns<LOSS, KEEP, AFFINE, false, 2, A, S>(tile, at, nullptr, means + at);
     }
     while (at < end) {
       // One unit at a time; the last columns stand among lanes that do not count: those before them, or padding behind.
@@ -402,14 +406,14 @@ void tile_kernel(const ResidualTile& tile) {
       M lanes[PARTS];
       for (int v = 0; v < PARTS; ++v) lanes[v] = lane_range<A, M>(from - v * STEP, from + size - v * STEP);
       A padded[UNIT<A>];
-      take_columns<LOSS, KEEP, AFFINE, WEIGHTED, true, 1, A, S>(tile, at - from, lanes, padded);
+      take_columns<LOSS, KEEP, AFFINE, true, 1, A, S>(tile, at - from, lanes, padded);
       for (int64_t i = 0; i < size; ++i) means[at + i] = padded[from + i];
       at += size;
     }
     for (int64_t step = 0; step < tile.steps; ++step) {
       tile.rows[step].sum += lane_total(row_sum + step * UNIT<A>);
       if (LOSS != Loss::kMae) tile.rows[step].loss += lane_total(row_loss + step * UNIT<A>);
-      if (WEIGHTED) tile.rows[step].weighted += lane_total(row_weighted + step * UNIT<A>);
+      if (tile.column_weight != nullptr) tile.rows[step].weighted += lane_total(row_weighted + step * UNIT<A>);
       tile.rows[step].count += ANY ? tile.row_count[step] : end - segment;
     }
   }
@@ -570,22 +574,21 @@ double spread(const A* mean, int64_t n) {
 template <Loss LOSS, typename A, typename S>
 constexpr void fill(ResidualKernels& k, int storage) {
   const int loss = static_cast<int>(LOSS);
-  k.tile[storage][loss][0][0][0] = tile_kernel<LOSS, Keep::kAll, false, false, A, S>;
-  k.tile[storage][loss][1][0][0] = tile_kernel<LOSS, Keep::kNull, false, false, A, S>;
-  k.tile[storage][loss][2][0][0] = tile_kernel<LOSS, Keep::kMask, false, false, A, S>;
-  k.tile[storage][loss][0][0][1] = tile_kernel<LOSS, Keep::kNull, false, true, A, S>;
-  k.tile[storage][loss][1][0][1] = tile_kernel<LOSS, Keep::kNull, false, true, A, S>;
-  k.tile[storage][loss][2][0][1] = tile_kernel<LOSS, Keep::kMask, false, true, A, S>;
+  for (int weighted = 0; weighted < 2; ++weighted) {
+    k.tile[storage][loss][1][0][weighted] = tile_kernel<LOSS, Keep::kNull, false, A, S>;
+    k.tile[storage][loss][2][0][weighted] = tile_kernel<LOSS, Keep::kMask, false, A, S>;
+  }
+  k.tile[storage][loss][0][0][0] = tile_kernel<LOSS, Keep::kAll, false, A, S>;
+  k.tile[storage][loss][0][0][1] = k.tile[storage][loss][1][0][1];
   k.slopes[storage][loss][0][0] = slopes_kernel<LOSS, Keep::kAll, false, A, S>;
   k.slopes[storage][loss][1][0] = slopes_kernel<LOSS, Keep::kNull, false, A, S>;
   k.slopes[storage][loss][2][0] = slopes_kernel<LOSS, Keep::kMask, false, A, S>;
   if constexpr (sizeof(S) == sizeof(A)) {
-    k.tile[storage][loss][0][1][0] = tile_kernel<LOSS, Keep::kNull, true, false, A, S>;
-    k.tile[storage][loss][1][1][0] = tile_kernel<LOSS, Keep::kNull, true, false, A, S>;
-    k.tile[storage][loss][2][1][0] = tile_kernel<LOSS, Keep::kMask, true, false, A, S>;
-    k.tile[storage][loss][0][1][1] = tile_kernel<LOSS, Keep::kNull, true, true, A, S>;
-    k.tile[storage][loss][1][1][1] = tile_kernel<LOSS, Keep::kNull, true, true, A, S>;
-    k.tile[storage][loss][2][1][1] = tile_kernel<LOSS, Keep::kMask, true, true, A, S>;
+    for (int weighted = 0; weighted < 2; ++weighted) {
+      k.tile[storage][loss][0][1][weighted] = tile_kernel<LOSS, Keep::kNull, true, A, S>;
+      k.tile[storage][loss][1][1][weighted] = tile_kernel<LOSS, Keep::kNull, true, A, S>;
+      k.tile[storage][loss][2][1][weighted] = tile_kernel<LOSS, Keep::kMask, true, A, S>;
+    }
     k.slopes[storage][loss][0][1] = slopes_kernel<LOSS, Keep::kNull, true, A, S>;
     k.slopes[storage][loss][1][1] = slopes_kernel<LOSS, Keep::kNull, true, A, S>;
     k.slopes[storage][loss][2][1] = slopes_kernel<LOSS, Keep::kMask, true, A, S>;

@@ -532,7 +532,6 @@ void moments_f64(const double* from, int64_t row_stride, int64_t rows, int64_t c
 
 }  // namespace
 
-const WindowKernels STPRUNE_SET::window_table = {&copy_f32, &copy_f64,    &complete,
-                                                 &gappy,    &moments_f32, &moments_f64};
+const WindowKernels STPRUNE_SET::window_table = {&copy_f32, &copy_f64, &complete, &gappy, &moments_f32, &moments_f64};
 
 }  // namespace stprune
