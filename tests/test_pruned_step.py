@@ -66,7 +66,7 @@ def test_the_step_is_lookup_loss_and_update(dtypes, loss, extras):
     if extras:
         g = torch.Generator().manual_seed(3)
         affine = torch.rand(7, 1, 37, generator=g) + 0.5
-        affine[5:] = 0.0
+        affine[5:] *= 8.0  # bounds between which some of the targets lie
         given[2:] = [mask, *(x.to(wide) for x in (affine, torch.rand(12, generator=g), torch.rand(5, 37, generator=g)))]
     for method in ("full", "soft-random", "infobatch", "ucb"):
         made = sampler(method)

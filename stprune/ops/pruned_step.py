@@ -11,7 +11,7 @@ from stprune.ops._registry import define, define_cuda
 from stprune.ops.pruned_loss import gradients
 from stprune.reference import pruned_step as reference
 
-Two = tuple[torch.Tensor, torch.Tensor]
+Two = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
@@ -48,11 +48,13 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, others: tuple[Any, ...]) -> Two:
         # One tuple: torch looks into every argument of its own.
         value, weight, count, column_mean = torch.ops.stprune.pruned_step.default(prediction, target, *others)
-        ctx.mark_non_differentiable(column_mean)
         ctx.set_materialize_grads(False)
         mask, affine, horizon, column_weight = others[:4]
         ctx.save_for_backward(prediction, target, mask, weight, affine, horizon, column_weight, count)
         ctx.options = others[14:18]
+        if not others[-1]:
+            return value, None
+        ctx.mark_non_differentiable(column_mean)
         return value, column_mean
 
     @staticmethod
@@ -74,7 +76,7 @@ def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
             loss, parameter, spatial, temporal and column_means as in `pruned_loss`.
 
     Returns:
-        [] float64 for float64 inputs, else float32; and the columns' means as `pruned_loss` gives them.
+        [] float64 for float64 inputs, else float32; and the columns' means as `pruned_loss` gives them, None if not asked for.
 
     Raises:
         RuntimeError: arguments do not fit, or an id is not in the plan (on a GPU the loss is NaN then); nothing was changed.
