@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stprune.reference.pruned_loss import null_bounds
-
 # Columns of a tile of the forward pass, entries of one of the backward, and warps, by ascending width: the narrowest tile that
 # holds all columns is taken, else the widest, with eight columns (four at 128) for every thread. A tile of 1,024 float32
 # columns is read in runs of 4 KiB, and (64, 12, 8600) makes 576 programs, four for every multiprocessor of an H200. By that
@@ -403,7 +401,9 @@ def config_of(num_columns: int) -> tuple[int, int]:
 
 def _null(null_value: float | None, null_tolerance: float, dtype: torch.dtype) -> dict[str, float]:
     """Between which targets one means missing, as numbers of the precision that the kernel compares in."""
-    bounds = null_bounds(math.nan if null_value is None else null_value, null_tolerance, dtype)
+    null = math.nan if null_value is None else float(torch.tensor(null_value, dtype=torch.float64).to(dtype))
+    # No number lies between the bounds of NaN.
+    bounds = (null - null_tolerance, null + null_tolerance) if null == null else (math.inf, -math.inf)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     low, high = torch.tensor(bounds, dtype=torch.float64).to(accumulator).tolist()
     return {"HAS_NULL": null_value is not None, "NULL_LOW": low, "NULL_HIGH": high}

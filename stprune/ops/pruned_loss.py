@@ -179,8 +179,8 @@ def arranged(tensor: torch.Tensor, dims: str | None) -> torch.Tensor:
     if dims is None or dims.startswith("BT"):
         return tensor
     order = [dims.index("B")] + ([dims.index("T")] if "T" in dims else [])
-    rest = [d for d in range(len(dims)) if d not in order]
-    view = tensor.permute(*order, *rest)
+    folded = [d for d in range(len(dims)) if d not in order]
+    view = tensor.permute(*order, *folded)
     return view if "T" in dims else view.unsqueeze(1)
 
 

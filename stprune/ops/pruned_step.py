@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from stprune.ops import table_update  # noqa: F401  to be registered
 from stprune.ops._registry import define, define_cuda
 from stprune.ops.pruned_loss import gradients
 from stprune.reference import pruned_step as reference
@@ -34,13 +35,11 @@ define(
     reference.pruned_step,
     _fake,
 )
-# On the GPU the same parts, each by its own kernel.
-define_cuda(
-    "pruned_step",
-    functools.partial(
-        reference.pruned_step, loss_op=torch.ops.stprune.pruned_loss.default, update_op=torch.ops.stprune.table_update.default
-    ),
+composed = functools.partial(
+    reference.pruned_step, loss_op=torch.ops.stprune.pruned_loss.default, update_op=torch.ops.stprune.table_update.default
 )
+"""The step of a GPU: the parts one after another, each by its own kernel."""
+define_cuda("pruned_step", composed)
 
 
 class _Step(torch.autograd.Function):
