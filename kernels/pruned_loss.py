@@ -28,14 +28,14 @@ ROWS = 32
 def _entries(
     prediction, target, mask, affine, affine_step, inside, column_affine,
     LOSS: tl.constexpr, PARAMETER: tl.constexpr, HAS_MASK: tl.constexpr, HAS_NULL: tl.constexpr,
-    NULL_LOW: tl.constexpr, NULL_HIGH: tl.constexpr, HAS_AFFINE: tl.constexpr, ACC: tl.constexpr,
+    NULL_LOW: tl.constexpr, NULL_HIGH: tl.constexpr, HAS_AFFINE: tl.constexpr, HAS_BOUNDS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Error, target as the loss sees it and which entries count, at pointers of one shape. LOSS is a place in LOSSES."""
     t = tl.load(target, mask=inside, other=0.0).to(ACC)
     kept = inside
     if HAS_NULL:
         # A NaN lies on neither side of the bounds.
-        if HAS_AFFINE:
+        if HAS_BOUNDS:
             low = tl.load(affine + 5 * affine_step + column_affine, mask=inside, other=0.0)
             high = tl.load(affine + 6 * affine_step + column_affine, mask=inside, other=0.0)
             kept = kept & ((t < low) | (t > high))
@@ -62,7 +62,7 @@ def _pruned_loss_tile_kernel(
     prediction,  # [B, T, columns]
     target,  # [B, T, columns]
     mask,  # [B, T, columns] bool, or unused
-    affine,  # [7, 1 or B, F], or unused
+    affine,  # [5 or 7, 1 or B, F], or unused
     column_weight,  # [B, F], or unused
     rows,  # [B, tiles, T, ROW] float64 out: sum of |e|, of the loss's terms, entries, and with weights of the weighted terms
     column_mean,  # [B, F] out, or unused
@@ -81,6 +81,7 @@ def _pruned_loss_tile_kernel(
     NULL_LOW: tl.constexpr,
     NULL_HIGH: tl.constexpr,
     HAS_AFFINE: tl.constexpr,
+    HAS_BOUNDS: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROW: tl.constexpr,
@@ -108,7 +109,7 @@ def _pruned_loss_tile_kernel(
     while step < num_steps:
         e, y, kept = _entries(
             p, t, m, affine, affine_step, inside, sample * affine_sample + column,
-            LOSS, PARAMETER, HAS_MASK, HAS_NULL, NULL_LOW, NULL_HIGH, HAS_AFFINE, ACC,
+            LOSS, PARAMETER, HAS_MASK, HAS_NULL, NULL_LOW, NULL_HIGH, HAS_AFFINE, HAS_BOUNDS, ACC,
         )  # fmt: skip
         u = tl.where(kept, tl.abs(e), 0.0)
         term = u
@@ -309,6 +310,7 @@ def _pruned_loss_backward_kernel(
     NULL_LOW: tl.constexpr,
     NULL_HIGH: tl.constexpr,
     HAS_AFFINE: tl.constexpr,
+    HAS_BOUNDS: tl.constexpr,
     HAS_HORIZON: tl.constexpr,
     HAS_VALUE: tl.constexpr,
     HAS_LOSS: tl.constexpr,
@@ -332,7 +334,7 @@ def _pruned_loss_backward_kernel(
         target + sample * t_sample + step * t_step + outer_index * t_outer + inner_index * t_inner,
         mask + sample * m_sample + step * m_step + outer_index * m_outer + inner_index * m_inner,
         affine, affine_step, inside, at,
-        LOSS, PARAMETER, HAS_MASK, HAS_NULL, NULL_LOW, NULL_HIGH, HAS_AFFINE, ACC,
+        LOSS, PARAMETER, HAS_MASK, HAS_NULL, NULL_LOW, NULL_HIGH, HAS_AFFINE, HAS_BOUNDS, ACC,
     )  # fmt: skip
     scale = tl.zeros([], tl.float64)
     if HAS_VALUE:
@@ -400,8 +402,9 @@ def config_of(num_columns: int) -> tuple[int, int]:
 def _null(null_value: float | None, null_tolerance: float, dtype: torch.dtype) -> dict[str, float]:
     """Between which targets one means missing, as numbers of the precision that the kernel compares in."""
     null = math.nan if null_value is None else float(torch.tensor(null_value, dtype=torch.float64).to(dtype))
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    # No number lies between the bounds of NaN.
     bounds = (null - null_tolerance, null + null_tolerance) if null == null else (math.inf, -math.inf)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     low, high = torch.tensor(bounds, dtype=torch.float64).to(accumulator).tolist()
     return {"HAS_NULL": null_value is not None, "NULL_LOW": low, "NULL_HIGH": high}
 
@@ -450,6 +453,7 @@ def pruned_loss(
         steps, num_columns, inner,
         *p.stride(), *t.stride(), *m.stride(), *_affine_strides(affine, num_columns),
         LOSS=loss, PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
+        HAS_BOUNDS=affine is not None and affine.shape[0] > 5,
         **_null(null_value, null_tolerance, target.dtype),
         HAS_COLUMN=column_weight is not None, COLUMNS=column_means, ROW=row,
         WIDE=wide, TALL=steps > ROWS, BLOCK_COLUMN=block_column, num_warps=num_warps,
@@ -510,6 +514,7 @@ def pruned_loss_backward(
         steps, columns, inner,
         *p.stride(), *t.stride(), *m.stride(), *gp.stride(), *gt.stride(), *_affine_strides(affine, columns),
         LOSS=loss, PARAMETER=parameter, HAS_MASK=mask is not None, HAS_AFFINE=affine is not None,
+        HAS_BOUNDS=affine is not None and affine.shape[0] > 5,
         **_null(null_value, null_tolerance, target.dtype),
         HAS_HORIZON=horizon is not None, HAS_VALUE=grad_value is not None, HAS_LOSS=grad_loss is not None,
         HAS_WEIGHT=weight is not None, HAS_COLUMN=column_weight is not None,

@@ -170,7 +170,6 @@ class PrunedLoss(torch.nn.Module):
         """
         dims = self.dims
         _check_batch(prediction, target, mask, node, dims)
-        sizes, counts_nodes = channels_of(prediction.shape, dims)
         affine, horizon = self._affine(prediction, target, node), self._horizon(prediction)
         p, t, m = arranged(prediction, dims), arranged(target, dims), None if mask is None else arranged(mask, dims)
         loss = LOSSES.index(self.loss)
@@ -190,6 +189,7 @@ class PrunedLoss(torch.nn.Module):
             _check.ids(_OP, "index", index, sampler.table.num_samples - 1)
             index = index.to(device, non_blocking=True)
         arguments = sampler.step_arguments(per_step=self.rescale == "per_step")
+        sizes, counts_nodes = ([], []) if node is None else channels_of(prediction.shape, dims)
         shares = None if node is None else sampler.node_weights(index, node)
         if shares is not None:
             shares = scaling.spread_nodes(shares.to(device, _accumulator(p)), sizes, counts_nodes)
@@ -200,7 +200,7 @@ class PrunedLoss(torch.nn.Module):
             # The op looks at the ids before it writes; looking here too, before each step, would cost a tenth of a small one.
             self._check_plan(index, arguments[0], arguments[3])
             raise
-        sampler.take_in(index, node, scaling.mean_of_channels(means, sizes, counts_nodes) if wanted else None)
+        sampler.take_in(index, node, None if means is None else scaling.mean_of_channels(means, sizes, counts_nodes))
         return value
 
     def _check_plan(self, index: torch.Tensor, plan_ids: torch.Tensor | None, num_samples: int) -> None:
@@ -226,30 +226,32 @@ class PrunedLoss(torch.nn.Module):
         return self._horizon_row.get(key, [weights], lambda: weights.to(key[1]).to(key[0]))
 
     def _affine(self, prediction: torch.Tensor, target: torch.Tensor, node: torch.Tensor | None) -> torch.Tensor | None:
-        """What the fused ops take as affine, [7, 1 or B, F] beside the prediction; None where nothing is mapped."""
+        """What the fused ops take as affine, [5 or 7, 1 or B, F] beside the prediction; None where nothing is mapped."""
         settings = self.mean, self.std, self.node_scale
         if self.mean is None and self.std is None and self.node_scale is None:
             return None
+        null = self.null_value, self.null_tolerance
+        key = prediction.shape, node is None, null, self.normalized_target, prediction.dtype, target.dtype, prediction.device
+        rows = self._affine_rows.get(key, settings, lambda: self._rows(prediction, target, node is not None))
+        return rows if node is None else scaling.as_columns(rows, node, channels_of(prediction.shape, self.dims)[1])
+
+    def _rows(self, prediction: torch.Tensor, target: torch.Tensor, drawn: bool) -> torch.Tensor:
+        """The affine of all windows [5 or 7, 1, F]; or, where nodes are drawn, of all nodes that the settings speak of."""
+        settings = self.mean, self.std, self.node_scale
         sizes, counts_nodes = channels_of(prediction.shape, self.dims)
         nodes = [size for size, counted in zip(sizes, counts_nodes, strict=True) if counted]
         channels = [size for size, counted in zip(sizes, counts_nodes, strict=True) if not counted]
-        if node is not None:
-            # The rows of all nodes that the settings speak of, of which each window takes its own.
-            nodes = [scaling.num_nodes_of(settings)]
-        null = self.null_value, self.null_tolerance
-        device, accumulator = prediction.device, _accumulator(prediction)
-
-        def make() -> torch.Tensor:
-            rows = scaling.affine_rows(
-                *settings, null, normalized_target=self.normalized_target, target_dtype=target.dtype, nodes=nodes,
-                channels=channels,
-            )  # fmt: skip
-            rows = rows.to(accumulator).to(device)
-            return rows if node is not None else scaling.as_columns(rows, None, counts_nodes)
-
-        key = (*nodes, *channels), node is None, null, self.normalized_target, target.dtype, device, accumulator
-        rows = self._affine_rows.get(key, settings, make)
-        return rows if node is None else scaling.as_columns(rows, node, counts_nodes)
+        rows = scaling.affine_rows(
+            *settings,
+            (self.null_value, self.null_tolerance),
+            normalized_target=self.normalized_target,
+            target_dtype=target.dtype,
+            nodes=[scaling.num_nodes_of(settings)] if drawn else nodes,
+            channels=channels,
+        )
+        # Rounded on the host: some devices have no float64.
+        rows = rows.to(_accumulator(prediction)).to(prediction.device)
+        return rows if drawn else scaling.as_columns(rows, None, counts_nodes)
 
 
 def _accumulator(prediction: torch.Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stprune.ops import _check
-from stprune.reference.pruned_loss import null_bounds
+from stprune.reference.pruned_loss import normalized_null_bounds
 
 _OP = "PrunedLoss"
 
@@ -73,8 +73,8 @@ def affine_rows(
     nodes: Sequence[int],
     channels: Sequence[int],
 ) -> torch.Tensor:
-    """[7, nodes ..., channels ...] float64 on the host: factor and offset of prediction and of target, factor of their
-    difference, and the bounds between which a target means missing.
+    """[5 or 7, nodes ..., channels ...] float64 on the host: factor and offset of prediction and of target, factor of their
+    difference, and for a normalised target the bounds between which one means missing.
 
     Args:
         mean, std, node_scale: as `setting` gives them; of nodes, or nodes and channels.
@@ -91,10 +91,13 @@ def affine_rows(
     factor, offset = one if std is None else std, one * 0.0 if mean is None else mean
     scale = one if node_scale is None else node_scale
     factor, offset, scale = (_spread(value, shape) for value in (factor, offset, scale))
-    given = (factor, offset) if normalized_target else (torch.ones_like(factor), torch.zeros_like(offset))
+    if not normalized_target:
+        return torch.stack([factor, offset, torch.ones_like(factor), torch.zeros_like(offset), 1.0 / scale])
     null_value, null_tolerance = null
-    low, high = null_bounds(math.nan if null_value is None else null_value, null_tolerance, target_dtype, given[1], given[0])
-    return torch.stack([factor, offset, *given, 1.0 / scale, low, high])
+    bounds = normalized_null_bounds(
+        math.nan if null_value is None else null_value, null_tolerance, target_dtype, offset, factor
+    )
+    return torch.stack([factor, offset, factor, offset, 1.0 / scale, *bounds])
 
 
 def _spread(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

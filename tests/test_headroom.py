@@ -17,7 +17,7 @@ from stprune.headroom import gradients, variance
 from stprune.headroom.choices import Choice, Choices, choose
 from stprune.headroom.cost import StepCost, StepTimes, fit_cost, sizes_to_time, typical
 from stprune.headroom.gradients import GradientStats
-from stprune.headroom.losses import entries, pair_means
+from stprune.headroom.losses import LOSSES, entries, pair_means
 from stprune.headroom.report import fit_error, sentences
 from stprune.models import STID, STAEformer
 
@@ -548,3 +548,9 @@ def test_bars_are_optional(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tqdm" else find_spec(name, *rest))
     assert quick(stid(), [calendar_batch()], progress=True).num_windows == 16
+
+
+def test_a_tolerance_finds_null_values_that_went_through_a_scaler_and_back():
+    target = torch.tensor([[[[0.0], [1.5e-5], [2.0]]]])
+    for tolerance, valid in ((0.0, [False, True, True]), (5e-5, [False, False, True])):
+        assert entries(target + 1, target, LOSSES["mae"], 0.0, tolerance)[1].flatten().tolist() == valid

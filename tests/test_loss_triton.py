@@ -61,8 +61,9 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
         prediction = prediction.transpose(1, 2).contiguous().transpose(1, 2)
         target = target.transpose(0, 1).contiguous().transpose(0, 1)
     columns = math.prod(shape[2:])
-    affine = draw(7, 1, columns) + 0.5
-    affine[5:] = 0.0  # a null value of 0, of a target that is not normalised
+    affine = draw(5 if masked else 7, 1, columns) + 0.5
+    affine[5:6] *= 4.0  # bounds between which some of the targets lie
+    affine[6:] = affine[5:6] + 1.0
     extra = (draw(shape[0]), affine, draw(shape[1]), draw(shape[0], columns) + 0.5)
     parameter = {"huber": 0.8, "mape": 4.0, "quantile": 0.3}.get(loss, 1.0)
     arguments = (prediction, target, mask if masked else None)
@@ -179,7 +180,7 @@ for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
     pointers |= {"loss": of, "statistics": of, "value": of}
     for loss in (0, 3):
         constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "HAS_NULL": True, "NULL_LOW": 0.1, "NULL_HIGH": 0.1}
-        constants |= {"HAS_AFFINE": loss == 3, "WIDE": wide}
+        constants |= {"HAS_AFFINE": loss == 3, "HAS_BOUNDS": loss == 3, "WIDE": wide}
         constants["HAS_COLUMN"] = loss == 3
         flags = ("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO")
         for block, warps in kernel.CONFIGS if (dtype, loss) == ("fp32", 3) else kernel.CONFIGS[-1:]:
@@ -235,9 +236,8 @@ def test_gpu_matches_the_reference(dtype: torch.dtype, loss: str) -> None:
         target = torch.rand(shape, generator=generator) * 3 + 5
         prediction = (target + torch.rand(shape, generator=generator) * 4 - 2).to(dtype)
         target = target.masked_fill(torch.rand(shape, generator=generator) < 0.2, 0.0).to(dtype)
-        sizes = ((shape[0],), (7, 1, columns), (shape[1],), (shape[0], columns))
+        sizes = ((shape[0],), (5, 1, columns), (shape[1],), (shape[0], columns))
         extra = [(torch.rand(size, generator=generator) + 0.5).to(wide) for size in sizes]
-        extra[1][5:] = 0.0
         for extras in (False, True) if first else (True,):
             given = [prediction, target, None, *(extra if extras else [None] * 4)]
             on_gpu = [None if x is None else x.cuda() for x in given]

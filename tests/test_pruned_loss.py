@@ -32,8 +32,7 @@ def case(shape, dtype=torch.float32, *, extras=False, masked=False, seed=0):
     target = target.masked_fill(torch.rand(shape, generator=g) < 0.2, 0.0)
     mask = torch.rand(shape, generator=g) < 0.7
     weight = torch.rand(shape[0], generator=g) + 0.5
-    affine = torch.rand(7, 1, math.prod(shape[2:]), generator=g) + 0.5
-    affine[5:] = 0.0  # what a null value of 0 makes of a target that is not normalised
+    affine = torch.rand(5, 1, math.prod(shape[2:]), generator=g) + 0.5
     horizon = torch.rand(shape[1], generator=g)
     column_weight = torch.rand(shape[0], math.prod(shape[2:]), generator=g) + 0.5
     out = [prediction.to(dtype), target.to(dtype), mask if masked else None]

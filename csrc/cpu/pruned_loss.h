@@ -70,6 +70,7 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
   tile.rows = rows;
   tile.affine = tile.column_weight = nullptr;
   tile.affine_step = 0;
+  tile.bounds = problem.affine_rows > MAP_ROWS;
   tile.mask = nullptr;
   tile.mask_step = 0;
   if (problem.direct) {

@@ -52,6 +52,7 @@ bool is_flat(const Tensor& like, const Tensor& tensor) {
 ResidualRow row_of(const Problem& problem, double coefficient) {
   ResidualRow row{};
   row.has_null = problem.has_null;
+  row.bounds = problem.affine_rows > MAP_ROWS;
   row.null_low = problem.null_low;
   row.null_high = problem.null_high;
   row.parameter = problem.parameter;

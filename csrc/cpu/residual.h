@@ -40,7 +40,7 @@ struct ResidualArguments {
   const Tensor& prediction;
   const Tensor& target;
   const std::optional<Tensor>& mask;
-  const std::optional<Tensor>& affine;         // [7, 1 or B, F] A
+  const std::optional<Tensor>& affine;         // [5 or 7, 1 or B, F] A
   const std::optional<Tensor>& horizon;        // [T] A
   const std::optional<Tensor>& column_weight;  // [B, F] A
   std::optional<double> null_value;
@@ -59,9 +59,9 @@ struct Problem {
   double parameter;
   Keep keep;
   bool wide;            // the accumulator is double
-  const void* affine;   // A [7, 1 or B, F], or null
+  const void* affine;   // A [rows, 1 or B, F], or null
   int64_t affine_step;  // from one of its rows to the next
-  int64_t affine_sample;
+  int64_t affine_sample, affine_rows;
   const void* horizon;        // A [T], or null
   const void* column_weight;  // A [B, F], or null
   bool direct;                // kernels may read the tensors themselves
@@ -153,14 +153,16 @@ inline Problem make_problem(const ResidualArguments& a) {
   out.keep = out.has_mask ? Keep::kMask : out.has_null ? Keep::kNull : Keep::kAll;
   const ScalarType accumulator = out.wide ? ScalarType::Double : ScalarType::Float;
   out.affine = out.horizon = out.column_weight = nullptr;
-  out.affine_step = out.affine_sample = 0;
+  out.affine_rows = out.affine_step = out.affine_sample = 0;
   if (a.affine.has_value()) {
     const Tensor& affine = *a.affine;
     check_dtype(affine, accumulator, a.op, "affine");
-    STD_TORCH_CHECK(affine.is_contiguous() && affine.dim() == 3 && affine.size(0) == AFFINE_ROWS &&
+    STD_TORCH_CHECK(affine.is_contiguous() && affine.dim() == 3 &&
+                        (affine.size(0) == MAP_ROWS || affine.size(0) == MAP_ROWS + BOUND_ROWS) &&
                         (affine.size(1) == 1 || affine.size(1) == out.samples) && affine.size(2) == out.nodes,
-                    a.op, ": affine must be contiguous [7, 1 or B, F]");
+                    a.op, ": affine must be contiguous [5 or 7, 1 or B, F]");
     out.affine = affine.const_data_ptr();
+    out.affine_rows = affine.size(0);
     out.affine_step = affine.size(1) * out.nodes;
     out.affine_sample = affine.size(1) == 1 ? 0 : out.nodes;
   }
@@ -261,14 +263,14 @@ struct Copies {
       : prediction(static_cast<size_t>(steps * SEGMENT)),
         target(static_cast<size_t>(steps * SEGMENT)),
         mask(problem.has_mask ? static_cast<size_t>(steps * SEGMENT) : 0),
-        affine(problem.affine != nullptr ? static_cast<size_t>(AFFINE_ROWS * SEGMENT) : 0),
+        affine(problem.affine != nullptr ? static_cast<size_t>(problem.affine_rows * SEGMENT) : 0),
         column_weight(problem.column_weight != nullptr ? static_cast<size_t>(SEGMENT) : 0) {}
 
   void fill(const Problem& problem, int64_t sample, int64_t from, int64_t steps, int64_t first, int64_t width) {
     copy_in(problem.prediction, sample, from, steps, first, width, prediction.data());
     copy_in(problem.target, sample, from, steps, first, width, target.data());
     if (problem.has_mask) copy_in(problem.mask, sample, from, steps, first, width, mask.data());
-    for (int64_t row = 0; problem.affine != nullptr && row < AFFINE_ROWS; ++row) {
+    for (int64_t row = 0; row < problem.affine_rows; ++row) {
       const A* source =
           static_cast<const A*>(problem.affine) + row * problem.affine_step + sample * problem.affine_sample + first;
       std::copy(source, source + width, affine.data() + row * SEGMENT);
@@ -281,7 +283,7 @@ struct Copies {
 
   std::vector<A> prediction, target;  // [steps, SEGMENT]
   std::vector<uint8_t> mask;          // likewise
-  std::vector<A> affine;              // [7, SEGMENT]
+  std::vector<A> affine;              // [rows, SEGMENT]
   std::vector<A> column_weight;       // [SEGMENT]
 };
 

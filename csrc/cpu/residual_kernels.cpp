@@ -228,7 +228,6 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
   const V null_low = V{} + static_cast<A>(tile.null_low), null_high = V{} + static_cast<A>(tile.null_high);
   const A parameter = static_cast<A>(tile.parameter);
   const M always = everywhere<M>(!tile.has_null);
-  const A* bounds = AFFINE ? static_cast<const A*>(tile.affine) + at + MAP_ROWS * tile.affine_step : nullptr;
   V affine[AFFINE ? MAP_ROWS * N : 1];
   if constexpr (AFFINE) {
     const A* from = static_cast<const A*>(tile.affine) + at;
@@ -278,9 +277,10 @@ STPRUNE_INLINE void take_columns(const ResidualTile& tile, int64_t at, const typ
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) {
         V p = read(p_row + i * STEP), t = read(t_row + i * STEP), low = null_low, high = null_high;
-        if constexpr (AFFINE) {
-          low = load<V>(bounds + i * STEP);
-          high = load<V>(bounds + tile.affine_step + i * STEP);
+        if (AFFINE && tile.bounds) {
+          const A* bounds = static_cast<const A*>(tile.affine) + at + i * STEP + MAP_ROWS * tile.affine_step;
+          low = load<V>(bounds);
+          high = load<V>(bounds + tile.affine_step);
         }
         M kept{};
         if constexpr (KEEP == Keep::kNull) {
@@ -456,7 +456,7 @@ void slopes_kernel(const ResidualRow& row) {
   // Less than a vector: on padded copies.
   S padded_p[STEP] = {}, padded_t[STEP] = {}, padded_grad_p[STEP], padded_grad_t[STEP];
   uint8_t padded_m[STEP] = {};
-  A padded_a[AFFINE ? AFFINE_ROWS * STEP : 1] = {}, padded_scale[STEP] = {};
+  A padded_a[AFFINE ? (MAP_ROWS + BOUND_ROWS) * STEP : 1] = {}, padded_scale[STEP] = {};
   const bool narrow = n < STEP;
   const uint64_t bytes = static_cast<uint64_t>(n) * sizeof(S);
   if (narrow) {
@@ -464,7 +464,7 @@ void slopes_kernel(const ResidualRow& row) {
     __builtin_memcpy(padded_t, target, bytes);
     if constexpr (KEEP == Keep::kMask) __builtin_memcpy(padded_m, mask, static_cast<uint64_t>(n));
     if constexpr (AFFINE) {
-      for (int r = 0; r < AFFINE_ROWS; ++r) {
+      for (int r = 0; r < MAP_ROWS + (row.bounds ? BOUND_ROWS : 0); ++r) {
         __builtin_memcpy(padded_a + r * STEP, affine + r * affine_step, static_cast<uint64_t>(n) * sizeof(A));
       }
     }
@@ -485,7 +485,7 @@ void slopes_kernel(const ResidualRow& row) {
     // The last entries again with those before them: the same values are written twice.
     const int64_t j = first + STEP <= n ? first : n - STEP;
     V p = read(prediction + j), t = read(target + j), low = null_low, high = null_high;
-    if constexpr (AFFINE) {
+    if (AFFINE && row.bounds) {
       low = load<V>(affine + j + MAP_ROWS * affine_step);
       high = load<V>(affine + j + (MAP_ROWS + 1) * affine_step);
     }

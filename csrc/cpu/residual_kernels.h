@@ -25,9 +25,9 @@ constexpr int64_t UNIT_BYTES = 64;
 constexpr int64_t SEGMENT = 512;
 // Rows added in the input's precision before the column sums go into a double.
 constexpr int64_t ROWS = 32;
-// Rows of an affine tensor: prediction * [0] + [1], target * [2] + [3], their difference * [4]; a target as it is given
-// is missing where it lies in [[5], [6]].
-constexpr int64_t MAP_ROWS = 5, AFFINE_ROWS = 7;
+// Rows of an affine tensor: prediction * [0] + [1], target * [2] + [3], their difference * [4]. Of a normalised target
+// also the bounds [5] and [6], between which one means missing.
+constexpr int64_t MAP_ROWS = 5, BOUND_ROWS = 2;
 
 struct RowTotal {
   double sum = 0.0;       // of |e|
@@ -46,9 +46,10 @@ struct ResidualTile {
   bool overlap;               // whether UNIT_BYTES of lanes may be read before the end of a row; else behind its end
   const void* affine;         // A, first column, or null
   int64_t affine_step;        // entries from one of its rows to the next
+  bool bounds;                // whether `affine` has rows that say which targets are missing
   const void* column_weight;  // A, first column, or null
   bool has_null;
-  double null_low, null_high;  // targets in between are missing; with `affine` its rows say so
+  double null_low, null_high;  // targets in between are missing
   double parameter;            // of the loss
   void* row_sum;               // A [steps][lanes] scratch
   void* row_loss;              // A [steps][lanes] scratch
@@ -66,6 +67,7 @@ struct ResidualRow {
   int64_t width;
   const void* affine;
   int64_t affine_step;
+  bool bounds;
   bool has_null;
   double null_low, null_high;
   double parameter;

@@ -135,9 +135,10 @@ def pruned_loss(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
         prediction, target: [B, T, ...], whose dimensions after the second fold into F columns. Not modified.
         others: the schema's other arguments, in order: mask, of the target's shape; weight [B] and column_weight [B, F],
             which multiply the samples' and the columns' shares of the batch loss and of its gradient, and nothing else;
-            affine [7, 1 or B, F] and horizon [T], as `stprune.scaling` makes them; null_value and null_tolerance, which say
-            what targets mean missing where there is no affine, whose rows say so otherwise; loss, a place in `LOSSES`,
-            and its parameter; spatial and temporal of eq. 4; column_means, whether the last result is asked for.
+            affine [5 or 7, 1 or B, F] and horizon [T], as `stprune.scaling` makes them; null_value and null_tolerance, which
+            say what targets mean missing (an affine of 7 rows says it for each column instead, unless null_value is None);
+            loss, a place in `LOSSES`, and its parameter; spatial and temporal of eq. 4; column_means, whether the last
+            result is asked for.
 
     Returns:
         The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] int64; mean of |e| over time of
@@ -178,8 +179,8 @@ def arranged(tensor: torch.Tensor, dims: str | None) -> torch.Tensor:
     if dims is None or dims.startswith("BT"):
         return tensor
     order = [dims.index("B")] + ([dims.index("T")] if "T" in dims else [])
-    rest = [d for d in range(len(dims)) if d not in order]
-    view = tensor.permute(*order, *rest)
+    folded = [d for d in range(len(dims)) if d not in order]
+    view = tensor.permute(*order, *folded)
     return view if "T" in dims else view.unsqueeze(1)
 
 

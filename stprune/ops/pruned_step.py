@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-from stprune.ops import table_update  # noqa: F401 - defines the op that a step on the GPU calls
+from stprune.ops import table_update  # noqa: F401  to be registered
 from stprune.ops._registry import define, define_cuda
 from stprune.ops.pruned_loss import gradients
 from stprune.reference import pruned_step as reference
 
-Two = tuple[torch.Tensor, torch.Tensor]
+Two = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
@@ -34,15 +35,11 @@ define(
     reference.pruned_step,
     _fake,
 )
-
-
-def _cuda(*arguments: Any) -> Any:
-    # On the GPU the same parts, each by its own kernel.
-    ops = torch.ops.stprune
-    return reference.pruned_step(*arguments, loss_op=ops.pruned_loss.default, update_op=ops.table_update.default)
-
-
-define_cuda("pruned_step", _cuda)
+composed = functools.partial(
+    reference.pruned_step, loss_op=torch.ops.stprune.pruned_loss.default, update_op=torch.ops.stprune.table_update.default
+)
+"""The step of a GPU: the parts one after another, each by its own kernel."""
+define_cuda("pruned_step", composed)
 
 
 class _Step(torch.autograd.Function):
@@ -50,11 +47,13 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, prediction: torch.Tensor, target: torch.Tensor, others: tuple[Any, ...]) -> Two:
         # One tuple: torch looks into every argument of its own.
         value, weight, count, column_mean = torch.ops.stprune.pruned_step.default(prediction, target, *others)
-        ctx.mark_non_differentiable(column_mean)
         ctx.set_materialize_grads(False)
         mask, affine, horizon, column_weight = others[:4]
         ctx.save_for_backward(prediction, target, mask, weight, affine, horizon, column_weight, count)
         ctx.options = others[14:18]
+        if not others[-1]:
+            return value, None
+        ctx.mark_non_differentiable(column_mean)
         return value, column_mean
 
     @staticmethod
@@ -76,7 +75,7 @@ def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
             loss, parameter, spatial, temporal and column_means as in `pruned_loss`.
 
     Returns:
-        [] float64 for float64 inputs, else float32; and the columns' means as `pruned_loss` gives them.
+        [] float64 for float64 inputs, else float32; and the columns' means as `pruned_loss` gives them, None if not asked for.
 
     Raises:
         RuntimeError: arguments do not fit, or an id is not in the plan (on a GPU the loss is NaN then); nothing was changed.

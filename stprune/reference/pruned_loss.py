@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 LOSSES = ("mae", "mse", "huber", "mape", "quantile")
@@ -10,23 +12,30 @@ LOSSES = ("mae", "mse", "huber", "mape", "quantile")
 _Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def null_bounds(
-    null_value: float, null_tolerance: float, dtype: torch.dtype, mean: torch.Tensor, std: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Between which targets of a dtype, given as (series - mean) / std, a target means missing: two float64 tensors.
+def null_bounds(null_value: float, null_tolerance: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Between which targets of a dtype one means missing: within null_tolerance of null_value.
 
-    That is within null_tolerance of null_value, both in the series' unit. Where mean and std are not 0 and 1, two roundings
-    of the scaler's arithmetic and one of the target's dtype are allowed for. No number lies between the bounds of NaN.
+    No number lies between the bounds of NaN.
     """
     if null_value != null_value:
-        return torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
+        return math.inf, -math.inf
+    # Rounded to the data's dtype first: 0.1 marks the entries that hold bfloat16's nearest to 0.1.
+    null = float(torch.tensor(null_value, dtype=torch.float64).to(dtype))
+    return null - null_tolerance, null + null_tolerance
+
+
+def normalized_null_bounds(
+    null_value: float, null_tolerance: float, dtype: torch.dtype, mean: torch.Tensor, std: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of targets that are (series - mean) / std, where null_value and null_tolerance are in the series' unit.
+
+    Some roundings of the scaler's arithmetic and one of the target's dtype are allowed for.
+    """
+    if null_value != null_value:
+        return torch.full_like(mean, math.inf), torch.full_like(mean, -math.inf)
     image = (null_value - mean) / std
     arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     slack = 2.0 * arithmetic * (image.abs() + (mean / std).abs()) + 0.5 * torch.finfo(dtype).eps * image.abs()
-    plain = (mean == 0.0) & (std == 1.0)
-    slack = torch.where(plain, 0.0, slack)
-    # Rounded to the data's dtype first: 0.1 marks the entries that hold bfloat16's nearest to 0.1.
-    image = torch.where(plain, image.to(dtype).double(), image)
     return image - null_tolerance / std - slack, image + null_tolerance / std + slack
 
 
@@ -36,8 +45,8 @@ def kept_entries(
     """Which entries count, bool of the target's shape: the mask's, less null and NaN targets."""
     kept = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
     if null_value is not None:
-        zero = torch.zeros((), dtype=torch.float64)
-        kept = kept & _outside(target, *null_bounds(null_value, null_tolerance, target.dtype, zero, zero + 1.0))
+        low, high = torch.tensor(null_bounds(null_value, null_tolerance, target.dtype), dtype=torch.float64)
+        kept = kept & _outside(target, low, high)
     return kept
 
 
@@ -76,14 +85,15 @@ def _residual(
     parameter: float,
 ) -> _Tensors:
     """The error (0 where it does not count), the target the loss sees, which entries count, and the affine map."""
-    kept = _folded(kept_entries(target, mask, None if affine is not None else null_value, null_tolerance))
+    bounds = None if affine is None or affine.shape[0] == 5 else affine[5:].unsqueeze(2)
+    kept = _folded(kept_entries(target, mask, null_value if bounds is None else None, null_tolerance))
     p, t = _folded(prediction).double(), _folded(target).double()
     # [5, 1 or B, 1, F]
     a = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64, device=p.device).view(5, 1, 1, 1)
     if affine is not None:
         a = affine[:5].double().unsqueeze(2)
-        if null_value is not None:
-            kept = kept & _outside(_folded(target), *affine[5:].unsqueeze(2))
+    if bounds is not None and null_value is not None:
+        kept = kept & _outside(_folded(target), *bounds)
     p, t = p * a[0] + a[1], t * a[2] + a[3]
     if loss == "mape":
         kept = kept & ~(t.abs() < parameter)
