@@ -8,8 +8,8 @@ A node sampler is a small class: `draw` says which nodes, and what they count fo
         def draw(self, index, epoch):
             return torch.arange(self.count, device=index.device).expand(len(index), -1), None
 
-Drawing nodes is not new: SGP (AAAI 2023) draws a node set for each window, iTransformer (ICLR 2024) one set a batch, MTGNN (KDD 2020)
-splits the nodes, VarDrop (AAAI 2025) groups them by frequency. Here every draw has stated probabilities and weights.
+Drawing nodes is not new: SGP (AAAI 2023) draws a node set for each window, iTransformer (ICLR 2024) one set a batch, MTGNN
+(KDD 2020) splits the nodes, VarDrop (AAAI 2025) groups them by frequency. Here every draw has stated probabilities and weights.
 """
 
 from __future__ import annotations
