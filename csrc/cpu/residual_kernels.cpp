@@ -221,7 +221,7 @@ STPRUNE_INLINE void columns(const ResidualTile& tile, int64_t at, const typename
   constexpr bool ANY = KEEP != Keep::kAll || LOSS == Loss::kMape || SOME;
   constexpr int N = U * PARTS, STEP = UNIT<A> / PARTS;
   // A branch that is always the same, instead of twice as many instances.
-  const bool weighted = KEEP != Keep::kAll && tile.column_weight != nullptr;
+  const bool weighted = tile.column_weight != nullptr;
   const S* prediction = static_cast<const S*>(tile.prediction) + at;
   const S* target = static_cast<const S*>(tile.target) + at;
   const uint8_t* mask = KEEP == Keep::kMask ? tile.mask + at : nullptr;
@@ -279,7 +279,7 @@ STPRUNE_INLINE void columns(const ResidualTile& tile, int64_t at, const typename
         V p = read(p_row + i * STEP), t = read(t_row + i * STEP);
         M kept{};
         if constexpr (KEEP == Keep::kNull) {
-          kept = static_cast<M>(present(t, null) | always);
+          kept = AFFINE ? static_cast<M>(present(t, null) | always) : present(t, null);
         }
         if constexpr (KEEP == Keep::kMask) {
           load_keep(kept, mask + step * tile.mask_step + i * STEP);
@@ -311,8 +311,8 @@ STPRUNE_INLINE void columns(const ResidualTile& tile, int64_t at, const typename
           r_loss[i % PARTS] += term;
         }
         if (weighted) {
-          r_weighted[i % PARTS] +=
-              only(kept, term * load<V>(static_cast<const A*>(tile.column_weight) + at + i * STEP));
+          const V part = term * load<V>(static_cast<const A*>(tile.column_weight) + at + i * STEP);
+          r_weighted[i % PARTS] += ANY ? only(kept, part) : part;
         }
       }
 #pragma GCC unroll 16
@@ -564,11 +564,10 @@ template <Loss LOSS, typename A, typename S>
 constexpr void fill(ResidualKernels& k, int storage) {
   const int loss = static_cast<int>(LOSS);
   for (int weighted = 0; weighted < 2; ++weighted) {
+    k.tile[storage][loss][0][0][weighted] = tile_kernel<LOSS, Keep::kAll, false, A, S>;
     k.tile[storage][loss][1][0][weighted] = tile_kernel<LOSS, Keep::kNull, false, A, S>;
     k.tile[storage][loss][2][0][weighted] = tile_kernel<LOSS, Keep::kMask, false, A, S>;
   }
-  k.tile[storage][loss][0][0][0] = tile_kernel<LOSS, Keep::kAll, false, A, S>;
-  k.tile[storage][loss][0][0][1] = k.tile[storage][loss][1][0][1];
   k.slopes[storage][loss][0][0] = slopes_kernel<LOSS, Keep::kAll, false, A, S>;
   k.slopes[storage][loss][1][0] = slopes_kernel<LOSS, Keep::kNull, false, A, S>;
   k.slopes[storage][loss][2][0] = slopes_kernel<LOSS, Keep::kMask, false, A, S>;
