@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The op tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer, in a temporary folder inside build/,
+# The op tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer, in build/sanitize,
 # and the selection kernels under ThreadSanitizer (.ci/threads.sh).
 # The installed package is not touched: STPRUNE_LIBRARY_DIR makes the loader take this build first. Needs the Python whose
 # torch and test extras are used as `python` on PATH, or in $PYTHON, and cmake and a C++ compiler.
@@ -8,20 +8,13 @@ cd "$(dirname "$0")/.."
 
 PYTHON="${PYTHON:-python}"
 CXX="${CXX:-c++}"
-mkdir -p build
-BUILD="$(mktemp -d "$PWD/build/sanitize-XXXXXX")"
-trap 'rm -rf "$BUILD"' EXIT
+# Kept, so that a second run compiles only what has changed.
+BUILD="$PWD/build/sanitize"
+mkdir -p "$BUILD"
 
-cmake_command() {
-  if command -v cmake >/dev/null; then echo cmake; return; fi
-  # scikit-build-core's build isolation brings its own cmake; outside of it the package from PyPI does.
-  "$PYTHON" -m venv "$BUILD/cmake" && "$BUILD/cmake/bin/pip" install --quiet "cmake>=3.25"
-  echo "$BUILD/cmake/bin/cmake"
-}
-CMAKE="$(cmake_command)"
-"$CMAKE" -S . -B "$BUILD/tree" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSTPRUNE_SANITIZE=ON -DSTPRUNE_CUDA=OFF \
+cmake -S . -B "$BUILD/tree" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSTPRUNE_SANITIZE=ON -DSTPRUNE_CUDA=OFF \
   -DPython_EXECUTABLE="$("$PYTHON" -c 'import sys; print(sys.executable)')" -DCMAKE_CXX_COMPILER="$CXX" >/dev/null
-"$CMAKE" --build "$BUILD/tree" --parallel 2
+cmake --build "$BUILD/tree" --parallel 2
 
 # Two halves of about equal time, side by side.
 FIRST=(select draw draw_weighted shuffle random draw_nodes out budget plan_weights finite_mean engine_properties)

@@ -7,7 +7,7 @@ mkdir -p "$folder"
 include=$("${PYTHON:-python}" cmake/find_torch.py)
 flags=(-std=c++20 -O1 -g -ffp-contract=off -fsanitize=thread -DTORCH_TARGET_VERSION=0x020a000000000000ULL -DTORCH_STABLE_ONLY
   -DSTPRUNE_ISA=0 -Icsrc -isystem "$include")
-sources=(tests/thread_sanitizer.cpp csrc/cpu/isa.cpp csrc/cpu/kernels.cpp csrc/cpu/plan_kernels.cpp)
+sources=(-x c++ tests/thread_sanitizer.cpp csrc/cpu/isa.cpp csrc/cpu/kernels.inc csrc/cpu/plan_kernels.inc)
 # Only the baseline set: races do not depend on the width of a register. Torch's functions and the kernels of other ops stay
 # unresolved; none is called.
 "${CXX:-c++}" "${flags[@]}" "${sources[@]}" -Wl,--unresolved-symbols=ignore-all -o "$folder/threads"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -65,6 +66,16 @@ def test_same_bits_without_the_library():
 def test_digests_cover_every_op_of_the_selection_engine():
     for name in ("select", "topk", "draw", "draw_weighted", "shuffle", "draw_nodes"):
         assert f"stprune.{name}(" in DIGESTS
+
+
+@needs_library
+def test_library_holds_every_op_of_the_sources():
+    # Without this, an op that was left out of the build would run in Python and pass its tests.
+    sources = (pathlib.Path(__file__).parents[1] / "csrc" / "cpu").glob("*.cpp")
+    names = {name for source in sources for name in re.findall(r'm\.impl\("(\w+)"', source.read_text())}
+    library = pathlib.Path(LIBRARY).read_bytes()
+    assert "window_stats" in names
+    assert [name for name in names if name.encode() + b"\0" not in library] == []
 
 
 def undefined_symbols(path):

@@ -55,8 +55,7 @@ uint32_t kth_smallest(const Scratch& scratch, int64_t n, int64_t rank) {
 void draw_row(int64_t window, int64_t num_nodes, int64_t count, PhiloxKey key, uint32_t epoch, const Scratch& scratch,
               int64_t* out /* [count] */) {
   const int64_t num_words = (num_nodes + 63) / 64;
-  kernels().words(key.low, key.high, 0, static_cast<uint32_t>(window), epoch,
-                  STREAM_NODES | static_cast<uint32_t>(window >> 32) << 8, num_words, scratch.words);
+  node_words(key, epoch, window, num_nodes, scratch.words);
   const uint32_t threshold = kth_smallest(scratch, num_nodes, count);
   int64_t ties;
   const int64_t num_less = kernels().below(scratch.words, num_nodes, threshold, scratch.less, scratch.equal, &ties);

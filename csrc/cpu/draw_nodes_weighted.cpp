@@ -29,8 +29,7 @@ struct Draw {
   // The nodes with the `count` smallest keys u / w, ties to the smaller node, and max(1, 1 / (threshold w)) of each,
   // where the threshold is the smallest key of the others.
   void row(int64_t window, const float* weights, const Scratch& scratch, int64_t* nodes, float* out) const {
-    kernels().words(key.low, key.high, 0, static_cast<uint32_t>(window), epoch,
-                    STREAM_NODES | static_cast<uint32_t>(window >> 32) << 8, (num_nodes + 63) / 64, scratch.words);
+    node_words(key, epoch, window, num_nodes, scratch.words);
     kernels().priority(weights, scratch.words, num_nodes, scratch.keys);
     std::copy(scratch.keys, scratch.keys + num_nodes, scratch.copy);
     float *const last = scratch.copy + (count - 1), *const end = scratch.copy + num_nodes;

@@ -10,6 +10,12 @@
 namespace stprune {
 namespace {
 
+// The random words of a window's nodes.  out [num_nodes rounded up to 64]
+inline void node_words(PhiloxKey key, uint32_t epoch, int64_t window, int64_t num_nodes, uint32_t* out) {
+  kernels().words(key.low, key.high, 0, static_cast<uint32_t>(window), epoch,
+                  STREAM_NODES | static_cast<uint32_t>(window >> 32) << 8, (num_nodes + 63) / 64, out);
+}
+
 // Calls body(first, last, scratch) for stretches of [0, rows) of at least `task_words` words of `padded` a row;
 // `Scratch` takes memory of Scratch::bytes(padded) bytes.
 template <typename Scratch, typename Body>

@@ -113,7 +113,7 @@ void run_tile(const Problem& problem, int64_t sample, int64_t first, int64_t wid
     tile.target = copies.target.data() + before;
     tile.mask = copies.mask.data() + before;
     tile.affine = copies.affine.data() + before;
-    tile.column_weight = copies.column_weight.data() + before;
+    if (problem.column_weight != nullptr) tile.column_weight = copies.column_weight.data() + before;
     tile.node_mean = node_mean + at;
     kernel(tile);
   }

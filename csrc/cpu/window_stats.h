@@ -1,4 +1,4 @@
-// The inner loops of window_stats, compiled once per instruction set (window_kernels.cpp); every set gives the same bits.
+// The inner loops of window_stats, compiled once per instruction set (window_stats.inc); every set gives the same bits.
 //
 // Windows of W rows are grouped by the multiple of W their first row follows. All windows of a group share one row, the
 // last of the group's own W rows (the pivot); a window is a suffix of those rows and a prefix of the W rows behind
