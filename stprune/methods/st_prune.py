@@ -18,8 +18,8 @@ from stprune.ops.strata import Strata
 class STPrune(Method):
     """Probability proportional to a power of the score, clipped, with the asked number of samples exactly (eq. 7).
 
-    Samples never scored, or scored NaN or infinite, are kept with weight 1; when they alone exceed the budget the epoch
-    is larger than asked (the first epoch is full).
+    Samples never scored, or scored NaN or infinite, are kept with weight 1. If there are more of them than the budget,
+    the epoch is larger than asked (the first epoch is full).
 
     Args:
         alpha: power of the score, >= 0; 0 is soft random.
@@ -60,6 +60,6 @@ class STPrune(Method):
         )
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
-        # Losses are not negative; a score of one's own may be, and then teaches nothing.
+        # Losses are not negative. A user's own score may be: it counts as 0.
         count, minimum = asked_count(keep_ratio, scores.numel()), keep_ratio / self.weight_cap
         return inclusion_budget(scores, alpha=self.alpha, count=count, minimum=minimum)

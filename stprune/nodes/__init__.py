@@ -35,7 +35,9 @@ def resolve(sampler: str | NodeSampler) -> NodeSampler:
     if isinstance(sampler, str):
         if sampler not in NODE_SAMPLERS:
             names = ", ".join(sorted(NODE_SAMPLERS))
-            raise ValueError(f"node_sampler must be one of {names}, or Stratified(groups) or Cluster(graph), got {sampler!r}")
+            raise ValueError(
+                f"node_sampler must be one of {names}, or Stratified(groups) or Cluster(adjacency), got {sampler!r}"
+            )
         return NODE_SAMPLERS[sampler]()
     if not isinstance(sampler, NodeSampler):
         raise TypeError(f"node_sampler must be a name or a NodeSampler, got {type(sampler).__name__}")

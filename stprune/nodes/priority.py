@@ -67,8 +67,8 @@ class Priority(NodeSampler):
         device = index.device
         index = index.to(self.table.device)
         chances = self._chances(self.table.rows(index))
-        # Past the door of `draw_nodes_weighted`, whose checks would wait for the device and break a compiled graph: these
-        # chances are positive and finite.
+        # The op directly, without the checks of `draw_nodes_weighted`, which would wait for the device and break a compiled
+        # graph: these chances are positive and finite.
         node, weights = torch.ops.stprune.draw_nodes_weighted(chances, index, self.count, self.seed, epoch)
         # Nodes of equal chances have a known inclusion probability, which is less noisy than a threshold.
         equal = chances.amin(1, keepdim=True) == chances.amax(1, keepdim=True)

@@ -84,7 +84,7 @@ def _shares(sizes: list[int], count: int) -> list[int]:
     total = sum(sizes)
     exact = [size * count / total for size in sizes]
     shares = [max(1, int(share)) for share in exact]
-    # Where the at-least-one rule took too much, the groups furthest above their share give.
+    # Where the rule of at least one took too many, the groups furthest above their share lose one node each.
     while sum(shares) > count:
         most = max((at for at in range(len(shares)) if shares[at] > 1), key=lambda at: shares[at] - exact[at])
         shares[most] -= 1

@@ -128,7 +128,7 @@ def apart(op: str, name: str, value: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def _addresses(value: torch.Tensor) -> tuple[int, int]:
-    """First address of a tensor's elements, and the one behind the last."""
+    """First address of a tensor's elements, and the first address after them."""
     span = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
     return value.data_ptr(), value.data_ptr() + span * value.element_size()
 
@@ -142,7 +142,7 @@ def same_keys(op: str, state: Any, names: tuple[str, ...]) -> None:
 
 
 def same_settings(op: str, owner: str, mine: dict[str, Any], given: dict[str, Any]) -> None:
-    """Saved settings are those of the object that shall continue."""
+    """Saved settings are those of the object that loads them."""
     for name in {**mine, **given}:
         if name not in given or name not in mine or given[name] != mine[name]:
             raise ValueError(

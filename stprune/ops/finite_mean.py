@@ -1,4 +1,4 @@
-"""finite_mean: a mean that no thread count changes and no NaN poisons."""
+"""finite_mean: a mean that neither the number of threads nor a NaN changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference of sums that nothing changes but the numbers: fixed blocks, fixed lanes, a fixed order of additions."""
+"""Reference of sums that depend on the values only, not on threads or instruction sets: blocks, lanes and order are fixed."""
 
 from __future__ import annotations
 
