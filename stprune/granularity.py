@@ -69,6 +69,8 @@ class Granularity:
         """The nodes [B, m] of samples [B], and what each counts for, [B, m] float32 with mean 1; None where all count 1."""
         if self.num_nodes is None:
             raise ValueError(f"{self._op}.nodes: num_nodes must be given to the sampler, got None")
+        index = _check.index(f"{self._op}.nodes", "index", index)
+        _check.ids(f"{self._op}.nodes", "index", index, self.num_samples - 1)
         if self.kind == "pair":
             return (index % self.num_nodes).unsqueeze(1), None
         if self.count == self.num_nodes:
@@ -92,7 +94,7 @@ def length_of(op: str, data_source: Any) -> int:
         return _check.integer(op, "data_source", data_source, 0, 2**62)
     if getattr(data_source, "ndim", None) == 0:
         return _check.integer(op, "data_source", data_source.item(), 0, 2**62)
-    if not isinstance(data_source, Sized):
+    if not isinstance(data_source, Sized) or isinstance(data_source, str):
         raise TypeError(
             f"{op}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "
             "samples of an iterable data set have no ids to prune by"

@@ -184,19 +184,29 @@ class WindowLoader:
         self._ids.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of a PruningSampler, empty without one: a loader adds nothing to it.
+        """The state of a PruningSampler and the order of its ids; empty without one.
 
         It is right whenever it is taken: the position counts the samples that were trained on, not those read ahead.
         """
-        return dict(self._ids.state_dict())
+        state = self._ids.state_dict()
+        return {"order": self._chunks, "sampler": state} if state else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hand the state to the sampler; the next `iter` continues where it was saved.
+        """Hand the state to the sampler; the next `iter` continues where it was saved. A sampler's own state is taken, too.
 
         Raises:
-            ValueError: the state does not fit the sampler.
+            ValueError: the state does not fit the sampler, or its position lies in another order of the ids.
         """
-        self._ids.load_state_dict(state)
+        if set(state) != {"order", "sampler"}:
+            self._ids.load_state_dict(state)
+            return
+        order = None if state["order"] is None else tuple(state["order"])
+        if order != self._chunks and not state["sampler"]["finished"] and state["sampler"]["position"] > 0:
+            raise ValueError(
+                f"{_OP}.load_state_dict: order must be {self._chunks} as in this loader (rows of a chunk, chunks held; None: "
+                f"the sampler's order), got {order}: the saved position lies in that one"
+            )
+        self._ids.load_state_dict(state["sampler"])
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # It begins with its first `next`, as the sampler does: trainers ask for an iterator before they load a state. Plan and

@@ -147,6 +147,7 @@ class PrunedLoss(torch.nn.Module):
         node: torch.Tensor | None = None,
         *,
         mask: torch.Tensor | None = None,
+        node_weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The batch loss.
 
@@ -157,6 +158,8 @@ class PrunedLoss(torch.nn.Module):
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
             node: [B, m] int64 drawn nodes, if the batch holds m nodes per window.
             mask: bool of the shape of `target`, False where an entry is to be left out.
+            node_weight: [B, m] float32, what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which draws again.
+                A compiled step with drawn nodes should be given it: the draw is compiled anew for every epoch otherwise.
 
         Returns:
             A scalar.
@@ -190,7 +193,9 @@ class PrunedLoss(torch.nn.Module):
             index = index.to(device, non_blocking=True)
         arguments = sampler.step_arguments(per_step=self.rescale == "per_step")
         sizes, counts_nodes = ([], []) if node is None else channels_of(prediction.shape, dims)
-        shares = None if node is None else sampler.node_weights(index, node)
+        shares = node_weight
+        if node is not None and shares is None:
+            shares = sampler.node_weights(index, node)
         if shares is not None:
             shares = scaling.spread_nodes(shares.to(device, _accumulator(p)), sizes, counts_nodes)
         wanted = node is not None and sampler.wants_pair_scores
@@ -277,8 +282,9 @@ def _check_batch(
     autocast = target.dtype == torch.float32 and prediction.dtype in (torch.bfloat16, torch.float16)
     if prediction.dtype != target.dtype and not autocast:
         raise TypeError(f"{_OP}: prediction must have target's dtype {target.dtype}, got {prediction.dtype}")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != target.shape):
-        raise ValueError(f"{_OP}: mask must be bool of shape {tuple(target.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != target.shape or mask.device != target.device):
+        got = f"{mask.dtype} {tuple(mask.shape)} on {mask.device}"
+        raise ValueError(f"{_OP}: mask must be bool of shape {tuple(target.shape)} on {target.device}, got {got}")
     if dims is not None and len(dims) != prediction.dim():
         raise ValueError(
             f"{_OP}: dims {dims!r} must name the dimensions of prediction {tuple(prediction.shape)}, for example 'BTNC', or "

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from stprune.ops import _check
 from stprune.plan import Plan
 
 _STRETCH = 1 << 16
@@ -37,7 +38,7 @@ class Share(Protocol):
     def begin_position(self) -> int: ...
     def __len__(self) -> int: ...
     def begin_pass(self, position: int | None) -> tuple[Plan, int]: ...
-    def end_pass(self, plan: Plan) -> None: ...
+    def end_pass(self, plan: Plan, end: int) -> None: ...
     def reading(self) -> AbstractContextManager[None]: ...
     def resume_at(self, position: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -94,6 +95,7 @@ class Pass:
         self._items: list[Any] = []
         self._now: Iterator[Any] = iter(self._items)
         self._before = 0  # ids delivered before `_items`
+        self._ended = False
 
     def __iter__(self) -> Pass:
         return self
@@ -107,17 +109,25 @@ class Pass:
     def _next_stretch(self) -> Any:
         self._stretches = self._begin() if self._stretches is None else self._stretches
         self._before, self._items = self._delivered, []
-        self._items = next(self._stretches)
+        self._items = next(self._stretches, [])
         self._now = iter(self._items)
-        item = next(self._now)
+        item = next(self._now, None)
         # Trainers stop with the last item, without asking whether another one comes: it is a stretch of its own.
-        if self._before + self._size(item) == self._total:
+        if not self._ended and self._before + self._size(item) == self._total:
+            self._ended = True
             self._stretches.close()
-            self._sampler.end_pass(self._plan)
+            self._sampler.end_pass(self._plan, self._at(self._total))
+        if item is None:
+            raise StopIteration
         return item
 
     def _size(self, item: Any) -> int:
-        return 1 if self._batch_size is None else len(item)
+        return 0 if item is None else 1 if self._batch_size is None else len(item)
+
+    def _at(self, delivered: int) -> int:
+        """The position in the order after so many ids."""
+        assert self._start is not None
+        return self._start + delivered * self._sampler.num_replicas
 
     @property
     def _delivered(self) -> int:
@@ -139,8 +149,10 @@ class Pass:
     def _make(self, plan: Plan, start: int, rank: int, replicas: int) -> Generator[list[Any], None, None]:
         """Stretches of items; the last item of all is the only one of the last stretch."""
         size, order, left = self._batch_size, self._order, self._total
-        ordered = plan.order if order is None else lambda begin, end: order[begin:end]
         count = len(plan)
+        if order is not None and _check.index("PruningSampler.batches", "order", order).numel() != count:
+            raise ValueError(f"PruningSampler.batches: order must have the plan's {count} ids, got {order.numel()}")
+        ordered = plan.order if order is None else lambda begin, end: order[begin:end]
         # Whole batches, so that none straddles two stretches.
         step = _STRETCH if size is None else max(1, _STRETCH // size) * size
         with self._sampler.reading():
@@ -159,8 +171,9 @@ class Pass:
 
     def state_dict(self) -> dict[str, int]:
         """Where the pass stands in the epoch's order."""
-        start = self._sampler.begin_position if self._start is None else self._start
-        return {"position": start + self._delivered * self._sampler.num_replicas}
+        if self._ended:  # also where a tail was dropped
+            return {"position": self._sampler.reach}
+        return {"position": self._sampler.begin_position if self._start is None else self._at(self._delivered)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at a saved position, and let the sampler count from there."""

@@ -179,7 +179,7 @@ class UniformPlan:
     @property
     def weights(self) -> torch.Tensor:
         """[count] float32, one value expanded."""
-        return torch.full((1,), self.mean_weight).expand(self.count)
+        return torch.full((1,), self.mean_weight, dtype=torch.float32).expand(self.count)
 
     def order(self, start: int, stop: int) -> torch.Tensor:
         """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64."""
@@ -197,7 +197,7 @@ class UniformPlan:
 
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Every id may come, at one weight: which ids the plan holds is not stored, so a step checks their range alone."""
-        return None, torch.full((1,), self.mean_weight)
+        return None, torch.full((1,), self.mean_weight, dtype=torch.float32)
 
 
 def plan_epoch(
@@ -274,7 +274,7 @@ def make_plan(
     keep_ratio = method.ratio(keep_ratio)
     if keep_ratio == 1.0 or n == 0:
         everything = torch.arange(n, device=scores.device) if out is None else torch.arange(n, out=out.indices)
-        return EpochPlan(epoch, everything, torch.ones(1, device=scores.device).expand(n), n, seed, 1.0)
+        return EpochPlan(epoch, everything, torch.ones(1, dtype=torch.float32, device=scores.device).expand(n), n, seed, 1.0)
     if strata is not None and min_per_stratum > 0:
         indices, weights = kept_by_quota(
             scores.float(), method, strata, min_per_stratum, keep_ratio=keep_ratio, seed=seed, epoch=epoch

@@ -64,8 +64,8 @@ class PlanMemory:
         """
         last = self._set
         if last is None or last.readers > 0 or last.used > 2 * max(1, expected):
-            n = self.num_samples
-            buffers = Buffers(torch.empty(n, dtype=torch.int64), torch.empty(n), torch.empty(n, dtype=torch.int32))
+            dtypes = torch.int64, torch.float32, torch.int32
+            buffers = Buffers(*(torch.empty(self.num_samples, dtype=dtype, device="cpu") for dtype in dtypes))
             last = self._set = _Set(buffers)
         return last.buffers
 

@@ -33,6 +33,8 @@ class Ranks:
             None if num_replicas is None else _check.integer(op, "num_replicas", num_replicas, 1),
             None if rank is None else _check.integer(op, "rank", rank, 0, None if num_replicas is None else num_replicas - 1),
         )
+        if process_group is not None and process_group != ALONE and not isinstance(process_group, _group_type()):
+            raise TypeError(f"{op}: process_group must be a process group, None or {ALONE!r}, got {process_group!r}")
         self.group = process_group
         self._settled: tuple[int, int] | None = None
 
@@ -100,3 +102,7 @@ class Ranks:
                         f"{self._op}: {name} must be the same on every rank, got {values[0]!r} on rank 0 and {value!r} on "
                         f"rank {rank}"
                     )
+
+
+def _group_type() -> Any:
+    return distributed.ProcessGroup if distributed.is_available() else ()

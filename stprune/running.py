@@ -18,7 +18,7 @@ class Running:
         table: the scores, which count what is trained on.
         plan: the epoch's plan.
         share: samples that a rank delivers in the whole epoch, padding included.
-        num_replicas: number of ranks.
+        num_replicas, rank: number of ranks, and which this is.
         position: of the plan's order, where the next pass begins and from which trained samples are counted.
 
     Attributes:
@@ -28,17 +28,20 @@ class Running:
         finished: the epoch was over when it was resumed.
     """
 
-    def __init__(self, table: ScoreTable, plan: Plan, *, share: int, num_replicas: int, position: int = 0) -> None:
+    def __init__(self, table: ScoreTable, plan: Plan, *, share: int, num_replicas: int, rank: int, position: int = 0) -> None:
         self.table = table
         self.plan = plan
         self.share = share
-        self.num_replicas = num_replicas
+        self.num_replicas, self.rank = num_replicas, rank
         self.reach = share * num_replicas
         self.begin_position = self._base = position
         self.finished = 0 < position >= self.reach
-        self._last: torch.Tensor | None = None  # ids of the last batch, where nothing is stored
+        self._end: int | None = None  # position at which the last pass ended: before `reach` where it dropped a tail
+        self._recent: list[torch.Tensor] = []  # ids of the last batches, where nothing is stored
+        self._furthest = position  # position up to which they came before
         self._passes = 0  # passes that came to their end
-        self._losses = 0  # samples of losses since the first of them
+        self._again = False  # another one has begun since
+        self._losses = 0  # samples of losses since then
         self.place()
 
     def place(self) -> None:
@@ -72,28 +75,47 @@ class Running:
         """Distinct samples of this rank, from where the epoch was resumed, that were trained on."""
         if self.table.stored:
             return self.table.num_trained
-        if self._last is None:
-            return 0
-        # Nothing is stored of the samples; but batches come in the plan's order, of which the last one tells the position.
-        return (int(self.plan.positions(self._last).max()) - self._base) // self.num_replicas + 1
+        # Nothing is stored of the samples; but batches come in the plan's order, in which the furthest tells the position.
+        for index in self._recent:
+            at = self.plan.positions(index.cpu())
+            # Padding, which belongs to another rank or comes a second time, ends the share.
+            padding = (at % self.num_replicas != self.rank) | (at < self._base)
+            self._furthest = max(
+                self._furthest, self.reach if bool(padding.any()) else int(at.max()) + self.num_replicas - self.rank
+            )
+        self._recent = []
+        return -(-(self._furthest - self._base) // self.num_replicas)
 
     @property
     def position(self) -> int:
         """Position of the plan's order up to which samples were trained on, on all ranks."""
-        return min(self._base + self.num_trained * self.num_replicas, self.reach)
+        position = self._base + self.num_trained * self.num_replicas
+        return self.reach if self._end is not None and position >= self._end else min(position, self.reach)
 
-    def end_pass(self) -> None:
-        """A pass has delivered its last id; the next one delivers the whole epoch."""
-        self.begin_position = 0
-        # Somebody may only have looked at the ids.
+    def begin_pass(self) -> int:
+        """A pass over the epoch begins; the position at which it does."""
+        if self._end is not None and self.table.num_losses == 0 and not self._recent:
+            # Somebody only looked at the ids of the last pass: what is trained on now comes from a pass over the whole epoch.
+            self._base, self._furthest, self._end = 0, 0, None
+        self._again, self._losses = self._passes > 0, 0
+        return self.begin_position
+
+    def end_pass(self, end: int) -> None:
+        """A pass has delivered its last id, up to position `end`; the next one delivers the whole epoch."""
+        self._end, self.begin_position = end, 0
         if self.table.num_losses > 0:
             self._passes += 1
 
     def take_in(self, index: torch.Tensor) -> bool:
         """Notice a batch of losses; True where with it a whole second pass over the epoch's ids was trained on."""
-        if not self.table.stored:
-            self._last = index
-        if self._passes == 0 or torch.compiler.is_compiling():
+        if not self.table.stored and index.numel() > 0:
+            # A compiled step keeps the last batch alone, as it would be compiled anew for each length of the list.
+            self._recent = [index] if torch.compiler.is_compiling() else [*self._recent, index]
+        if torch.compiler.is_compiling():
+            return False
+        if len(self._recent) > 64:
+            _ = self.num_trained  # which empties the list
+        if not self._again:
             return False
         self._losses += index.numel()
         if self._losses < self.share:
@@ -110,7 +132,11 @@ class Running:
         if self._passes != 1 or not self.table.stored:
             return
         losses, trained = self.table.num_losses, self.table.num_trained
-        if losses == self.share and trained < losses - self.num_replicas:
+        if losses != self.share or trained >= losses - self.num_replicas:
+            return
+        # The first half of the epoch trained on with two losses a batch gives the same numbers, and is in order.
+        first = self.plan.order(0, self.reach)[self.rank :: self.num_replicas][:trained]
+        if not self.table.were_trained(first):
             raise ValueError(
                 f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got {trained} "
                 f"ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"

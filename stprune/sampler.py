@@ -128,8 +128,8 @@ class PruningSampler(DistributedSampler[int]):
         self._strata = None if strata is None else checked_strata(_OP, strata, units.num_samples)
         self.min_per_stratum = checked_quota(_OP, min_per_stratum, self._strata, self.method)
         self._ranks = Ranks(_OP, num_replicas, rank, process_group)
-        self.drop_last = bool(drop_last)
-        self.fixed_length = bool(fixed_length)
+        self.drop_last = _check.flag(_OP, "drop_last", drop_last)
+        self.fixed_length = _check.flag(_OP, "fixed_length", fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
         self.table = ScoreTable(
@@ -176,27 +176,33 @@ class PruningSampler(DistributedSampler[int]):
         epoch = _check.integer(f"{_OP}.set_epoch", "epoch", epoch, 0, self.num_epochs - 1)
         running = self._running
         if running is not None and epoch == self.epoch:
+            if not self._agreed:
+                self._agree(epoch)
             if running.finished:
                 self.resume_at(0)
             return
         if running is not None:
             running.check_ids()
-        self._ranks.settle(needs_scores=self._needs_scores)
+        self.keep_ratio_at(epoch)  # a user's function: what it raises is raised before anything has changed
         self._agree(epoch)
-        self.synchronize()
-        if epoch > self.epoch:
-            self.table.advance(epoch - self.epoch)
-        else:
-            self.table.restart()
-        self.node_sampler.advance()
-        self.epoch = epoch
-        self._report_nonfinite()
+        if epoch != self.epoch:
+            self.synchronize()
+            self.node_sampler.advance()
+            # From here on a second call goes on where this one stopped.
+            self._running, passed, self.epoch = None, epoch - self.epoch, epoch
+            if passed > 0:
+                self.table.advance(passed)
+            else:
+                self.table.restart()
         self._begin(self._make_plan())
+        self._report_nonfinite()
 
-    def _begin(self, plan: Plan, position: int = 0) -> Running:
-        count, replicas = len(plan), self.num_replicas
+    @torch.inference_mode(False)  # or no training step could use what is made here
+    def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
+        count, (replicas, rank) = len(plan), self._ranks.both
         share = count // replicas if self.drop_last else -(-count // replicas)
-        self._running = Running(self.table, plan, share=share, num_replicas=replicas, position=position)
+        position = share * replicas if finished else position
+        self._running = Running(self.table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
         return self._running
 
     @property
@@ -219,8 +225,11 @@ class PruningSampler(DistributedSampler[int]):
         return self.method.needs_scores or (self.node_sampler.wants_scores and self.granularity == "node")
 
     def _agree(self, epoch: int) -> None:
-        """Compare settings with the other ranks; a collective."""
-        self._ranks.agree({"epoch": epoch} | self._settings())
+        """Compare settings, and where each rank stands, with the other ranks; a collective."""
+        self._ranks.settle(needs_scores=self._needs_scores)
+        # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
+        position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
+        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
     def synchronize(self) -> None:
@@ -265,7 +274,7 @@ class PruningSampler(DistributedSampler[int]):
             return UniformPlan(self.epoch, asked_count(self.method.ratio(ratio), size), size, self.seed)
         scores = method.scores_of(self.table.scores, self.table.variance)
         if self.fixed_length:
-            if self.schedule(self.epoch) > self.keep_ratio:
+            if self.schedule(self.epoch) > self.keep_ratio and method.ratio(ratio) < 1.0:
                 method = SoftRandom()
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
@@ -336,20 +345,20 @@ class PruningSampler(DistributedSampler[int]):
         if position is None and self._now.finished and self.epoch + 1 < self.num_epochs:
             self.set_epoch(self.epoch + 1)
         if not self._agreed:
-            self._ranks.settle(needs_scores=self._needs_scores)
             self._agree(self.epoch)
         running = self._now
-        return running.plan, running.begin_position if position is None else position
+        begin = running.begin_pass()
+        return running.plan, begin if position is None else position
 
     @property
     def begin_position(self) -> int:
         """Position of the epoch's order at which the next pass begins."""
         return self._now.begin_position
 
-    def end_pass(self, plan: Plan) -> None:
-        """A pass over this plan has delivered its last id."""
+    def end_pass(self, plan: Plan, end: int) -> None:
+        """A pass over this plan has delivered its last id, up to position `end`."""
         if self._running is not None and self._running.plan is plan:
-            self._running.end_pass()
+            self._running.end_pass(end)
 
     def reading(self) -> AbstractContextManager[None]:
         """A stretch of code that reads the current plan, whose memory is not used again before its end."""
@@ -386,8 +395,17 @@ class PruningSampler(DistributedSampler[int]):
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
-        units, epoch = self._units, self.epoch
-        return lambda index: units.draw(index, epoch)[0]
+        epoch = self.epoch
+
+        def draw(index: torch.Tensor) -> torch.Tensor:
+            if epoch != self.epoch and self.wants_pair_scores:
+                raise RuntimeError(
+                    f"{_OP}: an iterator over epoch {epoch} must end before epoch {self.epoch} begins, whose scores decide "
+                    f"what the node sampler {self.node_sampler.name!r} draws"
+                )
+            return self._units.draw(index, epoch)[0]
+
+        return draw
 
     def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
@@ -404,13 +422,14 @@ class PruningSampler(DistributedSampler[int]):
         methods whose counts depend on the scores.
         """
         batch_size = _check.integer(f"{_OP}.total_steps", "batch_size", batch_size, 1)
+        least = 0 if self._strata is None else int(self._strata.sizes.clamp_max(self.min_per_stratum).sum())
         total = 0
         for epoch in range(self.num_epochs):
             ratio = self.keep_ratio_at(epoch)
             unknown = epoch == 0 and self.method.needs_scores and not self.fixed_length
             if unknown or not self.method.exact_count:
                 ratio = 1.0
-            count = asked_count(self.method.ratio(ratio), self.table.num_samples)
+            count = max(least, asked_count(self.method.ratio(ratio), self.table.num_samples))
             local = count // self.num_replicas if self.drop_last else -(-count // self.num_replicas)
             total += local // batch_size if self.drop_last else -(-local // batch_size)
         return total
@@ -540,13 +559,15 @@ class PruningSampler(DistributedSampler[int]):
         keep it beside a run that goes on.
         """
         running = self._now
+        position = running.position
         self._memory.keep()
         ids, weights = running.plan.columns()
         return {
             "version": _VERSION,
             "settings": self._settings(),
             "epoch": self.epoch,
-            "position": running.position,
+            "position": position,
+            "finished": 0 < position == running.reach,
             "count": len(running.plan),
             "indices": ids,
             "weights": weights,
@@ -572,26 +593,37 @@ class PruningSampler(DistributedSampler[int]):
         _check.same_keys(op, state, _ENTRIES)
         _check.same_settings(op, "sampler", self._settings(), state["settings"])
         self.table.check_state(state["table"])
-        self.table.load_state_dict(state["table"])
+        epoch = _check.integer(op, "epoch", state["epoch"], 0, self.num_epochs - 1)
+        position = _check.integer(op, "position", state["position"], 0)
+        plan = self._saved_plan(op, state)
+        self._ranks.settle(needs_scores=self._needs_scores)
         self.node_sampler.load_state_dict(state["node_sampler"])
-        self.epoch = int(state["epoch"])
+        self.table.load_state_dict(state["table"])
+        self.epoch = epoch
         self._warned = set(state["warned"])
         self._agreed = False
-        self._ranks.settle(needs_scores=self._needs_scores)
         self._memory.keep()
         self.table.restart()
-        self._begin(self._saved_plan(state), int(state["position"]))
+        self._begin(plan, position, finished=_check.flag(op, "finished", state["finished"]))
 
-    def _saved_plan(self, state: dict[str, Any]) -> Plan:
-        count, size = int(state["count"]), self.table.num_samples
+    def _saved_plan(self, op: str, state: dict[str, Any]) -> Plan:
+        size = self.table.num_samples
+        count = _check.integer(op, "count", state["count"], 0, size)
         if not self.table.stored:
-            return UniformPlan(self.epoch, count, size, self.seed)
-        indices = torch.arange(size) if state["indices"] is None else state["indices"].cpu().clone()
-        weights = state["weights"].cpu().clone()
+            return UniformPlan(int(state["epoch"]), count, size, self.seed)
+        weights = _check.vector(op, "weights", _check.floating(op, "weights", state["weights"])).cpu().clone()
         weights = weights.expand(count) if weights.numel() == 1 else weights
-        return EpochPlan(self.epoch, indices, weights, size, self.seed, float(state["mean_weight"]))
+        given = state["indices"]
+        indices = torch.arange(size) if given is None else _check.index(op, "indices", given).cpu().clone()
+        if weights.numel() != count or indices.numel() != count:
+            raise ValueError(
+                f"{op}: indices and weights must have {count} entries, got {indices.numel()} and {weights.numel()}"
+            )
+        _check.ids(op, "indices", indices, size - 1)
+        return EpochPlan(int(state["epoch"]), indices, weights, size, self.seed, float(state["mean_weight"]))
 
 
 _ENTRIES = (
-    "version", "settings", "epoch", "position", "count", "indices", "weights", "mean_weight", "table", "node_sampler", "warned",
+    "version", "settings", "epoch", "position", "finished", "count", "indices", "weights", "mean_weight", "table",
+    "node_sampler", "warned",
 )  # fmt: skip

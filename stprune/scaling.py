@@ -54,7 +54,8 @@ class Remembered:
         if torch.compiler.is_compiling():
             return make()
         if self._last is None or self._last[0] != key or not all(map(_equal, self._last[1], settings)):
-            self._last = key, [None if x is None else x.clone() for x in settings], make()
+            with torch.inference_mode(False):  # or no training step could use what an evaluation made
+                self._last = key, [None if x is None else x.clone() for x in settings], make()
         return self._last[2]
 
 

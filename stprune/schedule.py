@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,10 @@ class Schedule:
     def __call__(self, epoch: int) -> float:
         """The keep ratio of `epoch`, in (0, 1]."""
         if callable(self.kind):
-            ratio = float(self.kind(epoch))
+            ratio = self.kind(epoch)
+            if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real):
+                raise TypeError(f"PruningSampler: schedule({epoch}) must be a number, got {ratio!r}")
+            ratio = float(ratio)
             if not 0.0 < ratio <= 1.0:
                 raise ValueError(f"PruningSampler: schedule({epoch}) must lie in (0, 1], got {ratio:g}")
             return ratio

@@ -51,6 +51,7 @@ class ScoreTable:
         Eq. 5, our definition; beta = 0 with decay = 1 is InfoBatch's table. 5 bytes a sample, 9 with variances.
     """
 
+    @torch.inference_mode(False)  # or no training step could write into the table
     def __init__(
         self,
         num_samples: int,
@@ -97,7 +98,7 @@ class ScoreTable:
         return self._nothing(0.0) if self._variance is None else self._variance
 
     def _nothing(self, value: float) -> torch.Tensor:
-        return torch.full((1,), value, device=self.device).expand(self.num_samples)
+        return torch.full((1,), value, dtype=torch.float32, device=self.device).expand(self.num_samples)
 
     @property
     def columns(self) -> Columns:
@@ -113,6 +114,10 @@ class ScoreTable:
     def num_losses(self) -> int:
         """Samples of all training batches of this epoch, each as often as it came. Waits for the table's device."""
         return int(self._count[2])
+
+    def were_trained(self, index: torch.Tensor) -> bool:
+        """Whether all samples [B] int64 were trained on in this epoch. Waits for the table's device."""
+        return self._marks is not None and bool((self._marks[index.to(self.device)] & TRAINED).all())
 
     def to(self, device: torch.device | str) -> ScoreTable:
         """Move the table to `device` in place; scores keep their bits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Method:
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         """[num_samples] floating probability of keeping each sample, from the scores [num_samples] of earlier epochs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"method {self.name}: inclusion must be defined, got a method without it")
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
         """[K] weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 10)."""
@@ -126,11 +127,12 @@ class UserMethod(Method):
 
 def parameters(value: object) -> dict[str, Any]:
     """The attributes of an object that a saved state can compare: numbers, words and None; a function counts by its name."""
-    plain = (bool, int, float, str, type(None))
-    found = {}
+    found: dict[str, Any] = {}
     for name, entry in getattr(value, "__dict__", {}).items():
-        if isinstance(entry, plain):
+        if isinstance(entry, bool | str | None):
             found[name] = entry
+        elif isinstance(entry, numbers.Real):  # NumPy's too, which a state could not be loaded with
+            found[name] = int(entry) if isinstance(entry, numbers.Integral) else float(entry)
         elif callable(entry):
             found[name] = getattr(entry, "__qualname__", type(entry).__qualname__)
     return found

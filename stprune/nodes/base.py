@@ -63,13 +63,26 @@ class NodeSampler:
         raise NotImplementedError
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        """The weights [B, count] float32 of nodes [B, count] that `draw` gave for windows [B], in any order; None: all 1."""
+        """The weights [B, count] float32 of nodes [B, count] that `draw` gave for windows [B], in any order; None: all 1.
+
+        Raises:
+            ValueError: other nodes than those that were drawn (looked at on the CPU, outside of torch.compile).
+        """
         if not self.weighted:
             return None
         drawn, weight = self.draw(index, epoch)
         if weight is None:
             return None
-        order = torch.searchsorted(drawn, node.to(drawn.device).contiguous()).clamp_max(self.count - 1)
+        own = node.to(drawn.device).contiguous()
+        if own.shape != drawn.shape:
+            raise ValueError(
+                f"{self.name}: node must be the {tuple(drawn.shape)} nodes that were drawn, got {tuple(node.shape)}"
+            )
+        order = torch.searchsorted(drawn, own).clamp_max(self.count - 1)
+        if node.is_cpu and not torch.compiler.is_compiling():
+            foreign = drawn.gather(1, order) != own
+            if bool(foreign.any()):
+                raise ValueError(f"{self.name}: node must hold nodes that were drawn of its window, got {int(own[foreign][0])}")
         return weight.gather(1, order).to(node.device)
 
     def update(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:

@@ -61,7 +61,7 @@ class Priority(NodeSampler):
         self.table = PairTable(self.num_windows, self.num_nodes, storage=self.storage, beta=self.beta)
         # What this epoch's batches gave: the drawn nodes, counted from 1 (0: the window was not trained on), and their scores.
         self._node = torch.zeros(self.num_windows, self.count, dtype=torch.int32)
-        self._score = torch.zeros(self.num_windows, self.count)
+        self._score = torch.zeros(self.num_windows, self.count, dtype=torch.float32)
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         device = index.device
@@ -127,6 +127,7 @@ class Priority(NodeSampler):
         return {"table": self.table.state_dict(), "index": index, "node": self._node[index], "score": self._score[index]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        _check.same_keys(f"{_OP}.load_state_dict", state, ("table", "index", "node", "score"))
         self.table.load_state_dict(state["table"])
         index = state["index"].to(self.table.device)
         self._node.zero_()
