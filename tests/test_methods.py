@@ -102,8 +102,12 @@ def test_infobatch_keeps_every_sample_at_or_above_the_mean():
         assert bool(torch.isin(above, plan.indices).all())
 
 
-def test_infobatch_of_equal_scores_prunes_nothing():
-    assert len(kept("infobatch", torch.full((999,), 0.1))) == 999
+def test_infobatch_of_equal_scores_prunes_nothing(threads):
+    """A mean summed in float32 comes out above them."""
+    for count in (1, 2):
+        threads(count)
+        for n in (999, 300_001):
+            assert len(kept("infobatch", torch.full((n,), 0.1))) == n
 
 
 # --- random walks ----------------------------------------------------------------------------------------------------
