@@ -145,15 +145,6 @@ def test_resume_in_the_middle_of_an_epoch(method, tmp_path):
     assert torch.equal(left, torch.cat(batches[3:]))
 
 
-def test_ranks_share_the_pairs():
-    parts = [pairs(num_replicas=2, rank=rank) for rank in range(2)]
-    ids = []
-    for part in parts:
-        part.set_epoch(1)
-        ids += list(part)
-    assert sorted(ids) == parts[0].plan.indices.tolist()
-
-
 def test_loss_of_ids_outside_the_data():
     sampler = pairs()
     criterion = stprune.PrunedLoss(sampler)
@@ -195,33 +186,3 @@ def test_window_loader_refuses_what_does_not_fit():
         stprune.WindowLoader(series[:, :6], pairs(), batch_size=4, history=5, horizon=3)
     with pytest.raises(ValueError, match="sampler must have 41 samples, one a window, got 40"):
         stprune.WindowLoader(torch.zeros(W + 8, N, 2), pairs(), batch_size=4, history=5, horizon=3)
-
-
-def test_weighted_gradients_are_unbiased():
-    """epoch_sum over kept pairs estimates the sum over all pairs, by score and uniformly: 4 standard errors."""
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(W, 3, N, 4, generator=generator), torch.randn(W, 3, N, 1, generator=generator)
-    y = y * torch.randn(W, 1, N, 1, generator=generator).exp()
-    weight = torch.randn(4, 1, generator=generator)
-    flat_x, flat_y = (a.transpose(1, 2).reshape(W * N, 3, 1, -1) for a in (x, y))
-    every = weight.clone().requires_grad_()
-    (flat_x @ every - flat_y).abs().mean((1, 2, 3)).sum().backward()
-    for method in ("st-prune", "soft-random"):
-        sampler = stprune.PruningSampler(
-            W, num_epochs=300, num_nodes=N, granularity="pair", method=method, keep_ratio=0.3, schedule="none"
-        )
-        criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
-        scores = stprune.score(flat_x @ weight, flat_y)
-        draws = []
-        for epoch in range(1, 300):
-            if method == "st-prune":
-                sampler.table = stprune.ScoreTable(W * N)
-                sampler.update(torch.arange(W * N), scores)
-            sampler.set_epoch(epoch)
-            index = sampler.plan.indices
-            leaf = weight.clone().requires_grad_()
-            criterion(flat_x[index] @ leaf, flat_y[index], index, sampler.nodes(index)).backward()
-            draws.append(leaf.grad.squeeze(1).double() * len(index))
-        draws = torch.stack(draws)
-        error = (draws.mean(0) - every.grad.squeeze(1)).abs()
-        assert bool((error <= 4 * draws.std(0) / len(draws) ** 0.5).all()), method
