@@ -180,8 +180,6 @@ def test_window_loader_delivers_pairs(method):
 
 def test_window_loader_refuses_what_does_not_fit():
     series = torch.zeros(W + 7, N, 2)
-    with pytest.raises(ValueError, match='order must be "sampler" without a PruningSampler of windows'):
-        stprune.WindowLoader(series, pairs(), batch_size=4, history=5, horizon=3, order="chunk", chunk_rows=8, memory_chunks=2)
     with pytest.raises(ValueError, match="sampler must have num_nodes = 6 as the series has, got 7"):
         stprune.WindowLoader(series[:, :6], pairs(), batch_size=4, history=5, horizon=3)
     with pytest.raises(ValueError, match="sampler must have 41 samples, one a window, got 40"):

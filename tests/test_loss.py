@@ -541,33 +541,6 @@ def test_a_compiled_step_works_before_the_first_set_epoch(method):
     assert torch.isfinite(step(x, y, samplers[0].plan.order(0, 4)))
 
 
-@pytest.mark.parametrize("law", ["uniform", "priority"])
-def test_a_training_step_on_drawn_nodes_traces_without_a_break(law):
-    results = []
-    for compiled in (False, True):
-        torch._dynamo.reset()
-        generator = torch.Generator().manual_seed(0)
-        sampler = stprune.PruningSampler(8, num_epochs=2, num_nodes=20, node_ratio=0.3, node_sampler=law)
-        criterion = stprune.PrunedLoss(sampler, null_value=0.0, mean=torch.arange(20.0), std=2.0)
-        weight = torch.randn(4, 4, generator=generator).requires_grad_()
-        x, y = (torch.randn(8, 20, 4, generator=generator) for _ in range(2))
-        index = torch.tensor([5, 0, 7])
-
-        def step(x, y, index, node, weight=weight, criterion=criterion):
-            return criterion((x @ weight).transpose(1, 2), y.transpose(1, 2), index, node)
-
-        function = torch.compile(step, fullgraph=True, backend="aot_eager") if compiled else step
-        losses = []
-        for epoch in range(2):
-            sampler.set_epoch(epoch)
-            node = sampler.nodes(index)
-            losses.append(function(x[index[:, None], node], y[index[:, None], node], index, node))
-            losses[-1].backward()
-        results.append([*(loss.detach() for loss in losses), weight.grad, sampler.table.scores, sampler.nodes(index)])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("nodes", [False, True])
 def test_same_bits_for_any_number_of_threads(nodes, threads):
     results = []
