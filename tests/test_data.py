@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from stprune.data import IndexedDataset, Series
-from stprune.windows import WindowDataset
 
 
 class Squares(Dataset[tuple[torch.Tensor, int]]):
@@ -46,20 +45,6 @@ class Batched(Squares):
 class Stream(IterableDataset[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(range(3))
-
-
-@pytest.mark.parametrize("kind", [Squares, Batched])
-def test_every_sample_comes_with_its_id(kind: type[Squares]) -> None:
-    data = kind(10)
-    indexed = IndexedDataset(data)
-    assert len(indexed) == 10
-    assert indexed.dataset is data
-    for i in range(10):
-        index, (x, label) = indexed[i]
-        assert type(index) is int
-        assert index == i
-        assert torch.equal(x, data[i][0])
-        assert label == i % 3
 
 
 @pytest.mark.parametrize("kind", [Squares, Batched])
@@ -95,8 +80,13 @@ def test_short_batches_are_refused() -> None:
 
 
 def test_index_rules() -> None:
-    indexed = IndexedDataset(Squares(10))
+    data = Squares(10)
+    indexed = IndexedDataset(data)
+    assert indexed.dataset is data
+    assert len(indexed) == 10
     assert indexed[-1][0] == 9
+    assert type(indexed[3][0]) is int
+    assert torch.equal(indexed[3][1][0], data[3][0])
     assert indexed[np.int32(4)][0] == 4
     assert type(indexed[torch.tensor(4)][0]) is int
     for bad in (10, -11):
@@ -163,20 +153,6 @@ def test_worker_processes(method: str) -> None:
     )
     batches = [(index.tolist(), x[:, 0].tolist()) for index, (x, _) in loader]
     assert batches == [([6, 1, 4], [6.0, 1.0, 4.0]), ([0], [0.0])]
-
-
-def test_wraps_windows() -> None:
-    windows = WindowDataset(torch.arange(60.0).reshape(30, 2), history=4, horizon=3)
-    index, (x, y) = next(iter(DataLoader(IndexedDataset(windows), batch_size=3, sampler=[20, 0, 7])))
-    assert torch.equal(x, windows.batch(index)[0])
-    assert torch.equal(y, windows.batch(index)[1])
-    assert IndexedDataset(windows)[-1][0] == 23
-
-
-def test_sequences_and_tensor_data_sets() -> None:
-    assert IndexedDataset([5, 6])[1] == (1, 6)
-    index, (x,) = next(iter(DataLoader(IndexedDataset(TensorDataset(torch.arange(4))), batch_size=4)))
-    assert torch.equal(index, x)
 
 
 def test_iterable_data_sets_are_refused() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from stprune.demo import DemoOptions, data, delivery, figures, report, run_demo, train, verdict
 from stprune.demo.feeds import PlainFeed, PrunedFeed, Shuffle, by_window_loader, masked_mae
-from stprune.demo.options import DEFAULT_RUNS
+from stprune.demo.options import DEFAULT_RUNS, choose_device
 from stprune.demo.records import EpochRecord, Metrics, RunRecord, summarize
 from stprune.demo.runs import Group
 from stprune.demo.table import as_text, cells, columns, legend
@@ -728,11 +728,15 @@ def test_nodes_drawn_by_error_are_a_run_and_a_picture(tmp_path):
     assert "of nodes by error: the error of every node" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("runs", [("full",), ("st-prune", "nodes")])
-def test_the_same_seed_gives_the_same_numbers(tmp_path, runs):
-    options = DemoOptions(data="synthetic", quick=True, epochs=2, runs=runs, output=tmp_path)
+@pytest.mark.parametrize(("runs", "epochs"), [(("full",), 1), (("st-prune", "nodes"), 2)])
+def test_the_same_seed_gives_the_same_numbers(tmp_path, runs, epochs):
+    options = DemoOptions(data="synthetic", quick=True, epochs=epochs, runs=runs, output=tmp_path)
     first, second = (run_demo(options) for _ in range(2))
     assert (tmp_path / "report.html").exists()
     for one, other in zip(first["runs"], second["runs"], strict=True):
         assert one["test"] == other["test"]
         assert one["windows"] == other["windows"]
+
+
+def test_auto_device_is_one_that_works():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
