@@ -87,20 +87,6 @@ def test_a_method_of_ones_own_is_asked_whatever_its_name():
     assert torch.equal(sampler.plan.indices % N % 2, torch.zeros(4 * W, dtype=torch.int64))
 
 
-def test_pairs_are_equally_likely():
-    seen = torch.zeros(W * N)
-    epochs = 400
-    sampler = stprune.PruningSampler(
-        W, num_epochs=epochs, num_nodes=N, granularity="pair", method="soft-random", keep_ratio=0.25, schedule="none"
-    )
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        seen[sampler.plan.indices] += 1
-    n = W * N
-    statistic = float((seen - epochs / 4).square().sum() / (epochs * 0.25 * 0.75) * (n - 1) / n)
-    assert abs(statistic - (n - 1)) < 5 * (2 * (n - 1)) ** 0.5
-
-
 def test_more_pairs_than_fit_into_32_bits():
     """Five years of LargeST California: 4.5 * 10^9 pairs, of which nothing is stored."""
     windows, nodes = 525_888, 8600
@@ -114,18 +100,6 @@ def test_more_pairs_than_fit_into_32_bits():
     assert 0 <= int(index.min()) <= int(index.max()) < windows * nodes
     assert int(index.max()) > 2**32
     assert torch.equal(sampler.windows(index) * nodes + sampler.nodes(index)[:, 0], index)
-
-
-def test_schedule_and_annealing():
-    sampler = stprune.PruningSampler(
-        W, num_epochs=8, num_nodes=N, granularity="pair", method="soft-random", keep_ratio=0.25, anneal=0.75
-    )
-    lengths = []
-    for epoch in range(8):
-        sampler.set_epoch(epoch)
-        lengths.append(len(sampler))
-    assert lengths == [round(sampler.keep_ratio_at(epoch) * W * N) for epoch in range(8)]
-    assert lengths[-1] == W * N
 
 
 @pytest.mark.parametrize("method", ["soft-random", "st-prune"])

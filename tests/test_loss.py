@@ -418,18 +418,20 @@ def test_settings_of_nodes_follow_the_dims(dims):
     std = torch.rand(*nodes, 2, generator=g, dtype=torch.float64) + 0.5
     mean = torch.randn(nodes, generator=g, dtype=torch.float64)
 
+    letters = "NC" if "N" in dims else "HWC"
+
     def placed(x):
-        # [nodes ..., C or 1] in the order of the dims
-        x = x if x.dim() > len(nodes) else x.unsqueeze(-1)
-        letters = ["N"] if "N" in dims else ["H", "W"]
-        order = [([*letters, "C"]).index(d) for d in dims if d in [*letters, "C"]]
-        return x.permute(order).reshape([x.shape[([*letters, "C"]).index(d)] if d in [*letters, "C"] else 1 for d in dims])
+        """[nodes ..., C or 1] in the order of the dims."""
+        there = [d for d in dims if d in letters]
+        shape = iter(x.permute([letters.index(d) for d in there]).shape)
+        return x.permute([letters.index(d) for d in there]).reshape([next(shape) if d in letters else 1 for d in dims])
 
     criterion = stprune.PrunedLoss(stprune.PruningSampler(3, num_epochs=1), mean=mean, std=std, dims=dims)
-    ours = criterion(prediction, target, torch.arange(3))
-    del ours
+    criterion(prediction, target, torch.arange(3))
     value = criterion.eval()(prediction, target)
-    torch.testing.assert_close(value, (prediction * placed(std) + placed(mean) - target).abs().mean(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        value, (prediction * placed(std) + placed(mean[..., None]) - target).abs().mean(), rtol=1e-13, atol=0
+    )
 
 
 @pytest.mark.parametrize(

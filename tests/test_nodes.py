@@ -181,9 +181,10 @@ def test_a_new_draw_every_epoch_and_the_same_in_any_batch(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_two_samplers_share_nothing(name):
-    one, other = sampler_with(SAMPLERS[name]), sampler_with(SAMPLERS[name])
+def test_two_ranks_draw_the_same_nodes_and_share_nothing(name):
+    one, other = (sampler_with(SAMPLERS[name], num_replicas=2, rank=rank, process_group="none") for rank in range(2))
     before = other.nodes(torch.arange(50))
+    assert torch.equal(one.nodes(torch.arange(50)), before)
     scored(one, 50)
     assert torch.equal(other.nodes(torch.arange(50)), before)
 

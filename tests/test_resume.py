@@ -70,16 +70,8 @@ def test_only_the_first_pass_after_a_load_is_shorter(kind):
     ids, states, _ = uninterrupted(kind, lambda run: saved(run.sampler.state_dict()))
     run = Run(kind)
     run.sampler.load_state_dict(states[2])
+    next(iter(run.loader))  # a look at the first batch changes nothing
     assert [[Run.parts(batch)[0].tolist() for batch in run.loader] for _ in range(2)] == [ids[3:8], ids[:8]]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_look_at_the_first_batch_changes_nothing(kind):
-    ids, states, _ = uninterrupted(kind, lambda run: saved(run.sampler.state_dict()))
-    run = Run(kind)
-    run.sampler.load_state_dict(states[2])
-    next(iter(run.loader))
-    assert run.epoch().ids == ids[3:8]
 
 
 def test_a_resumed_run_is_saved_and_continued_again():

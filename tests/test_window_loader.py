@@ -161,51 +161,42 @@ def test_features_of_the_clock_are_those_of_window_dataset():
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train(batches, sampler, model, epochs):
-    criterion = PrunedLoss(sampler)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses = []
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        for index, node, x, y in batches():
-            optimizer.zero_grad()
-            loss = criterion(model(x, node=node), y, index, node)
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    return losses, sampler.table.scores
+def parts(batch, sampler):
+    """Index, drawn nodes or None, x and y of a batch of either loader."""
+    if len(batch) == 2:
+        index, (x, y) = batch
+        if sampler.node_ratio == 1:
+            return index, None, x, y
+        node = sampler.nodes(index)
+        return index, node, stprune.gather_nodes(x, node), stprune.gather_nodes(y, node)
+    return batch if len(batch) == 4 else (batch[0], None, *batch[1:])
 
 
 @pytest.mark.parametrize(("node_ratio", "node_sampler"), [(1.0, "uniform"), (0.5, "uniform"), (0.5, "priority")])
 def test_training_through_either_loader_gives_the_same_losses(node_ratio, node_sampler):
-    series = make_series(nodes=8, channels=1)
+    series, options = make_series(nodes=8, channels=1), {"steps_per_day": 24, "target_channels": 0}
     results = []
-    for kind in ("torch", "stprune"):
-        sampler = PruningSampler(
-            177, num_epochs=4, keep_ratio=0.5, num_nodes=8, node_ratio=node_ratio, node_sampler=node_sampler, seed=3
-        )
+    for make in (
+        lambda sampler: DataLoader(IndexedDataset(WindowDataset(series, **options)), batch_size=32, sampler=sampler),
+        lambda sampler: WindowLoader(series, sampler, batch_size=32, **options),
+    ):
+        nodes = {"num_nodes": 8, "node_ratio": node_ratio, "node_sampler": node_sampler}
+        sampler = PruningSampler(177, num_epochs=4, keep_ratio=0.5, seed=3, **nodes)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = STID(8, history=12, horizon=12, steps_per_day=24, dim=8, num_layers=1)
-        if kind == "torch":
-            loader = DataLoader(
-                IndexedDataset(WindowDataset(series, steps_per_day=24, target_channels=0)), batch_size=32, sampler=sampler
-            )
-
-            def batches(loader=loader, sampler=sampler):
-                for index, (x, y) in loader:
-                    node = sampler.nodes(index) if node_ratio < 1 else None
-                    if node is not None:
-                        x, y = stprune.gather_nodes(x, node), stprune.gather_nodes(y, node)
-                    yield index, node, x, y
-        else:
-            loader = WindowLoader(series, sampler, batch_size=32, steps_per_day=24, target_channels=0)
-
-            def batches(loader=loader):
-                for batch in loader:
-                    yield batch if len(batch) == 4 else (batch[0], None, *batch[1:])
-
-        results.append(train(batches, sampler, model, 4))
+        loader, criterion, optimizer = make(sampler), PrunedLoss(sampler), torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses = []
+        for epoch in range(4):
+            sampler.set_epoch(epoch)
+            for batch in loader:
+                index, node, x, y = parts(batch, sampler)
+                optimizer.zero_grad()
+                loss = criterion(model(x, node=node), y, index, node)
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        results.append((losses, sampler.table.scores))
     assert len(results[0][0]) > 12
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])

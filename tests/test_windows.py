@@ -90,19 +90,17 @@ def test_target_channels(channels: object) -> None:
 @pytest.mark.parametrize("kind", ["tensor", "array", "read_only", "memmap", "int16", "bfloat16"])
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_batch_equals_stacked_windows(kind: str, as_tensor: bool, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    series: object = noise(60)
-    if kind == "array":
-        series = noise(60).numpy()
-    elif kind == "read_only":
-        series = noise(60).numpy().copy()
-        series.flags.writeable = False
-    elif kind == "memmap":
-        np.save(tmp_path / "a.npy", noise(60).numpy())
-        series = np.load(tmp_path / "a.npy", mmap_mode="r")
-    elif kind == "int16":
-        series = (noise(60) * 100).to(torch.int16)
-    elif kind == "bfloat16":
-        series = noise(60).bfloat16()
+    values, read_only = noise(60), noise(60).numpy()
+    read_only.flags.writeable = False
+    np.save(tmp_path / "a.npy", read_only)
+    series = {
+        "tensor": values,
+        "array": values.numpy(),
+        "read_only": read_only,
+        "memmap": np.load(tmp_path / "a.npy", mmap_mode="r"),
+        "int16": (values * 100).to(torch.int16),
+        "bfloat16": values.bfloat16(),
+    }[kind]
     windows = WindowDataset(series, history=6, horizon=4, stride=3, start=2, target_channels=[1, 0])  # type: ignore[arg-type]
     ids = [0, 5, len(windows) - 1, 5, -1]
     x, y = windows.batch(torch.tensor(ids) if as_tensor else ids)
