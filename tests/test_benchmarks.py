@@ -100,6 +100,13 @@ def test_rivals_of_the_loss_have_its_value():
                 assert call().item() == pytest.approx(value, rel=1e-5), name
 
 
+def printed(*command, **options):
+    """What a command that must succeed printed."""
+    result = subprocess.run(command, capture_output=True, text=True, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 STUB = """#!/bin/sh
 echo "$*" >>"$LOG"
 """
@@ -112,26 +119,16 @@ def test_the_gpu_check_fits_its_nine_minutes_and_calls_what_there_is(tmp_path):
         stub.write_text(STUB)
         stub.chmod(0o755)
     log = tmp_path / "log"
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PYTHON": str(tmp_path / "python"),
-        "LOG": str(log),
-    }
-    command = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path / "out")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stdout + result.stderr
+    stubs = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "LOG": str(log)}
+    printed("bash", BENCHMARKS / "gpu.sh", tmp_path / "out", env={**os.environ, **stubs}, timeout=60)
     steps = [line.split() for line in log.read_text().splitlines() if line.startswith("--kill-after=5 ")]
     total = sum(int(step[1]) for step in steps)
     assert total <= 540
     assert f"add up to {total} s" in (BENCHMARKS / "gpu.sh").read_text()
     timed = [step[step.index("benchmarks/run.py") :] for step in steps if "benchmarks/run.py" in step]
     assert {"--suite", "loss"} <= {word for step in timed for word in step}
-    for step in timed:
-        known = subprocess.run(
-            [sys.executable, BENCHMARKS / "run.py", "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        assert all(word in known for word in step if word.startswith("--"))
+    known = printed(sys.executable, BENCHMARKS / "run.py", "--help")
+    assert all(word in known for step in timed for word in step if word.startswith("--"))
 
 
 def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
@@ -139,10 +136,9 @@ def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
     jobs = sorted({case.job for case in CASES if "select" in case.job})
     asked, other = jobs[0], next(job for job in jobs if jobs[0] not in job)
     command = [sys.executable, BENCHMARKS / "run.py", "--sizes", "1e4", "--no-gate", "--budget", "0.001", "--out", tmp_path]
-    result = subprocess.run([*command, "--only", asked, "--seconds", "-1"], check=True, capture_output=True, text=True)
-    assert f"{asked} and what follows is not timed" in result.stdout
+    assert f"{asked} and what follows is not timed" in printed(*command, "--only", asked, "--seconds", "-1")
     assert not list(tmp_path.iterdir())
-    subprocess.run([*command, "--only", asked, "--only", "no such job"], check=True, capture_output=True)
+    printed(*command, "--only", asked, "--only", "no such job")
     rows = (tmp_path / "selection-cpu.jsonl").read_text()
     assert f'"{asked}"' in rows
     assert f'"{other}"' not in rows
@@ -150,15 +146,8 @@ def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
 
 def row(n, contender, milliseconds, allocator="default"):
     about = {"device": "a processor", "cores": 2, "torch": "2", "numpy": "2", "date": "2026-01-01", "allocator": allocator}
-    return {
-        "job": "select k=n/2",
-        "n": n,
-        "threads": 1,
-        "contender": contender,
-        "median_ms": milliseconds,
-        "passes": 1.0,
-        **about,
-    }
+    what = {"job": "select k=n/2", "n": n, "threads": 1, "contender": contender}
+    return {**what, "median_ms": milliseconds, "passes": 1.0, **about}
 
 
 def test_the_table_is_of_one_size_and_one_allocator(tmp_path):
@@ -166,16 +155,14 @@ def test_the_table_is_of_one_size_and_one_allocator(tmp_path):
     rows = [row(10**7, "stprune, out=", 2.0), row(10**7, "torch.sort", 50.0), row(10**7, "np.argpartition", 30.0)]
     more = [row(10**8, "stprune, out=", 40.0), row(10**8, "np.argpartition", 900.0)]
     more += [row(10**7, "stprune, out=", 1.0, "tuned"), row(10**7, "torch.sort", 8.0, "tuned")]
-    printed = []
+    tables = []
     for content in (rows, rows + more):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(one) + "\n" for one in content))
         command = [sys.executable, "plot.py", "--table", "--rows", str(file)]
-        printed.append(subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=True).stdout)
-    assert "| 2.00 ms | np.argpartition, 30.0 ms | 15.0x |" in printed[0]
-    assert printed[1] == printed[0]
-    tuned = subprocess.run(
-        [*command, "--allocator", "tuned"], cwd=BENCHMARKS, capture_output=True, text=True, check=True
-    ).stdout
+        tables.append(printed(*command, cwd=BENCHMARKS))
+    assert "| 2.00 ms | np.argpartition, 30.0 ms | 15.0x |" in tables[0]
+    assert tables[1] == tables[0]
+    tuned = printed(*command, "--allocator", "tuned", cwd=BENCHMARKS)
     assert "| 1.00 ms | torch.sort, 8.0 ms | 8.0x |" in tuned
     assert "; tuned allocator." in tuned

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stprune import plan_epoch, testing
+from stprune import testing
 from stprune.windows import ChunkedSeries, chunk_order, count_chunk_reads
 
 
@@ -39,28 +38,6 @@ def test_every_window_once_and_reads_within_the_bound(
         # Every run that holds windows reads its own chunks and those it reaches into, at most.
         runs = len(set(((start + stride * indices) // (chunk * length)).tolist()))
         assert counted.chunks <= counted.reads <= runs * (length + reach)
-
-
-@pytest.mark.parametrize(("memory", "most"), [(8, 1.52), (16, 1.27), (64, 1.07)])
-def test_each_chunk_about_once(memory: int, most: float) -> None:
-    rows = {"chunk": 100, "history": 12, "horizon": 12, "memory_chunks": memory}
-    indices = kept_windows(30_000, 0.3)
-    naive = indices[torch.randperm(indices.numel(), generator=torch.Generator().manual_seed(0))]
-    ordered = count_chunk_reads(chunk_order(indices, **rows, seed=1, epoch=2), **rows)
-    shuffled = count_chunk_reads(naive, **rows)
-    assert ordered.chunks == shuffled.chunks == 301
-    assert ordered.reads <= most * ordered.chunks
-    assert shuffled.reads > (1 - memory / 300) * indices.numel()
-
-
-def test_longer_runs_read_less() -> None:
-    rows = {"chunk": 50, "history": 12, "horizon": 12, "memory_chunks": 20}
-    reads = [
-        count_chunk_reads(chunk_order(torch.arange(10_000), **rows, seed=0, epoch=0, run_chunks=run), **rows).reads
-        for run in (1, 4, 19)
-    ]
-    assert reads[0] > reads[1] > reads[2]
-    assert reads[2] <= 201 * 20 / 19 + 1
 
 
 def test_order_is_random_keyed_and_independent_of_the_input_order() -> None:
@@ -94,43 +71,6 @@ def test_first_group_is_uniform_over_runs() -> None:
     for epoch in range(epochs):
         counts[chunk_order(torch.arange(100), **rows, seed=3, epoch=epoch)[0] // 5] += 1
     testing.assert_chi_square(counts, torch.full((20,), epochs / 20))
-
-
-def test_takes_a_plan() -> None:
-    plan = plan_epoch(torch.rand(3000), keep_ratio=0.4, epoch=2, seed=1)
-    rows = {"chunk": 64, "history": 12, "horizon": 12, "memory_chunks": 6}
-    order = chunk_order(plan, **rows, seed=plan.seed, epoch=plan.epoch)
-    assert torch.equal(order.sort().values, plan.indices)
-
-
-def test_reads_of_a_real_store(tmp_path: pathlib.Path) -> None:
-    zarr = pytest.importorskip("zarr")
-    from zarr.storage import LocalStore, WrapperStore
-
-    reads: list[str] = []
-
-    class Counting(WrapperStore):  # type: ignore[misc,type-arg]
-        async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            if "/c/" in f"/{key}":
-                reads.append(key)
-            return await super().get(key, *args, **kwargs)
-
-    values = np.random.default_rng(0).normal(size=(2000, 4)).astype(np.float32)
-    zarr.create_array(LocalStore(tmp_path / "series.zarr"), data=values, chunks=(50, 4))
-    rows = {"chunk": 50, "history": 6, "horizon": 6, "memory_chunks": 8}
-    indices = kept_windows(2000 - 11, 0.5)
-    naive = indices[torch.randperm(indices.numel(), generator=torch.Generator().manual_seed(0))]
-    counted = {}
-    for name, order in (("chunk", chunk_order(indices, **rows, seed=0, epoch=0)), ("naive", naive)):
-        reads.clear()
-        series = ChunkedSeries(zarr.open_array(Counting(LocalStore(tmp_path / "series.zarr")), mode="r"), memory_chunks=8)
-        for window in order.tolist():
-            assert np.array_equal(series[window : window + 12], values[window : window + 12])
-            assert len(series._cache) <= 8
-        counted[name] = len(reads)
-        assert len(reads) == series.reads == count_chunk_reads(order, **rows).reads
-    assert counted["chunk"] <= 1.6 * 40
-    assert counted["naive"] > 10 * counted["chunk"]
 
 
 def test_chunked_series(tmp_path: pathlib.Path) -> None:

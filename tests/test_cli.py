@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
@@ -17,33 +18,37 @@ from stprune.demo import main as demo_main
 
 
 def run(capsys, *arguments):
-    status = cli.main(arguments)
-    out, err = capsys.readouterr()
-    return status, out, err
+    """Status, output and error output; argparse leaves by SystemExit."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
 
 
-def test_version(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--version"])
-    assert stop.value.code == 0
-    assert capsys.readouterr().out == f"stprune {stprune.__version__}\n"
+def refused(capsys, command, *arguments):
+    """The one line that refuses bad input with status 2, without the beginning that all have."""
+    status, out, err = run(capsys, command, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"stprune {command}: error: ")
+    return err.removeprefix(f"stprune {command}: error: ")
 
 
-def test_without_a_command_the_help_names_all_commands(capsys):
-    status, out, _ = run(capsys)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--version"], [f"stprune {stprune.__version__}\n"]),
+        ([], ["demo", "headroom", "info"]),
+        (
+            ["demo", "--help"],
+            ["--data", "--keep-ratio", "--node-ratio", "--seeds", "infobatch", "nodes-long", "simbench"],
+        ),
+    ],
+)
+def test_version_and_help(capsys, arguments, words):
+    status, out, _ = run(capsys, *arguments)
     assert status == 0
-    assert "demo" in out
-    assert "headroom" in out
-    assert "info" in out
-
-
-def test_help_of_demo_names_every_run_and_the_defaults(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["demo", "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("--data", "--keep-ratio", "--node-ratio", "--seeds", "infobatch", "nodes-long", "simbench"):
-        assert word in text
+    assert [word for word in words if word not in out] == []
 
 
 def test_info_tells_versions_devices_and_libraries(capsys):
@@ -62,116 +67,108 @@ def test_info_tells_versions_devices_and_libraries(capsys):
         assert (status_of.path if status_of.loaded else status_of.reason) in line
 
 
+SHARED = [
+    (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+    (["--steps-per-day", "0", "--data", "synthetic"], "--steps-per-day: must be at least 1, got 0"),
+    (["--device", "nonsense"], "--device: nonsense cannot be used here"),
+    (["--data", "no/such/file.npz"], "--data: must be simbench, synthetic or an existing path, got no/such/file.npz"),
+]
+OF_DEMO = [
+    (["--epochs", "0"], "--epochs: must be at least 1, got 0"),
+    (["--seeds", "-1"], "--seeds: must be at least 1, got -1"),
+    (["--keep-ratio", "0"], "--keep-ratio: must lie in (0, 1], got 0.0"),
+    (["--keep-ratio", "nan"], "--keep-ratio: must lie in (0, 1], got nan"),
+    (["--node-ratio", "1.5"], "--node-ratio: must lie in (0, 1], got 1.5"),
+]
+OF_HEADROOM = [
+    (["--epochs", "-1"], "--epochs: must be at least 0, got -1"),
+    (["--seed", "-1"], "--seed: must be at least 0, got -1"),
+    (["--seconds", "nan"], "--seconds: must be above 0, got nan"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: must be at least 1, got 0"),
-        (["--seeds", "-1"], "--seeds: must be at least 1, got -1"),
-        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
-        (["--keep-ratio", "0"], "--keep-ratio: must lie in (0, 1], got 0.0"),
-        (["--keep-ratio", "nan"], "--keep-ratio: must lie in (0, 1], got nan"),
-        (["--node-ratio", "1.5"], "--node-ratio: must lie in (0, 1], got 1.5"),
-        (["--steps-per-day", "0", "--data", "synthetic"], "--steps-per-day: must be at least 1, got 0"),
-        (["--device", "nonsense"], "--device: nonsense cannot be used here"),
-        (["--data", "no/such/file.npz"], "--data: must be simbench, synthetic or an existing path, got no/such/file.npz"),
+        *(("demo", *row) for row in SHARED + OF_DEMO),
+        *(("headroom", *row) for row in SHARED + OF_HEADROOM),
     ],
 )
-def test_bad_input_gives_one_line_and_status_2(capsys, tmp_path, arguments, message):
-    status, out, err = run(capsys, "demo", "--output", str(tmp_path / "out"), *arguments)
-    assert status == 2
-    assert out == ""
-    assert err.startswith(f"stprune demo: error: {message}")
-    assert err.count("\n") == 1
+def test_bad_input_gives_one_line_and_status_2(capsys, tmp_path, command, arguments, message):
+    output = ["--output", str(tmp_path / "out")] if command == "demo" else []
+    assert refused(capsys, command, *output, *arguments).startswith(message)
     assert not (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["demo", "--method", "nonsense"], ["demo", "--epochs", "many"]])
 def test_what_the_parser_does_not_know_exits_with_2(capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == 2
-    assert "error" in capsys.readouterr().err
-
-
-def test_a_file_that_is_no_series_is_refused(capsys, tmp_path):
-    path = tmp_path / "series.npz"
-    path.write_bytes(b"no archive")
-    status, _, err = run(capsys, "demo", "--data", str(path), "--output", str(tmp_path / "out"))
+    status, _, err = run(capsys, *arguments)
     assert status == 2
-    assert "series.npz" in err
-    assert err.count("\n") == 1
+    assert "error" in err
 
 
-def test_a_file_that_is_too_short_is_refused_before_training(capsys, tmp_path):
-    path = tmp_path / "short.npz"
-    np.savez(path, data=np.random.default_rng(0).normal(size=(119, 3, 1)).astype(np.float32))
-    status, _, err = run(capsys, "demo", "--data", str(path), "--steps-per-day", "24", "--output", str(tmp_path))
-    assert (status, err.count("\n")) == (2, 1)
-    assert "the series must have at least 120 steps for a 6:2:2 split, got 119" in err
-
-
-def test_an_output_that_is_a_file_is_refused_before_training(capsys, tmp_path):
-    path = tmp_path / "taken"
-    path.write_text("")
-    status, _, err = run(capsys, "demo", "--data", "synthetic", "--output", str(path))
-    assert status == 2
-    assert "taken" in err
-    assert err.count("\n") == 1
+def test_files_that_cannot_serve_are_refused_before_training(capsys, tmp_path):
+    bad, short, taken = (tmp_path / name for name in ("series.npz", "short.npz", "taken"))
+    bad.write_bytes(b"no archive")
+    assert "series.npz" in refused(capsys, "demo", "--data", str(bad), "--output", str(tmp_path / "out"))
+    np.savez(short, data=np.random.default_rng(0).normal(size=(119, 3, 1)).astype(np.float32))
+    message = refused(capsys, "demo", "--data", str(short), "--steps-per-day", "24", "--output", str(tmp_path))
+    assert "the series must have at least 120 steps for a 6:2:2 split, got 119" in message
+    taken.write_text("")
+    assert "taken" in refused(capsys, "demo", "--data", "synthetic", "--output", str(taken))
 
 
 @pytest.mark.parametrize("module", ["tqdm", "matplotlib", "simbench"])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, tmp_path, monkeypatch, module):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else find_spec(name, *rest))
-    status, _, err = run(capsys, "demo", "--output", str(tmp_path))
-    assert status == 2
-    assert module in err
-    assert "pip install" in err
-    assert err.count("\n") == 1
+    message = refused(capsys, "demo", "--output", str(tmp_path))
+    assert module in message
+    assert "pip install" in message
 
 
-def test_a_failure_while_running_gives_status_1(capsys, tmp_path, monkeypatch):
-    def fail(options):
-        raise RuntimeError("out of\nmemory")
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(RuntimeError("out of\nmemory"), 1, "error: out of memory"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_a_failure_or_an_interrupt_while_running_has_a_status_of_its_own(capsys, tmp_path, monkeypatch, error, status, message):
+    def stop(options):
+        raise error
 
-    monkeypatch.setattr(demo_main, "run_demo", fail)
-    status, _, err = run(capsys, "demo", "--output", str(tmp_path))
-    assert (status, err) == (1, "stprune demo: error: out of memory\n")
-
-
-def test_an_interrupt_gives_status_130(capsys, tmp_path, monkeypatch):
-    def interrupt(options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo_main, "run_demo", interrupt)
-    status, _, err = run(capsys, "demo", "--output", str(tmp_path))
-    assert (status, err) == (130, "stprune demo: interrupted\n")
+    monkeypatch.setattr(demo_main, "run_demo", stop)
+    assert run(capsys, "demo", "--output", str(tmp_path)) == (status, "", f"stprune demo: {message}\n")
 
 
-def test_options_reach_the_demo(monkeypatch, tmp_path):
+OPTIONS = "--data synthetic --model staeformer --epochs 3 --device cpu --batch-size 8 --null-value 0 --steps-per-day 48 --quick"
+GIVEN = {
+    "data": "synthetic",
+    "model": "staeformer",
+    "epochs": 3,
+    "device": "cpu",
+    "batch_size": 8,
+    "null_value": 0.0,
+    "steps_per_day": 48,
+    "quick": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "given"),
+    [
+        (
+            demo_main,
+            "demo --keep-ratio 0.4 --node-ratio 0.2 --method infobatch --method nodes --seeds 2 --output there",
+            {"keep_ratio": 0.4, "node_ratio": 0.2, "runs": ("infobatch", "nodes"), "seeds": 2, "output": pathlib.Path("there")},
+        ),
+        (demo_headroom, "headroom --seconds 5 --seed 2", {"seconds": 5.0, "seed": 2}),
+    ],
+)
+def test_options_reach_the_command(monkeypatch, module, line, given):
     seen = []
-    monkeypatch.setattr(demo_main, "run_demo", seen.append)
-    line = "demo --data synthetic --model staeformer --epochs 3 --keep-ratio 0.4 --node-ratio 0.2 --method infobatch"
-    line += (
-        f" --method nodes --device cpu --seeds 2 --batch-size 8 --null-value 0 --steps-per-day 48 --output {tmp_path} --quick"
-    )
-    assert cli.main(line.split()) == 0
+    monkeypatch.setattr(module, f"run_{line.split()[0]}", seen.append)
+    assert cli.main(f"{line} {OPTIONS}".split()) == 0
     (options,) = seen
-    assert vars(options) == {
-        "data": "synthetic",
-        "model": "staeformer",
-        "epochs": 3,
-        "keep_ratio": 0.4,
-        "node_ratio": 0.2,
-        "runs": ("infobatch", "nodes"),
-        "device": "cpu",
-        "seeds": 2,
-        "output": tmp_path,
-        "batch_size": 8,
-        "quick": True,
-        "steps_per_day": 48,
-        "null_value": 0.0,
-    }
+    assert vars(options) == GIVEN | given
 
 
 def test_headroom_prints_a_table_and_a_verdict(capsys):
@@ -183,45 +180,6 @@ def test_headroom_prints_a_table_and_a_verdict(capsys):
     assert lines[1].endswith("batch 16, after 1 epoch of training.")
     assert any(line.startswith("drawn nodes ") for line in lines)
     assert sum(line.startswith("- ") for line in lines) >= 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--epochs", "-1"], "--epochs: must be at least 0, got -1"),
-        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
-        (["--seed", "-1"], "--seed: must be at least 0, got -1"),
-        (["--seconds", "nan"], "--seconds: must be above 0, got nan"),
-        (["--steps-per-day", "0"], "--steps-per-day: must be at least 1, got 0"),
-        (["--device", "nonsense"], "--device: nonsense cannot be used here"),
-        (["--data", "no/such/file.npz"], "--data: must be simbench, synthetic or an existing path, got no/such/file.npz"),
-    ],
-)
-def test_bad_input_to_headroom_gives_one_line_and_status_2(capsys, arguments, message):
-    status, out, err = run(capsys, "headroom", *arguments)
-    assert (status, out) == (2, "")
-    assert err.startswith(f"stprune headroom: error: {message}")
-    assert err.count("\n") == 1
-
-
-def test_options_reach_headroom(monkeypatch):
-    seen = []
-    monkeypatch.setattr(demo_headroom, "run_headroom", seen.append)
-    line = "headroom --data synthetic --model staeformer --epochs 3 --seconds 5 --device cpu --batch-size 8 --seed 2"
-    assert cli.main([*line.split(), "--null-value", "0", "--steps-per-day", "48", "--quick"]) == 0
-    (options,) = seen
-    assert vars(options) == {
-        "data": "synthetic",
-        "model": "staeformer",
-        "epochs": 3,
-        "seconds": 5.0,
-        "device": "cpu",
-        "batch_size": 8,
-        "seed": 2,
-        "quick": True,
-        "steps_per_day": 48,
-        "null_value": 0.0,
-    }
 
 
 def restarts(monkeypatch, argv):
@@ -243,12 +201,9 @@ def test_demo_restarts_once_with_threads_that_sleep_while_waiting(monkeypatch):
     assert environment["OMP_WAIT_POLICY"] == "passive"
 
 
-def test_demo_does_not_restart_against_the_callers_choice(monkeypatch):
+def test_neither_info_nor_a_demo_against_the_callers_choice_restarts(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert restarts(monkeypatch, ["demo", "--quick"]) == []
-
-
-def test_info_does_not_restart(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY")
     assert restarts(monkeypatch, ["info"]) == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import multiprocessing
 import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from stprune.data import IndexedDataset, Series
-from stprune.windows import WindowDataset
 
 
 class Squares(Dataset[tuple[torch.Tensor, int]]):
@@ -49,23 +47,10 @@ class Stream(IterableDataset[int]):
 
 
 @pytest.mark.parametrize("kind", [Squares, Batched])
-def test_every_sample_comes_with_its_id(kind: type[Squares]) -> None:
-    data = kind(10)
-    indexed = IndexedDataset(data)
-    assert len(indexed) == 10
-    assert indexed.dataset is data
-    for i in range(10):
-        index, (x, label) = indexed[i]
-        assert type(index) is int
-        assert index == i
-        assert torch.equal(x, data[i][0])
-        assert label == i % 3
-
-
-@pytest.mark.parametrize("kind", [Squares, Batched])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_collated_ids_are_int64(kind: type[Squares], workers: int) -> None:
-    loader = DataLoader(IndexedDataset(kind(10)), batch_size=4, num_workers=workers, sampler=[9, 0, 3, 3, 7])
+@pytest.mark.parametrize("context", [None, "fork", "spawn"])
+def test_collated_ids_are_int64(kind: type[Squares], context: str | None) -> None:
+    workers = {"num_workers": 2, "multiprocessing_context": context} if context else {}
+    loader = DataLoader(IndexedDataset(kind(10)), batch_size=4, sampler=[9, 0, 3, 3, 7], **workers)
     seen = []
     for index, (x, label) in loader:
         assert index.dtype == torch.int64
@@ -95,8 +80,13 @@ def test_short_batches_are_refused() -> None:
 
 
 def test_index_rules() -> None:
-    indexed = IndexedDataset(Squares(10))
+    data = Squares(10)
+    indexed = IndexedDataset(data)
+    assert indexed.dataset is data
+    assert len(indexed) == 10
     assert indexed[-1][0] == 9
+    assert type(indexed[3][0]) is int
+    assert torch.equal(indexed[3][1][0], data[3][0])
     assert indexed[np.int32(4)][0] == 4
     assert type(indexed[torch.tensor(4)][0]) is int
     for bad in (10, -11):
@@ -151,32 +141,6 @@ def test_defect_11_copies_pickles_and_spawn(kind: type[Squares]) -> None:
         _ = IndexedDataset.__new__(IndexedDataset).dataset
     with pytest.raises(AttributeError):
         _ = indexed.size  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_worker_processes(method: str) -> None:
-    loader = DataLoader(
-        IndexedDataset(Squares(7)),
-        batch_sampler=BatchSampler([6, 1, 4, 0], 3, drop_last=False),
-        num_workers=1,
-        multiprocessing_context=multiprocessing.get_context(method),
-    )
-    batches = [(index.tolist(), x[:, 0].tolist()) for index, (x, _) in loader]
-    assert batches == [([6, 1, 4], [6.0, 1.0, 4.0]), ([0], [0.0])]
-
-
-def test_wraps_windows() -> None:
-    windows = WindowDataset(torch.arange(60.0).reshape(30, 2), history=4, horizon=3)
-    index, (x, y) = next(iter(DataLoader(IndexedDataset(windows), batch_size=3, sampler=[20, 0, 7])))
-    assert torch.equal(x, windows.batch(index)[0])
-    assert torch.equal(y, windows.batch(index)[1])
-    assert IndexedDataset(windows)[-1][0] == 23
-
-
-def test_sequences_and_tensor_data_sets() -> None:
-    assert IndexedDataset([5, 6])[1] == (1, 6)
-    index, (x,) = next(iter(DataLoader(IndexedDataset(TensorDataset(torch.arange(4))), batch_size=4)))
-    assert torch.equal(index, x)
 
 
 def test_iterable_data_sets_are_refused() -> None:

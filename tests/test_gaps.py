@@ -185,10 +185,7 @@ def test_times_of_every_kind_are_the_same_times():
     ("times", "message"),
     [
         (hours(*range(30)).astype(str), r"got <U\d+; text becomes times by numpy.array"),
-        (
-            pandas.DatetimeIndex(hours(*range(30))).tz_localize("UTC"),
-            "got object; .*without a time zone .*tz_convert",
-        ),
+        (pandas.DatetimeIndex(hours(*range(30))).tz_localize("UTC"), "got object; .*without a time zone .*tz_convert"),
         ([*pandas.DatetimeIndex(hours(*range(29))), pandas.NaT], "got object; objects must be datetime, not NaT"),
         (list(range(30)), "got int64$"),
         (torch.arange(30), "got int64$"),

@@ -338,12 +338,16 @@ def test_stalls_do_not_move_the_typical_time():
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
+def told(choices, stats, cost, error=0.0):
+    moments = variance.moments(stats)
+    return sentences(choices, moments, cost, noise_share=0.9, bias_share=None, stopped_early=False, error=error)
+
+
 def settled(pairs, cost, loss=None):
     stats = stats_of(pairs, loss)
     sizes = sizes_to_time(stats.num_nodes)
     choices = choose(stats, StepTimes(sizes, np.tile(cost.at(sizes), (3, 1))), seed=0)
-    text = sentences(choices, variance.moments(stats), cost, noise_share=0.9, bias_share=None, stopped_early=False, error=0.0)
-    return choices, text
+    return choices, told(choices, stats, cost)
 
 
 def test_correlated_nodes_with_a_cost_per_node_pay():
@@ -355,18 +359,19 @@ def test_correlated_nodes_with_a_cost_per_node_pay():
     assert choices.nodes.interval[0] <= choices.nodes.cost <= choices.nodes.interval[1]
 
 
-def test_unrelated_nodes_cannot_pay():
-    choices, text = settled(drawn_pairs(0.0, nodes=50, windows=800), StepCost(1.0, 1.0, 0.0))
+@pytest.mark.parametrize(
+    ("r", "shape", "cost_per_node", "reason"),
+    [
+        (0.0, {"nodes": 50, "windows": 800}, 1.0, "hardly repeat each other"),
+        (0.3, {"nodes": 50}, 1e-5, "still costs 100% of a full one"),
+        (0.0, {"nodes": 1}, 1.0, "there is only one"),
+    ],
+)
+def test_nodes_that_cannot_pay_and_why(r, shape, cost_per_node, reason):
+    choices, text = settled(drawn_pairs(r, **shape), StepCost(1.0, cost_per_node, 0.0))
     assert not choices.nodes.pays
-    assert text[0].startswith("Pruning nodes cannot pay here.")
-    assert "hardly repeat each other" in text[0]
-
-
-def test_a_step_that_costs_the_same_with_fewer_nodes_cannot_pay():
-    choices, text = settled(drawn_pairs(0.3, nodes=50), StepCost(1.0, 1e-5, 0.0))
-    assert not choices.nodes.pays
-    assert text[0].startswith("Pruning nodes cannot pay here.")
-    assert "still costs 100% of a full one" in text[0]
+    assert text[0].startswith("Pruning nodes cannot pay here")
+    assert reason in text[0]
 
 
 def test_times_that_do_not_fit_are_told():
@@ -378,15 +383,8 @@ def test_times_that_do_not_fit_are_told():
     assert fit_error(StepTimes(sizes, np.tile(cost.at(sizes), (3, 1))), cost) == pytest.approx(0.0)
     choices = choose(stats, StepTimes(sizes, seconds), seed=0)
     for error in (off, 0.1):
-        text = sentences(
-            choices, variance.moments(stats), cost, noise_share=0.9, bias_share=None, stopped_early=False, error=error
-        )
+        text = told(choices, stats, cost, error)
         assert any("as on a busy machine" in each for each in text) == (error > 0.15)
-
-
-def test_one_node_cannot_be_pruned():
-    _, text = settled(drawn_pairs(0.0, nodes=1), StepCost(1.0, 1.0, 0.0))
-    assert "there is only one" in text[0]
 
 
 def test_an_interval_that_includes_full_training_is_told():
@@ -397,10 +395,7 @@ def test_an_interval_that_includes_full_training_is_told():
     assert choices.nodes.interval[1] > 1
     assert not choices.nodes.pays
     best = Choice(5, 0.1, 1.0, 1.2, 0.5, 0.6, (0.3, 1.4))
-    text = sentences(
-        Choices(best, best, best, best, (0.2, 0.3)), variance.moments(stats), StepCost(1.0, 1.0, 0.0),
-        noise_share=0.9, bias_share=None, stopped_early=False, error=0.0,
-    )  # fmt: skip
+    text = told(Choices(best, best, best, best, (0.2, 0.3)), stats, StepCost(1.0, 1.0, 0.0))
     assert text[0].startswith("Pruning nodes cannot be shown to pay here: 60% [30%, 140%]")
     assert text[1].startswith("Pruning windows cannot be shown to pay here: 60% [30%, 140%]")
 

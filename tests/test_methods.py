@@ -22,38 +22,21 @@ def kept(method, s, *, keep_ratio=0.5, epoch=1, seed=0):
 # --- budget rule (eq. 7) ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 4095, 4096, 4097, 20_001])
-@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.9])
-def test_budget_probabilities_sum_to_the_count(n, ratio):
-    count = max(1, round(ratio * n))
-    p = budget_probability(scores(n).sqrt(), count, 0.2 * count / n)
-    assert float(p.double().sum()) == pytest.approx(count, abs=1e-6 * n)
-    assert float(p.min()) >= np.float32(0.2 * count / n)
-    assert float(p.max()) <= 1.0
-
-
-def test_budget_probabilities_are_proportional_between_the_bounds():
+def test_budget_probabilities_are_clipped_sizes_that_sum_to_the_count():
+    """What the rule promises beyond this, tests/test_budget.py tests."""
     size = scores(5000).sqrt()
     p = budget_probability(size, 1500, 0.06)
+    assert float(p.double().sum()) == pytest.approx(1500, abs=0.005)
+    assert (float(p.min()), float(p.max())) == (pytest.approx(0.06), 1.0)
     inside = (p > 0.0600001) & (p < 0.999999)
     ratio = p[inside] / size[inside]
     assert int(inside.sum()) > 1000
     assert float(ratio.max() / ratio.min()) == pytest.approx(1.0, abs=1e-5)
-
-
-@pytest.mark.parametrize("size", [torch.zeros(10), torch.ones(10), torch.full((10,), 1e-30)])
-def test_budget_of_indistinguishable_sizes_is_uniform(size):
-    assert torch.allclose(budget_probability(size, 4.0, 0.0), torch.full((10,), 0.4))
-
-
-def test_budget_with_fewer_positive_sizes_than_asked():
+    for same in (torch.zeros(10), torch.ones(10), torch.full((10,), 1e-30)):
+        assert torch.allclose(budget_probability(same, 4.0, 0.0), torch.full((10,), 0.4))
     p = budget_probability(torch.tensor([5.0, 0.0, 0.0, 1e-20]), 3.0, 0.1)
     assert torch.allclose(p, torch.tensor([1.0, 0.5, 0.5, 1.0]))
-
-
-def test_budget_over_an_extreme_range():
-    size = torch.logspace(-30, 30, 1001, dtype=torch.float64)
-    p = budget_probability(size, 300.0, 1e-4)
+    p = budget_probability(torch.logspace(-30, 30, 1001, dtype=torch.float64), 300.0, 1e-4)
     assert float(p.double().sum()) == pytest.approx(300, abs=1e-3)
 
 
@@ -94,16 +77,12 @@ def test_infobatch_equals_the_original_rule(n, ratio):
     assert np.allclose(plan.weights.numpy(), weights[expected], rtol=1e-6)
 
 
-def test_infobatch_keeps_every_sample_at_or_above_the_mean():
-    s = scores(500)
-    above = (s >= s.mean()).nonzero().squeeze(1)
-    for epoch in range(50):
-        plan = kept("infobatch", s, epoch=epoch)
-        assert bool(torch.isin(above, plan.indices).all())
-
-
-def test_infobatch_of_equal_scores_prunes_nothing():
-    assert len(kept("infobatch", torch.full((999,), 0.1))) == 999
+def test_infobatch_of_equal_scores_prunes_nothing(threads):
+    """A mean summed in float32 comes out above them."""
+    for count in (1, 2):
+        threads(count)
+        for n in (999, 300_001):
+            assert len(kept("infobatch", torch.full((n,), 0.1))) == n
 
 
 # --- random walks ----------------------------------------------------------------------------------------------------
@@ -277,6 +256,7 @@ def test_infobatch_finds_the_head_of_pools_of_every_size(n):
         expected = pool[order[: int(0.5 * pool.numel())]]
         plan = kept("infobatch", s, seed=seed)
         assert torch.equal(plan.indices[plan.weights > 1], expected.sort().values)
+        assert torch.equal(plan.indices[plan.weights == 1], (s >= s.mean()).nonzero().squeeze(1))
 
 
 # --- spaced ----------------------------------------------------------------------------------------------------------

@@ -190,14 +190,6 @@ def test_a_quota_leaves_the_weighted_sum_unbiased():
     assert abs(float(sums.mean() - value.sum())) <= 4 * float(sums.std()) / epochs**0.5
 
 
-def test_a_tiny_stratum_keeps_the_total_weight():
-    s = scores(400)
-    strata = torch.zeros(400, dtype=torch.int64)
-    strata[:3] = 1
-    plan = stprune.plan_epoch(s, method="st-prune", keep_ratio=0.3, epoch=1, seed=0, strata=strata)
-    assert float(plan.weights.double().sum()) == pytest.approx(400, rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

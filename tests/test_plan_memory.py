@@ -107,19 +107,12 @@ def content(held):
 def test_what_somebody_holds_keeps_its_content(name, method):
     sampler = sampler_of(method)
     held = []
-    for epoch in range(1, 8):
-        sampler.set_epoch(epoch)
+    for epoch in range(8):
+        if epoch > 0:  # the first epoch is planned unasked
+            sampler.set_epoch(epoch)
         held.append((HOLDERS[name](sampler), content(HOLDERS[name](sampler)).copy()))
     for plan, before in held:
         assert np.array_equal(content(plan), before)
-
-
-def test_the_first_plan_is_kept_too():
-    sampler = sampler_of()
-    first = sampler.plan.indices
-    before = first.clone()
-    sampler.set_epoch(1)
-    assert torch.equal(first, before)
 
 
 def test_an_iterator_of_the_last_epoch_goes_on_with_its_plan():
@@ -149,18 +142,6 @@ def test_copies_have_memory_of_their_own():
             other.set_epoch(epoch)
     assert torch.equal(sampler.plan.indices, before)
     assert len(pickle.dumps(PlanMemory(10**9))) < 1000
-
-
-def test_memory_is_used_again_once_nobody_needs_it():
-    memory = PlanMemory(1000)
-    first = memory.take(100)
-    memory.made(100)
-    with memory.reading():
-        second = memory.take(100)
-        assert second.indices.data_ptr() != first.indices.data_ptr()
-    assert memory.take(100) is second
-    memory.keep()
-    assert memory.take(100) is not second
 
 
 def test_a_much_larger_plan_leaves_no_memory_behind():

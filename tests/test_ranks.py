@@ -68,6 +68,22 @@ def of_this_rank_alone(rank, start):
     return two_epochs(stprune.PruningSampler(64, num_epochs=4, process_group=groups[rank]))
 
 
+def beyond_float32(rank, start):
+    """Ids above 2^24, which float32 cannot count: each rank scores every other one."""
+    start()
+    n = (1 << 24) + 1001
+    sampler = stprune.PruningSampler(n, num_epochs=4, method="infobatch")
+    every = torch.arange((1 << 24) + 1, n)
+    sampler.update(every[rank::2], (every[rank::2] - (1 << 24)).float())
+    sampler.set_epoch(1)
+    scores = sampler.table.scores
+    return {
+        "scored": torch.equal(scores[every], (every - (1 << 24)).float()),
+        "others": bool(torch.isinf(scores[: (1 << 24) + 1]).all()),
+        "plan": (len(sampler.plan), int(sampler.plan.indices.sum())),
+    }
+
+
 def resumed(rank, start):
     start()
     first, second = (stprune.PruningSampler(64, num_epochs=4) for _ in range(2))
@@ -104,6 +120,7 @@ CASES = {
     "group": of_a_group,
     "alone": of_this_rank_alone,
     "resumed": resumed,
+    "beyond float32": beyond_float32,
     "seed": differing(seed=(0, 1)),
     "method": differing(method=("st-prune", "infobatch")),
     "keep_ratio": differing(keep_ratio=(0.5, 0.25)),
@@ -171,6 +188,13 @@ def test_a_group_of_one_trains_on_everything(results):
         assert sorted(result["ids"]) == result["plan"]
 
 
+def test_ids_beyond_float32_keep_their_scores(results):
+    first, second = results["beyond float32"]
+    assert first == second
+    assert first["scored"], first
+    assert first["others"]
+
+
 def test_ranks_continue_where_each_stopped(results):
     for result in results["resumed"]:
         assert result["left"] == result["whole"][8:]
@@ -195,8 +219,3 @@ def test_scores_that_cannot_be_exchanged_are_refused(first_use):
     alone = stprune.PruningSampler(64, **options, process_group="none")
     first_use(alone)
     assert (alone.num_replicas, alone.rank, len(alone)) == (2, 0, 32)
-
-
-def test_process_group_is_checked():
-    with pytest.raises((TypeError, ValueError), match="PruningSampler: process_group must be"):
-        stprune.PruningSampler(64, num_epochs=4, process_group="all")

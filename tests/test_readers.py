@@ -135,12 +135,13 @@ def test_largest_his_is_denormalised(tmp_path: Path, dtype: Any) -> None:
     other = read_series(folder / "other.npz")
     assert np.array_equal(other.values, data.astype(np.float32))
     assert other.notes == ("arrays not read: mean, std",)
-    np.savez(folder / "his.npz", data=data, mean=mean, std=0.0)
-    refuse(folder / "his.npz", "std must be positive, got 0.0")
-    np.savez(folder / "his.npz", data=data, mean=[1.0, 2.0], std=1.0)
-    refuse(folder / "his.npz", "mean must need at most max_bytes = 8 bytes")
-    np.savez(folder / "his.npz", data=data, mean=np.nan, std=1.0)
-    refuse(folder / "his.npz", "mean must be one finite number")
+    for bad, message in (
+        ({"mean": mean, "std": 0.0}, "std must be positive, got 0.0"),
+        ({"mean": [1.0, 2.0], "std": 1.0}, "mean must need at most max_bytes = 8 bytes"),
+        ({"mean": np.nan, "std": 1.0}, "mean must be one finite number"),
+    ):
+        np.savez(folder / "his.npz", data=data, **bad)
+        refuse(folder / "his.npz", message)
 
 
 def test_npz_never_unpickles(tmp_path: Path, mark: Path) -> None:
@@ -674,30 +675,20 @@ def write_csv(
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("times", [None, "iso", "german", "slash", "american", "counter"])
-def test_csv(tmp_path: Path, delimiter: str, end: str, missing: bool, times: str | None) -> None:
-    data = cube(TIMES, NODES)
+@pytest.mark.parametrize("form", [None, "counter", "%Y-%m-%d %H:%M:%S", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M", "%m/%d/%Y %H:%M"])
+def test_csv(tmp_path: Path, delimiter: str, end: str, missing: bool, form: str | None) -> None:
+    data, dates, stamps = cube(TIMES, NODES), clock(TIMES, 60, "2024-01-20T23:00"), None
     if missing:
         data[4, 1] = data[7, 3] = np.nan
-    forms = {
-        "iso": "%Y-%m-%d %H:%M:%S",
-        "german": "%d.%m.%Y %H:%M",
-        "slash": "%Y/%m/%d %H:%M",
-        "american": "%m/%d/%Y %H:%M",
-    }
-    stamps = None
-    dates = clock(TIMES, 60, "2024-01-20T23:00")
-    if times == "counter":
-        stamps = [str(i) for i in range(TIMES)]
-    elif times is not None:
-        stamps = [t.astype(object).strftime(forms[times]) for t in dates]
+    if form is not None:
+        stamps = [str(i) if form == "counter" else t.astype(object).strftime(form) for i, t in enumerate(dates)]
     write_csv(tmp_path / "a.csv", data, stamps, delimiter, end)
     series = read_series(tmp_path / "a.csv")
     assert np.array_equal(series.values[..., 0], data, equal_nan=True)
     assert series.node_ids == ("n0", "n1", "n2", "n3")
-    if times in (None, "counter"):
+    if form in (None, "counter"):
         assert series.timestamps is None
-        assert len(series.notes) == (times == "counter")
+        assert len(series.notes) == (form == "counter")
     else:
         assert np.array_equal(series.timestamps, dates)  # type: ignore[arg-type]
         assert series.steps_per_day == 24
@@ -984,8 +975,7 @@ def test_zarr_never_unpickles(tmp_path: Path, mark: Path, name: str, filters: An
     for chunk in (path / name).glob("[0-9]*"):
         chunk.write_bytes(numcodecs.Pickle().encode(bomb))
     edit(path / name / ".zarray", lambda content: content.update(pickled))
-    with pytest.raises(ValueError, match=r"array must hold numbers or text, never Python objects"):
-        read_series(path)
+    refuse(path, "array must hold numbers or text, never Python objects")
     # Metadata kept in one file beside the arrays' own is not believed.
     path = write_grid(tmp_path / "b", "zarr2", consolidated=True)
     edit(path / ".zmetadata", lambda content: content["metadata"][f"{name}/.zarray"].update(pickled))
@@ -1014,9 +1004,7 @@ def test_bad_zarr(tmp_path: Path, kind: str, file: str, change: Any, message: st
         place.write_bytes(change)
     else:
         edit(place, change)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_series(path)
-    assert path.name in str(caught.value)
+    refuse(path, message)
 
 
 # --- damage anywhere -------------------------------------------------------------------------------------------------

@@ -54,23 +54,21 @@ def test_equals_memory_for_every_chunking(
     assert_equal(score_dataset(array.chunk(chunks), **options), array, **options)
 
 
-def test_blocks_of_moments_cross_chunks() -> None:
-    array = series(times=2 * MOMENT_ROWS + 300)
-    for rows in (MOMENT_ROWS - 1, MOMENT_ROWS, MOMENT_ROWS + 1, 400):
-        assert_equal(score_dataset(array.chunk(time=rows), history=5, horizon=5), array, history=5, horizon=5)
-
-
-def test_more_columns_than_a_span() -> None:
-    array = series(times=50, shape=(2 * SPAN + 100,))
-    options = {"history": 3, "horizon": 4}
-    for width in (1000, SPAN, SPAN + 1, 2 * SPAN + 100):
-        assert_equal(score_dataset(array.chunk(time=20, lat=width), **options), array, **options)
-
-
-def test_last_chunk_without_windows_and_chunks_shorter_than_a_window() -> None:
-    array = series(times=60)
-    for rows in (1, 5, 19, 20, 41, 59):
-        assert_equal(score_dataset(array.chunk(time=rows), history=10, horizon=10), array, history=10, horizon=10)
+@pytest.mark.parametrize(
+    ("array", "chunks"),
+    [
+        # Blocks of moments cross chunks.
+        (series(2 * MOMENT_ROWS + 300), [{"time": r} for r in (MOMENT_ROWS - 1, MOMENT_ROWS, MOMENT_ROWS + 1, 400)]),
+        # More columns than a span.
+        (series(50, (2 * SPAN + 100,)), [{"time": 20, "lat": w} for w in (1000, SPAN, SPAN + 1, 2 * SPAN + 100)]),
+        # The last chunk holds no window's start, and chunks are shorter than a window.
+        (series(60), [{"time": r} for r in (1, 5, 9, 10, 41, 59)]),
+    ],
+    ids=["moments", "span", "short"],
+)
+def test_equals_memory_where_chunks_end_awkwardly(array: Any, chunks: list[dict[str, int]]) -> None:
+    for each in chunks:
+        assert_equal(score_dataset(array.chunk(each), history=5, horizon=5), array, history=5, horizon=5)
 
 
 def test_variable_dimensions_null_value_and_std() -> None:

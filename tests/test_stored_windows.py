@@ -12,6 +12,7 @@ from stprune.testing import assert_same
 from stprune.windows import ChunkedSeries, chunk_order, count_chunk_reads
 
 TIMES, NODES, CHUNK, MEMORY = 2000, 5, 50, 8
+IN_CHUNKS = {"order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
 WINDOWS = TIMES - 23
 
 
@@ -179,9 +180,8 @@ def test_the_reads_that_the_readme_tells():
 
 
 def test_chunk_order_is_new_in_every_epoch_and_the_same_for_equal_seeds(values):
-    settings = {"batch_size": 32, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
     sampler, again = make_sampler(keep_ratio=1.0), make_sampler(keep_ratio=1.0)
-    loader, other = (WindowLoader(torch.from_numpy(values), each, **settings) for each in (sampler, again))
+    loader, other = (WindowLoader(torch.from_numpy(values), each, batch_size=32, **IN_CHUNKS) for each in (sampler, again))
     first = ids_of(loader)
     assert torch.equal(first, ids_of(loader))
     for each in (loader, other):
@@ -197,9 +197,8 @@ def test_chunk_order_is_new_in_every_epoch_and_the_same_for_equal_seeds(values):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_chunk_order_resumes_in_the_middle_of_an_epoch_and_shards(values, ranks):
-    settings = {"batch_size": 16, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
     samplers = [make_sampler(num_replicas=ranks, rank=rank, drop_last=True) for rank in range(ranks)]
-    loaders = [WindowLoader(torch.from_numpy(values), each, **settings) for each in samplers]
+    loaders = [WindowLoader(torch.from_numpy(values), each, batch_size=16, **IN_CHUNKS) for each in samplers]
     seen = []
     for each in loaders:
         each.set_epoch(1)
@@ -212,7 +211,7 @@ def test_chunk_order_resumes_in_the_middle_of_an_epoch_and_shards(values, ranks)
         for index in (first, *seen[1:3]) if ranks == 1 else (first,):
             sampler.update(index, torch.ones(len(index)))
     resumed = make_sampler(num_replicas=1, rank=0, drop_last=True)
-    loader = WindowLoader(torch.from_numpy(values), resumed, **settings)
+    loader = WindowLoader(torch.from_numpy(values), resumed, batch_size=16, **IN_CHUNKS)
     loader.load_state_dict(loaders[0].state_dict())
     left = ids_of(loader)
     done = torch.cat(seen if ranks == 1 else seen[::3])
@@ -220,8 +219,7 @@ def test_chunk_order_resumes_in_the_middle_of_an_epoch_and_shards(values, ranks)
 
 
 def test_chunk_order_of_the_epoch_after_a_finished_one(values):
-    settings = {"batch_size": 64, "order": "chunk", "chunk_rows": CHUNK, "memory_chunks": MEMORY}
-    first, second = (WindowLoader(torch.from_numpy(values), make_sampler(), **settings) for _ in range(2))
+    first, second = (WindowLoader(torch.from_numpy(values), make_sampler(), batch_size=64, **IN_CHUNKS) for _ in range(2))
     first.set_epoch(1)
     for index, _, _ in first:
         first.sampler.update(index, torch.ones(len(index)))
@@ -241,28 +239,28 @@ def test_a_copy_of_a_loader_reads_by_itself(values):
     assert series.reads == reads
 
 
-def test_errors(values):
-    series, sampler = torch.from_numpy(values), make_sampler()
-    pairs = make_sampler(num_nodes=NODES, granularity="pair")
-    good = {"order": "chunk", "chunk_rows": CHUNK, "memory_chunks": 4}
-    cases = [
-        (ValueError, "order must be one of sampler, chunk, got 'time'", sampler, {"order": "time"}),
-        (ValueError, 'order must be "sampler" without a PruningSampler', None, good),
-        (ValueError, 'order must be "sampler" without a PruningSampler of windows', pairs, good),
-        (ValueError, 'chunk_rows must be None unless order is "chunk", got 5', sampler, {"chunk_rows": 5}),
-        (ValueError, 'memory_chunks must be None unless order is "chunk", got 5', sampler, {"memory_chunks": 5}),
-        (TypeError, "chunk_rows must be an integer, got None", sampler, {**good, "chunk_rows": None}),
-        (ValueError, "chunk_rows must be at least 1, got 0", sampler, {**good, "chunk_rows": 0}),
-        (TypeError, "memory_chunks must be an integer, got None", sampler, {**good, "memory_chunks": None}),
-        (
-            ValueError,
-            "memory_chunks must be at least 4, got 3",
-            sampler,
-            {"order": "chunk", "chunk_rows": 9, "memory_chunks": 3},
-        ),
-    ]
-    for error, message, each, options in cases:
-        with pytest.raises(error, match=f"^WindowLoader: {message}"):
-            WindowLoader(series, each, batch_size=8, **options)
+PAIRS = {"num_nodes": NODES, "granularity": "pair"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "sampler", "options"),
+    [
+        (ValueError, "order must be one of sampler, chunk, got 'time'", {}, {"order": "time"}),
+        (ValueError, 'order must be "sampler" without a PruningSampler', None, IN_CHUNKS),
+        (ValueError, "order must be .* without a PruningSampler of windows", PAIRS, IN_CHUNKS),
+        (ValueError, 'chunk_rows must be None unless order is "chunk", got 5', {}, {"chunk_rows": 5}),
+        (ValueError, 'memory_chunks must be None unless order is "chunk", got 5', {}, {"memory_chunks": 5}),
+        (TypeError, "chunk_rows must be an integer, got None", {}, IN_CHUNKS | {"chunk_rows": None}),
+        (ValueError, "chunk_rows must be at least 1, got 0", {}, IN_CHUNKS | {"chunk_rows": 0}),
+        (TypeError, "memory_chunks must be an integer, got None", {}, IN_CHUNKS | {"memory_chunks": None}),
+        (ValueError, "memory_chunks must be at least 4, got 3", {}, IN_CHUNKS | {"chunk_rows": 9, "memory_chunks": 3}),
+    ],
+)
+def test_errors(values, error, message, sampler, options):
+    with pytest.raises(error, match=f"^WindowLoader: {message}"):
+        WindowLoader(values, None if sampler is None else make_sampler(**sampler), batch_size=8, **options)
+
+
+def test_stored_numbers_that_no_batch_can_hold_are_refused():
     with pytest.raises(TypeError, match="^WindowLoader: series must be float32"):
         WindowLoader(ChunkedSeries(np.zeros((50, 2), np.int32), chunk=10, memory_chunks=2), batch_size=8)

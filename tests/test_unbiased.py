@@ -40,6 +40,28 @@ def full_gradient(x, y, weight):
     return gradient(stprune.PrunedLoss(sampler), x, y, weight, torch.arange(n))
 
 
+def window_draws(sampler, rescale, x, y, weight, scores):
+    """[DRAWS, 4]: the gradient of each epoch's kept samples, whose plan is made from the same scores each time.
+
+    With `epoch_sum` it is the sum over the kept samples, with `per_step` the mean.
+    """
+    criterion = stprune.PrunedLoss(sampler, rescale=rescale)
+    draws = []
+    for epoch in range(1, DRAWS + 1):
+        if sampler.method.needs_scores:
+            sampler.table = stprune.ScoreTable(len(x))
+            sampler.update(torch.arange(len(x)), scores)
+        sampler.set_epoch(epoch)
+        kept = sampler.plan.indices
+        node = sampler.nodes(kept) if sampler.node_ratio < 1 else None
+        draws.append(gradient(criterion, x, y, weight, kept, node) * (len(kept) if rescale == "epoch_sum" else 1))
+    return draws
+
+
+def sampler_of(n, **settings):
+    return stprune.PruningSampler(n, **{"num_epochs": DRAWS + 2, "schedule": "none", "keep_ratio": 0.5, **settings})
+
+
 @pytest.mark.parametrize("method", UNBIASED)
 @pytest.mark.parametrize("keep_ratio", [0.25, 0.5])
 def test_epoch_sum_of_windows(method, keep_ratio):
@@ -51,73 +73,32 @@ def test_epoch_sum_of_windows(method, keep_ratio):
         # unbiased where keep_ratio * pool is whole: a quarter of the samples above the mean, 180 below it
         scores = torch.where(scores >= scores.topk(60).values[-1], 100.0, 1.0) + scores / scores.max()
         assert int((scores < scores.mean()).sum()) == 180
-    full = full_gradient(x, y, weight) * n
-    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, method=method, keep_ratio=keep_ratio, schedule="none")
-    criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
-    draws = []
-    for epoch in range(1, DRAWS + 1):
-        sampler.table = stprune.ScoreTable(n)
-        sampler.update(torch.arange(n), scores)
-        sampler.set_epoch(epoch)
-        kept = sampler.plan.indices
-        draws.append(gradient(criterion, x, y, weight, kept) * kept.numel())
-    assert_within_4_standard_errors(draws, full)
+    sampler = sampler_of(n, method=method, keep_ratio=keep_ratio)
+    assert_within_4_standard_errors(window_draws(sampler, "epoch_sum", x, y, weight, scores), full_gradient(x, y, weight) * n)
 
 
 def test_the_test_has_teeth():
     """A biased method with weights of 1 must fail the very same test."""
     x, y, weight = frozen()
-    n = x.shape[0]
-    scores = stprune.score(x @ weight, y)
-    full = full_gradient(x, y, weight) * n
-    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, method="epsilon-greedy", keep_ratio=0.5, schedule="none")
-    criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
-    draws = []
-    for epoch in range(1, DRAWS + 1):
-        sampler.table = stprune.ScoreTable(n)
-        sampler.update(torch.arange(n), scores)
-        sampler.set_epoch(epoch)
-        kept = sampler.plan.indices
-        draws.append(gradient(criterion, x, y, weight, kept) * kept.numel())
+    sampler = sampler_of(len(x), method="epsilon-greedy")
+    draws = window_draws(sampler, "epoch_sum", x, y, weight, stprune.score(x @ weight, y))
     with pytest.raises(AssertionError):
-        assert_within_4_standard_errors(draws, full)
+        assert_within_4_standard_errors(draws, full_gradient(x, y, weight) * len(x))
 
 
 def test_per_step_estimates_the_mean_gradient():
     """Defect 13 of InfoBatch: the step must not grow with what is pruned."""
     x, y, weight = frozen()
-    n = x.shape[0]
-    scores = stprune.score(x @ weight, y)
+    sampler = sampler_of(len(x))
+    mean = torch.stack(window_draws(sampler, "per_step", x, y, weight, stprune.score(x @ weight, y))).mean(0)
+    assert float(sampler.plan.weights.double().mean()) / sampler.plan.mean_weight == pytest.approx(1.0, rel=1e-12)
     full = full_gradient(x, y, weight)
-    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, keep_ratio=0.5, schedule="none")
-    criterion = stprune.PrunedLoss(sampler)
-    draws = []
-    for epoch in range(1, DRAWS + 1):
-        sampler.table = stprune.ScoreTable(n)
-        sampler.update(torch.arange(n), scores)
-        sampler.set_epoch(epoch)
-        draws.append(gradient(criterion, x, y, weight, sampler.plan.indices))
-        assert float(sampler.plan.weights.double().mean()) / sampler.plan.mean_weight == pytest.approx(1.0, rel=1e-12)
     # self-normalised: a ratio estimator, biased by O(1 / K); allow that order on top of the noise
-    mean = torch.stack(draws).mean(0)
     assert bool(((mean - full).abs() <= 0.02 * full.abs().max()).all())
 
 
-def test_node_draws():
-    """All windows, half of the nodes of each: the mean over drawn nodes estimates the mean over all nodes."""
-    x, y, weight = frozen(n=60, nodes=12)
-    full = full_gradient(x, y, weight)
-    sampler = stprune.PruningSampler(60, num_epochs=DRAWS + 1, keep_ratio=1.0, num_nodes=12, node_ratio=0.25)
-    criterion = stprune.PrunedLoss(sampler)
-    draws = []
-    for epoch in range(DRAWS):
-        sampler.set_epoch(epoch)
-        index = sampler.plan.indices
-        draws.append(gradient(criterion, x, y, weight, index, sampler.nodes(index)))
-    assert_within_4_standard_errors(draws, full)
-
-
 SAMPLERS = {
+    "uniform": "uniform",
     "priority": stprune.Priority(floor=0.1),
     "stratified": stprune.Stratified(torch.tensor([0] * 7 + [1] * 5)),
     "cluster": stprune.Cluster(torch.diag(torch.ones(11), 1)),
@@ -170,16 +151,16 @@ def test_the_loss_scores_the_drawn_pairs():
 
 def test_windows_and_node_draws_together():
     x, y, weight = frozen(n=200, nodes=8)
-    n = x.shape[0]
-    scores = stprune.score(x @ weight, y)
-    full = full_gradient(x, y, weight) * n
-    sampler = stprune.PruningSampler(n, num_epochs=DRAWS + 2, keep_ratio=0.4, schedule="none", num_nodes=8, node_ratio=0.5)
-    criterion = stprune.PrunedLoss(sampler, rescale="epoch_sum")
-    draws = []
-    for epoch in range(1, DRAWS + 1):
-        sampler.table = stprune.ScoreTable(n)
-        sampler.update(torch.arange(n), scores)
-        sampler.set_epoch(epoch)
-        kept = sampler.plan.indices
-        draws.append(gradient(criterion, x, y, weight, kept, sampler.nodes(kept)) * kept.numel())
-    assert_within_4_standard_errors(draws, full)
+    sampler = sampler_of(200, keep_ratio=0.4, num_nodes=8, node_ratio=0.5)
+    draws = window_draws(sampler, "epoch_sum", x, y, weight, stprune.score(x @ weight, y))
+    assert_within_4_standard_errors(draws, full_gradient(x, y, weight) * 200)
+
+
+@pytest.mark.parametrize("method", ["st-prune", "soft-random"])
+def test_epoch_sum_of_pairs(method):
+    """The sum over the kept pairs of window and node estimates that over all pairs, by score and uniformly."""
+    x, y, weight = frozen(n=40, nodes=7)
+    pair_x, pair_y = (a.transpose(1, 2).reshape(280, 3, 1, -1) for a in (x, y))
+    sampler = sampler_of(40, num_nodes=7, granularity="pair", method=method, keep_ratio=0.3)
+    draws = window_draws(sampler, "epoch_sum", pair_x, pair_y, weight, stprune.score(pair_x @ weight, pair_y))
+    assert_within_4_standard_errors(draws, full_gradient(pair_x, pair_y, weight) * 280)

@@ -161,51 +161,42 @@ def test_features_of_the_clock_are_those_of_window_dataset():
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train(batches, sampler, model, epochs):
-    criterion = PrunedLoss(sampler)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses = []
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        for index, node, x, y in batches():
-            optimizer.zero_grad()
-            loss = criterion(model(x, node=node), y, index, node)
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    return losses, sampler.table.scores
+def parts(batch, sampler):
+    """Index, drawn nodes or None, x and y of a batch of either loader."""
+    if len(batch) == 2:
+        index, (x, y) = batch
+        if sampler.node_ratio == 1:
+            return index, None, x, y
+        node = sampler.nodes(index)
+        return index, node, stprune.gather_nodes(x, node), stprune.gather_nodes(y, node)
+    return batch if len(batch) == 4 else (batch[0], None, *batch[1:])
 
 
 @pytest.mark.parametrize(("node_ratio", "node_sampler"), [(1.0, "uniform"), (0.5, "uniform"), (0.5, "priority")])
 def test_training_through_either_loader_gives_the_same_losses(node_ratio, node_sampler):
-    series = make_series(nodes=8, channels=1)
+    series, options = make_series(nodes=8, channels=1), {"steps_per_day": 24, "target_channels": 0}
     results = []
-    for kind in ("torch", "stprune"):
-        sampler = PruningSampler(
-            177, num_epochs=4, keep_ratio=0.5, num_nodes=8, node_ratio=node_ratio, node_sampler=node_sampler, seed=3
-        )
+    for make in (
+        lambda sampler: DataLoader(IndexedDataset(WindowDataset(series, **options)), batch_size=32, sampler=sampler),
+        lambda sampler: WindowLoader(series, sampler, batch_size=32, **options),
+    ):
+        nodes = {"num_nodes": 8, "node_ratio": node_ratio, "node_sampler": node_sampler}
+        sampler = PruningSampler(177, num_epochs=4, keep_ratio=0.5, seed=3, **nodes)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = STID(8, history=12, horizon=12, steps_per_day=24, dim=8, num_layers=1)
-        if kind == "torch":
-            loader = DataLoader(
-                IndexedDataset(WindowDataset(series, steps_per_day=24, target_channels=0)), batch_size=32, sampler=sampler
-            )
-
-            def batches(loader=loader, sampler=sampler):
-                for index, (x, y) in loader:
-                    node = sampler.nodes(index) if node_ratio < 1 else None
-                    if node is not None:
-                        x, y = stprune.gather_nodes(x, node), stprune.gather_nodes(y, node)
-                    yield index, node, x, y
-        else:
-            loader = WindowLoader(series, sampler, batch_size=32, steps_per_day=24, target_channels=0)
-
-            def batches(loader=loader):
-                for batch in loader:
-                    yield batch if len(batch) == 4 else (batch[0], None, *batch[1:])
-
-        results.append(train(batches, sampler, model, 4))
+        loader, criterion, optimizer = make(sampler), PrunedLoss(sampler), torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses = []
+        for epoch in range(4):
+            sampler.set_epoch(epoch)
+            for batch in loader:
+                index, node, x, y = parts(batch, sampler)
+                optimizer.zero_grad()
+                loss = criterion(model(x, node=node), y, index, node)
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        results.append((losses, sampler.table.scores))
     assert len(results[0][0]) > 12
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
@@ -554,79 +545,47 @@ def test_a_copy_on_write_map_keeps_what_was_written_to_it(tmp_path):
     assert bool((series[:, 0] == 7).all())
 
 
-def test_arrays_torch_cannot_describe_are_refused():
-    values = np.zeros((50, 4), dtype=np.float32)
-    for bad in (values[::-1], np.zeros(50 * 17, dtype=np.uint8)[1:].view(np.uint8)[: 50 * 16].view("<f4").reshape(50, 4)):
-        with pytest.raises(ValueError, match="WindowLoader: series must be aligned, with strides of whole elements >= 0"):
-            WindowLoader(bad, batch_size=1)
-
-
 # --- errors ---------------------------------------------------------------------------------------------------------
+
+
+FOUR_NODES = PruningSampler(27, num_epochs=2, num_nodes=4, node_ratio=0.5)
+GRIDS = ChunkedSeries(np.zeros((50, 4, 3, 2), "f4"), chunk=9, memory_chunks=9)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"series": [1.0]}, TypeError, "WindowLoader: series must be a torch tensor or a numpy array, got list"),
-        ({"series": np.zeros((50, 3), dtype=np.int32)}, TypeError, "WindowLoader: series must be float32, .* got torch.int32"),
-        ({"series": torch.zeros(50)}, ValueError, r"WindowLoader: series must be \[time, node\] .*pass series\[:, None\]"),
-        ({"series": torch.zeros(50, 4, 3, 2)}, ValueError, r"for a grid pass series.reshape\(50, 12, 2\)$"),
-        (
-            {"series": ChunkedSeries(np.zeros((50, 4, 3, 2), "f4"), chunk=9, memory_chunks=9)},
-            ValueError,
-            r"WindowLoader: series must be .*, got shape \(50, 4, 3, 2\)",
-        ),
-        (
-            {"series": torch.zeros(23, 3)},
-            ValueError,
-            r"WindowLoader: rows \[start, stop\) must hold at least .* 24 rows, got 23",
-        ),
-        ({"batch_size": 0}, ValueError, "WindowLoader: batch_size must be at least 1, got 0"),
-        ({"batch_size": True}, TypeError, "WindowLoader: batch_size must be an integer, got True"),
-        ({"history": 0}, ValueError, "WindowLoader: history must be at least 1, got 0"),
-        ({"horizon": 0}, ValueError, "WindowLoader: horizon must be at least 1, got 0"),
-        ({"stride": 0}, ValueError, "WindowLoader: stride must be at least 1, got 0"),
-        ({"prefetch": -1}, ValueError, "WindowLoader: prefetch must be at least 0, got -1"),
-        ({"start": -1}, ValueError, r"WindowLoader: start must lie in \[0, 50\], got -1"),
-        ({"stop": 51}, ValueError, r"WindowLoader: stop must lie in \[0, 50\], got 51"),
-        ({"layout": "XYZ"}, ValueError, "WindowLoader: layout must be one of"),
-        ({"std": 0}, ValueError, "WindowLoader: std must be greater than 0, got 0"),
-        ({"steps_per_day": 0}, ValueError, "WindowLoader: steps_per_day must be at least 1, got 0"),
-        (
-            {"steps_per_day": 24, "time_features": torch.zeros(50, 1)},
-            ValueError,
-            "time_features must be None with steps_per_day",
-        ),
-        ({"timestamps": np.zeros(50)}, TypeError, "WindowLoader: timestamps must be a datetime64 array, got float64"),
-        ({"timestamps": np.zeros(49, "M8[s]")}, ValueError, "timestamps must be one time for each of the 50 rows"),
-        ({"sampler": 7}, TypeError, "WindowLoader: sampler must be a PruningSampler, a sized iterable of ids or None, got int"),
+        ({"series": np.zeros((50, 3), dtype=np.int32)}, TypeError, "series must be float32, .* got torch.int32"),
+        ({"series": GRIDS}, ValueError, r"series must be .*, got shape \(50, 4, 3, 2\)"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": True}, TypeError, "batch_size must be an integer, got True"),
+        ({"prefetch": -1}, ValueError, "prefetch must be at least 0, got -1"),
+        ({"layout": "XYZ"}, ValueError, "layout must be one of"),
+        ({"std": 0}, ValueError, "std must be greater than 0, got 0"),
+        ({"steps_per_day": 24, "time_features": torch.zeros(50, 1)}, ValueError, "must be None with steps_per_day"),
+        ({"sampler": 7}, TypeError, "sampler must be a PruningSampler, a sized iterable of ids or None, got int"),
         ({"sampler": PruningSampler(26, num_epochs=2)}, ValueError, "sampler must have 27 samples, one a window, got 26"),
-        (
-            {"sampler": PruningSampler(27, num_epochs=2, num_nodes=4, node_ratio=0.5)},
-            ValueError,
-            "WindowLoader: sampler must have num_nodes = 3 as the series has, got 4",
-        ),
+        ({"sampler": FOUR_NODES}, ValueError, "sampler must have num_nodes = 3 as the series has, got 4"),
     ],
 )
 def test_errors(change, error, message):
     arguments = {"series": torch.zeros(50, 3), "sampler": None, "batch_size": 4, **change}
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^WindowLoader: .*{message}"):
         WindowLoader(arguments.pop("series"), arguments.pop("sampler"), **arguments)
 
 
-def test_errors_of_the_clock():
-    for arguments, error, message in (
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
         ({}, ValueError, "exactly one of steps_per_day and timestamps must be given, got neither"),
         ({"steps_per_day": 3, "timestamps": np.zeros(4, "M8[s]")}, ValueError, "must be given, got both"),
         ({"steps_per_day": 3, "first_step": -1}, ValueError, "first_step must be at least 0, got -1"),
-        (
-            {"steps_per_day": 3, "dtype": torch.float16},
-            TypeError,
-            "time features must be float32 or float64, got torch.float16",
-        ),
-    ):
-        with pytest.raises(error, match="time_features: .*" + message):
-            time_features(4, **arguments)
+        ({"steps_per_day": 3, "dtype": torch.float16}, TypeError, "must be float32 or float64, got torch.float16"),
+    ],
+)
+def test_errors_of_the_clock(arguments, error, message):
+    with pytest.raises(error, match=f"^time_features: .*{message}"):
+        time_features(4, **arguments)
 
 
 def test_a_loader_without_a_pruning_sampler_has_an_empty_state():

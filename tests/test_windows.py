@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from stprune import WindowLoader
 from stprune.reference.stationarity import stationarity as reference
 from stprune.windows import WindowDataset, split_windows, stationarity, stratify
 from stprune.windows import drift as drift_module
@@ -88,19 +90,17 @@ def test_target_channels(channels: object) -> None:
 @pytest.mark.parametrize("kind", ["tensor", "array", "read_only", "memmap", "int16", "bfloat16"])
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_batch_equals_stacked_windows(kind: str, as_tensor: bool, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    series: object = noise(60)
-    if kind == "array":
-        series = noise(60).numpy()
-    elif kind == "read_only":
-        series = noise(60).numpy().copy()
-        series.flags.writeable = False
-    elif kind == "memmap":
-        np.save(tmp_path / "a.npy", noise(60).numpy())
-        series = np.load(tmp_path / "a.npy", mmap_mode="r")
-    elif kind == "int16":
-        series = (noise(60) * 100).to(torch.int16)
-    elif kind == "bfloat16":
-        series = noise(60).bfloat16()
+    values, read_only = noise(60), noise(60).numpy()
+    read_only.flags.writeable = False
+    np.save(tmp_path / "a.npy", read_only)
+    series = {
+        "tensor": values,
+        "array": values.numpy(),
+        "read_only": read_only,
+        "memmap": np.load(tmp_path / "a.npy", mmap_mode="r"),
+        "int16": (values * 100).to(torch.int16),
+        "bfloat16": values.bfloat16(),
+    }[kind]
     windows = WindowDataset(series, history=6, horizon=4, stride=3, start=2, target_channels=[1, 0])  # type: ignore[arg-type]
     ids = [0, 5, len(windows) - 1, 5, -1]
     x, y = windows.batch(torch.tensor(ids) if as_tensor else ids)
@@ -201,43 +201,52 @@ def test_workers(tmp_path, context: str) -> None:  # type: ignore[no-untyped-def
     assert torch.equal(seen, windows.batch(range(len(windows)))[0])
 
 
-def test_window_errors() -> None:
-    series = noise(30)
-    cases = [
+GOOD, TIMES = noise(30), np.zeros(30, "M8[s]")
+UNALIGNED = np.zeros(60 * 9, dtype=np.uint8)[1:].view(np.uint8)[: 60 * 8].view("<f4").reshape(30, 4)
+
+
+@pytest.mark.parametrize("kind", [WindowDataset, functools.partial(WindowLoader, batch_size=4)])
+@pytest.mark.parametrize(
+    ("error", "message", "series", "options"),
+    [
         (TypeError, "series must be a torch tensor or a numpy array, got list", [[1.0]], {}),
         (TypeError, "pass its .values", type("Frame", (), {"values": 1})(), {}),
-        (TypeError, "real numbers", series.to(torch.complex64), {}),
-        (TypeError, "real numbers", series > 0, {}),
-        (TypeError, "native byte order", series.numpy().astype(">f4"), {}),
+        (TypeError, "real numbers", GOOD.to(torch.complex64), {}),
+        (TypeError, "real numbers", GOOD > 0, {}),
         (TypeError, "real numbers", np.array([["a"]]), {}),
-        (ValueError, r"must be \[time, node\]", series[:, 0, 0], {}),
-        (ValueError, r"got shape \(30,\); for a single node pass series\[:, None\]", series[:, 0, 0], {}),
+        (TypeError, "native byte order", GOOD.numpy().astype(">f4"), {}),
+        (ValueError, r"must be \[time, node\].* \(30,\); for a single node pass series\[:, None\]", GOOD[:, 0, 0], {}),
         (ValueError, r"for a grid pass series.reshape\(30, 10, 1\)$", torch.zeros(30, 5, 2, 1), {}),
-        (ValueError, "strides of whole elements >= 0, .*ascontiguousarray", series.numpy()[::-1], {}),
-        (ValueError, "strides of whole elements >= 0", series.numpy()[:, ::-1], {}),
-        (ValueError, "must not be empty", series[:, :0], {}),
-        (ValueError, "history must be at least 1, got 0", series, {"history": 0}),
-        (TypeError, "horizon must be an integer, got 2.0", series, {"horizon": 2.0}),
-        (TypeError, "stride must be an integer, got True", series, {"stride": True}),
-        (ValueError, r"start must lie in \[0, 30\], got -1", series, {"start": -1}),
-        (ValueError, r"stop must lie in \[0, 30\], got 31", series, {"stop": 31}),
-        (TypeError, "stop must be an int", series, {"stop": 30.0}),
-        (ValueError, "at least history \\+ horizon = 24 rows, got 23", series, {"stop": 23}),
-        (ValueError, r"lie in \[0, 2\), got \[2\]", series, {"target_channels": 2}),
-        (ValueError, "distinct", series, {"target_channels": [0, 0]}),
-        (TypeError, "target_channels must be an int or ints", series, {"target_channels": [0.0]}),
-        (TypeError, "target_channels must be an int or ints", series, {"target_channels": []}),
-        (ValueError, "steps_per_day must be at least 1", series, {"steps_per_day": 0}),
-        (ValueError, "first_step must be at least 0", series, {"first_step": -1}),
-        (TypeError, "float32 or float64", series.half(), {"steps_per_day": 24}),
-        (TypeError, "datetime64", series, {"timestamps": np.arange(30)}),
-        (ValueError, "one time for each", series, {"timestamps": np.zeros(29, "datetime64[s]")}),
-        (ValueError, "1 of them NaT", series, {"timestamps": np.array(["2024"] * 29 + ["NaT"], "datetime64[s]")}),
-        (ValueError, "got both", series, {"timestamps": np.zeros(30, "datetime64[s]"), "steps_per_day": 3}),
-    ]
-    for error, message, source, options in cases:
-        with pytest.raises(error, match=message):
-            WindowDataset(source, **options)  # type: ignore[arg-type]
+        (ValueError, "must be aligned, with strides of whole elements >= 0, .*ascontiguousarray", GOOD.numpy()[::-1], {}),
+        (ValueError, "strides of whole elements >= 0", GOOD.numpy()[:, ::-1], {}),
+        (ValueError, "must be aligned, with strides of whole elements >= 0", UNALIGNED, {}),
+        (ValueError, "must not be empty", GOOD[:, :0], {}),
+        (ValueError, "history must be at least 1, got 0", GOOD, {"history": 0}),
+        (ValueError, "horizon must be at least 1, got 0", GOOD, {"horizon": 0}),
+        (TypeError, "horizon must be an integer, got 2.0", GOOD, {"horizon": 2.0}),
+        (ValueError, "stride must be at least 1, got 0", GOOD, {"stride": 0}),
+        (TypeError, "stride must be an integer, got True", GOOD, {"stride": True}),
+        (ValueError, r"start must lie in \[0, 30\], got -1", GOOD, {"start": -1}),
+        (ValueError, r"stop must lie in \[0, 30\], got 31", GOOD, {"stop": 31}),
+        (TypeError, "stop must be an int", GOOD, {"stop": 30.0}),
+        (ValueError, r"rows \[start, stop\) must hold at least history \+ horizon = 24 rows, got 23", GOOD, {"stop": 23}),
+        (ValueError, r"target_channels must .*lie in \[0, .*got \[?2\]?", GOOD, {"target_channels": 2}),
+        (ValueError, "target_channels must be distinct", GOOD, {"target_channels": [0, 0]}),
+        (TypeError, "target_channels must be an int", GOOD, {"target_channels": [0.0]}),
+        ((TypeError, ValueError), "target_channels must be (.*one|an int)", GOOD, {"target_channels": []}),
+        (ValueError, "steps_per_day must be at least 1, got 0", GOOD, {"steps_per_day": 0}),
+        (ValueError, "first_step must be at least 0", GOOD, {"steps_per_day": 24, "first_step": -1}),
+        (TypeError, "float32 or float64", GOOD.half(), {"steps_per_day": 24}),
+        (TypeError, "timestamps must be a datetime64 array, got int64", GOOD, {"timestamps": np.arange(30)}),
+        (ValueError, "timestamps must be one time for each of the 30 rows", GOOD, {"timestamps": TIMES[1:]}),
+        (ValueError, "1 of them NaT", GOOD, {"timestamps": np.array(["2024"] * 29 + ["NaT"], "M8[s]")}),
+        (ValueError, "got both", GOOD, {"timestamps": TIMES + np.arange(30), "steps_per_day": 3}),
+    ],
+)
+def test_window_errors(kind, error, message, series, options) -> None:
+    name = "WindowDataset" if kind is WindowDataset else "WindowLoader"
+    with pytest.raises(error, match=f"^{name}: .*({message})"):
+        kind(series, **options)
 
 
 # --- split_windows ---------------------------------------------------------------------------------------------------
