@@ -1,4 +1,4 @@
-"""The compiled CPU library: what it may depend on, and that it changes no result."""
+"""The compiled CPU library: what it holds and what it may depend on."""
 
 import ctypes
 import pathlib
@@ -15,7 +15,6 @@ LIBRARY = stprune.library_status()["_C"].path
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the compiled CPU library is not built")
 
 
-# Every op once or twice, on inputs that need no random generator; prints one digest a line.
 @needs_library
 def test_library_holds_every_op_of_the_sources():
     # Without this, an op that was left out of the build would run in Python and pass its tests.
