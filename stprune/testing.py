@@ -17,6 +17,9 @@ CHUNK = 16384
 SIZES = (0, 1, 63, 64, 65, 4095, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77)
 """Lengths at and around the blocks of the kernels, and an odd one."""
 
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The dtypes of scores and errors."""
+
 INPUTS = (
     "normal",
     "all_equal",
@@ -73,8 +76,8 @@ def named_keys(name: str, n: int, dtype: torch.dtype = torch.float32) -> torch.T
 
 def awkward(x: torch.Tensor) -> list[torch.Tensor]:
     """The same values contiguous, strided, and starting off any vector's alignment."""
-    strided = torch.empty(2 * x.numel(), dtype=x.dtype)[::2]
-    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:]
+    strided = torch.empty((*x.shape, 2), dtype=x.dtype)[..., 0]
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
     return [x, strided.copy_(x), shifted.copy_(x)]
 
 

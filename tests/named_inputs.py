@@ -1,10 +1,14 @@
 """Inputs by name that the tests of an op on the CPU, of its CUDA kernel on the host and of that on a GPU share."""
 
+import math
+
 import torch
 
+from stprune import testing
 from stprune.reference import draw_nodes as reference_nodes
 
 PROBABILITIES = ("uniform", "mixed", "constant", "tiny", "zero_one", "denormal")
+SCORES = (*testing.INPUTS, "lognormal", "holes", "unknown", "outlier", "far apart")
 WEIGHTS = ("lognormal", "sparse", "constant", "tiny", "huge", "denormal", "one")
 
 
@@ -26,7 +30,7 @@ def probabilities(name, n, dtype):
     return p
 
 
-def weights_of(name, n):
+def weights_of(name, n, _dtype=torch.float32):
     """[n] float32 of the kind `name`, one of WEIGHTS."""
     generator = torch.Generator().manual_seed(21)
     w = torch.randn(n, generator=generator).exp()
@@ -44,6 +48,25 @@ def weights_of(name, n):
         w.zero_()
         w[n // 2 : n // 2 + 1] = 1.0
     return w
+
+
+def scores_of(name, n, dtype):
+    """[n] of the kind `name`, one of SCORES."""
+    if name in testing.INPUTS:
+        return testing.named_keys(name, n, dtype)
+    generator = torch.Generator().manual_seed(31)
+    scores = torch.randn(n, generator=generator, dtype=torch.float64).exp().to(dtype)
+    if name == "holes":
+        scores[torch.rand(n, generator=generator) < 0.3] = math.nan
+        scores[torch.rand(n, generator=generator) < 0.1] = math.inf
+        scores[torch.rand(n, generator=generator) < 0.1] = -math.inf
+    elif name == "unknown":
+        scores.fill_(math.inf)
+    elif name == "outlier":
+        scores[n // 2 : n // 2 + 1] = 1e6  # all but one lie below the mean
+    elif name == "far apart":
+        scores *= 10.0 ** torch.randint(-30, 30, (n,), generator=generator)
+    return scores
 
 
 def sample_positions(n, size=16_384):

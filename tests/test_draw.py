@@ -1,31 +1,18 @@
-"""draw against the reference bit for bit, and against the law it promises."""
+"""draw against the law it promises; tests/test_ops.py compares it with the reference."""
 
 import math
 
 import pytest
 import torch
-from named_inputs import PROBABILITIES, probabilities
+from named_inputs import probabilities
 
 import stprune
 from stprune import testing
 from stprune.reference import draw as reference
-from stprune.reference.check_range import check_range
 from stprune.reference.random import DRAW, words
 from stprune.testing import assert_chi_square
 
 DTYPES = (torch.float32, torch.float64)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", PROBABILITIES)
-def test_matches_reference(name, dtype):
-    for n in testing.SIZES:
-        p = probabilities(name, n, dtype)
-        assert torch.equal(stprune.draw(p, seed=5, epoch=2), reference.draw(p, None, 5, 2)), n
-        count = round(float(p.double().sum()))
-        drawn = stprune.draw(p, seed=5, epoch=2, count=count)
-        assert torch.equal(drawn, reference.draw(p, count, 5, 2)), n
-        assert drawn.numel() == count
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -44,19 +31,18 @@ def test_result_is_ascending_and_distinct():
     for count in (None, round(float(p.double().sum()))):
         kept = stprune.draw(p, seed=1, epoch=0, count=count)
         assert bool((kept.diff() > 0).all())
+        assert count in (None, kept.numel())
 
 
 @pytest.mark.parametrize("off", [-0.5, -0.4, 0.4, 0.5])
 @pytest.mark.parametrize("n", [3, 5000])
 def test_count_half_an_item_off(n, off):
-    """The rest is spread over the items: exactly count are drawn, and the reference agrees."""
+    """The rest is spread over the items: exactly count are drawn."""
     p = torch.full((n,), 0.5, dtype=torch.float64)
     count = (n + 1) // 2
     p *= (count - off) / float(p.sum())
     for epoch in range(10):
-        kept = stprune.draw(p, seed=0, epoch=epoch, count=count)
-        assert kept.numel() == count
-        assert torch.equal(kept, reference.draw(p, count, 0, epoch))
+        assert stprune.draw(p, seed=0, epoch=epoch, count=count).numel() == count
 
 
 def test_one_item_of_one_half_rounds_either_way():
@@ -75,9 +61,7 @@ def test_rest_that_saturates_items_takes_more_rounds():
         assert int(spread.sum()) == count << 32
         assert int(spread.min()) >= 0
         assert int(spread.max()) <= 1 << 32
-        kept = stprune.draw(p, seed=3, epoch=1, count=count)
-        assert torch.equal(kept, reference.draw(p, count, 3, 1))
-        assert kept.numel() == count
+        assert stprune.draw(p, seed=3, epoch=1, count=count).numel() == count
 
 
 def test_spread_changes_rounded_probabilities_by_almost_nothing():
@@ -166,66 +150,6 @@ def test_more_items_than_a_float_can_count():
     assert int((parts - 1024).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_check_range_matches_reference(dtype):
-    for n in testing.SIZES:
-        p = probabilities("mixed", n, dtype)
-        for high, total in ((1.0, True), (1.0, False), (0.5, False), (0.0, False)):
-            expected = check_range(p, high, total)
-            assert torch.equal(torch.ops.stprune.check_range(p, high, total), expected), (n, high)
-
-
-def test_errors():
-    p = torch.full((10,), 0.5)
-    draw = stprune.draw
-    with pytest.raises(ValueError, match="count must be the sum of probability to within 0.5, got 6 for a sum of 5"):
-        draw(p, seed=0, epoch=0, count=6)
-    with pytest.raises(ValueError, match=r"count must lie in \[0, 10\], got 11"):
-        draw(p, seed=0, epoch=0, count=11)
-    for bad in (float("nan"), -0.25, 1.5, float("inf")):
-        q = p.clone()
-        q[7] = bad
-        q[9] = bad
-        with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got .* at index 7"):
-            draw(q, seed=0, epoch=0)
-        with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got .* at index 7"):
-            draw(q, seed=0, epoch=0, count=5)
-    with pytest.raises(TypeError, match="float32 or float64"):
-        draw(p.half(), seed=0, epoch=0)
-    with pytest.raises(TypeError, match="must be a tensor"):
-        draw([0.5], seed=0, epoch=0)
-    with pytest.raises(TypeError, match="count must be an integer"):
-        draw(p, seed=0, epoch=0, count=5.0)
-    with pytest.raises(ValueError, match="one dimension"):
-        draw(p.view(2, 5), seed=0, epoch=0)
-    with pytest.raises(ValueError, match="seed must lie in"):
-        draw(p, seed=-1, epoch=0)
-    with pytest.raises(ValueError, match="epoch must lie in"):
-        draw(p, seed=0, epoch=1 << 32)
-
-
-@pytest.mark.parametrize("isa", testing.isas())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [1, 63, 64, 4097, testing.CHUNK + 65])
-def test_probabilities_next_to_their_words(isa, dtype, n):
-    """Chances at, just above and just below word / 2^32, and the ends of [0, 1]: a comparison rounded anywhere would show."""
-    at = words(n, seed=5, epoch=6, stream=DRAW, device=torch.device("cpu")).double() / 2**32
-    ends = torch.tensor([0.0, -0.0, 1.0, 1 - 2.0**-24, 1e-45, 2.0**-126, 2.0**-33, 0.5], dtype=dtype)
-    exact = at.to(dtype)
-    for p in (
-        exact,
-        torch.nextafter(exact, torch.ones((), dtype=dtype)),
-        torch.nextafter(exact, torch.zeros((), dtype=dtype)),
-        (at + 2.0**-32).to(dtype),
-        (at - 2.0**-33).clamp(min=0).to(dtype),
-        ends.repeat(n)[:n],
-        torch.where(torch.arange(n) % 64 == 63, ends[2], exact),
-    ):
-        with testing.isa(isa):
-            got = stprune.draw(p, seed=5, epoch=6)
-        assert torch.equal(got, reference.draw(p, None, 5, 6))
-
-
 @pytest.mark.parametrize("isa", testing.isas())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bad_probabilities_anywhere_leave_the_buffer_alone(isa, dtype):
@@ -243,13 +167,6 @@ def test_bad_probabilities_anywhere_leave_the_buffer_alone(isa, dtype):
             ):
                 stprune.draw(v, seed=1, epoch=1, out=out)
     assert int(out.max()) == -7
-
-
-def test_strided_and_misaligned_probabilities():
-    p = probabilities("mixed", 9001, torch.float32)
-    expected = reference.draw(p, None, 1, 1)
-    for view in testing.awkward(p):
-        assert torch.equal(stprune.draw(view, seed=1, epoch=1), expected)
 
 
 def test_global_generator_is_untouched():

@@ -1,4 +1,4 @@
-"""draw_nodes against the reference, and against the uniform law."""
+"""draw_nodes against its laws."""
 
 import itertools
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import stprune
-from stprune.reference import draw_nodes as reference
 from stprune.testing import assert_chi_square
 
 SHAPES = ((1, 1), (2, 1), (7, 3), (63, 10), (64, 64), (65, 64), (192, 58), (716, 214), (8600, 2580), (8600, 1))
@@ -15,14 +14,6 @@ SHAPES = ((1, 1), (2, 1), (7, 3), (63, 10), (64, 64), (65, 64), (192, 58), (716,
 def windows(count):
     few = torch.tensor([0, 1, 63, 64, (1 << 32) - 1, 1 << 32, (1 << 40) + 3, (1 << 56) - 1])
     return torch.cat([few, torch.arange(100, 100 + count)])
-
-
-@pytest.mark.parametrize(("num_nodes", "count"), SHAPES)
-def test_matches_reference(num_nodes, count):
-    index = windows(20)
-    got = stprune.draw_nodes(index, num_nodes=num_nodes, count=count, seed=5, epoch=6)
-    assert got.shape == (index.numel(), count)
-    assert torch.equal(got, reference.draw_nodes(index, num_nodes, count, 5, 6))
 
 
 @pytest.mark.parametrize(("num_nodes", "count"), SHAPES)
@@ -86,89 +77,19 @@ def test_windows_above_32_bits_differ():
     assert not torch.equal(got[1], got[2])
 
 
-def test_no_windows():
-    got = stprune.draw_nodes(torch.empty(0, dtype=torch.int64), num_nodes=10, count=3, seed=0, epoch=0)
-    assert got.shape == (0, 3)
-    assert reference.draw_nodes(torch.empty(0, dtype=torch.int64), 10, 3, 0, 0).shape == (0, 3)
-
-
-def test_errors():
-    index = torch.arange(4)
-
-    def draw(index=index, **changes):
-        return stprune.draw_nodes(index, **{"num_nodes": 10, "count": 3, "seed": 0, "epoch": 0, **changes})
-
-    with pytest.raises(ValueError, match=r"count must lie in \[1, 10\], got 11"):
-        draw(count=11)
-    with pytest.raises(ValueError, match=r"count must lie in \[1, 10\], got 0"):
-        draw(count=0)
-    with pytest.raises(ValueError, match="num_nodes must lie in"):
-        draw(num_nodes=0)
-    with pytest.raises(TypeError, match="index must be int64"):
-        draw(index.float())
-    with pytest.raises(ValueError, match="one dimension"):
-        draw(index.view(2, 2))
-    with pytest.raises(ValueError, match=r"index must lie in \[0, 2\^56\), got -1"):
-        draw(torch.tensor([3, -1]))
-    with pytest.raises(ValueError, match=r"index must lie in \[0, 2\^56\)"):
-        draw(torch.tensor([1 << 56]))
-
-
 # --- draw_nodes_weighted ---------------------------------------------------------------------------------------------
-
-
-def chances(rows, num_nodes, kind="lognormal"):
-    generator = torch.Generator().manual_seed(rows * num_nodes)
-    if kind == "equal":
-        return torch.ones(rows, num_nodes)
-    if kind == "extreme":
-        return torch.full((rows, num_nodes), 1e-30).scatter(1, torch.zeros(rows, 1, dtype=torch.int64), 1e30)
-    return torch.randn(rows, num_nodes, generator=generator).exp()
-
-
-@pytest.mark.parametrize("kind", ["lognormal", "equal", "extreme"])
-@pytest.mark.parametrize(("num_nodes", "count"), SHAPES)
-def test_weighted_matches_reference(num_nodes, count, kind):
-    index = windows(12)
-    weights = chances(len(index), num_nodes, kind)
-    nodes, factors = stprune.draw_nodes_weighted(weights, index, count=count, seed=5, epoch=6)
-    expected_nodes, expected_factors = reference.draw_nodes_weighted(weights, index, count, 5, 6)
-    assert torch.equal(nodes, expected_nodes)
-    assert torch.equal(factors, expected_factors)
-    assert bool((nodes.diff(dim=1) > 0).all())
-    assert bool((factors >= 1.0).all())
 
 
 def test_weighted_sums_are_unbiased():
     """The weighted sum of any values has the whole sum as its expectation, within 4 standard errors."""
-    weights, value = chances(1, 40), torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
+    weights = torch.randn(1, 40, generator=torch.Generator().manual_seed(40)).exp()
+    value = torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
     draws = 20_000
     nodes, factors = stprune.draw_nodes_weighted(weights.expand(draws, -1), torch.arange(draws), count=8, seed=0, epoch=0)
+    assert bool((nodes.diff(dim=1) > 0).all())
+    assert bool((factors >= 1.0).all())
     sums = (value[nodes] * factors.double()).sum(1)
     assert abs(float(sums.mean() - value.sum())) <= 4 * float(sums.std()) / draws**0.5
     # The factors matter: without them the sum is far off.
     plain = (value[nodes] * 5.0).sum(1)
     assert abs(float(plain.mean() - value.sum())) > 4 * float(plain.std()) / draws**0.5
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"weights": torch.ones(2, 3).double()}, TypeError, "weights must be float32"),
-        ({"weights": torch.ones(3)}, ValueError, "weights must have the shape"),
-        ({"weights": torch.ones(3, 3)}, ValueError, "weights must have one row for each of 2 windows, got 3"),
-        ({"weights": torch.tensor([[1.0, 0.0, 1.0]] * 2)}, ValueError, "weights must be positive and finite, got 0 at 1"),
-        ({"weights": torch.full((2, 3), float("nan"))}, ValueError, "weights must be positive and finite, got nan"),
-        ({"weights": torch.full((2, 3), float("inf"))}, ValueError, "weights must be positive and finite, got inf"),
-        ({"index": torch.tensor([0.0, 1.0])}, TypeError, "index must be int64"),
-        ({"index": torch.tensor([0, -1])}, ValueError, "index must lie in"),
-        ({"count": 0}, ValueError, "count must lie in"),
-        ({"count": 4}, ValueError, "count must lie in"),
-        ({"seed": -1}, ValueError, "seed must lie in"),
-    ],
-)
-def test_weighted_refuses(change, error, message):
-    arguments = {"weights": torch.ones(2, 3), "index": torch.tensor([0, 1]), "count": 2, "seed": 0, "epoch": 0, **change}
-    weights, index = arguments.pop("weights"), arguments.pop("index")
-    with pytest.raises(error, match=message):
-        stprune.draw_nodes_weighted(weights, index, **arguments)

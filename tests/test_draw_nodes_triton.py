@@ -1,34 +1,22 @@
 """The Triton kernel of draw_nodes: its results under Triton's interpreter, its Philox words, and that it compiles."""
 
 import importlib
-import importlib.util
 import pathlib
 import types
 
 import pytest
 import torch
-from own_process import run
+from own_process import needs_triton, run
 
-KERNEL = pathlib.Path(__file__).resolve().parents[1] / "kernels" / "draw_nodes.py"
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-LOAD = """
-import importlib.util, inspect, sys
+INTERPRETED = """
 import torch, triton
 import triton.language as tl
+from triton_kernels import load
 
-spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
-kernel = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kernel)
-"""
-
-INTERPRETED = (
-    LOAD
-    + """
 from stprune.reference import draw_nodes as reference
 from stprune.reference.random import MASK_32
 
+kernel = load("draw_nodes")
 WINDOWS = torch.tensor([0, 1, 63, (1 << 32) - 1, 1 << 32, (1 << 56) - 1, 17])
 
 
@@ -102,42 +90,30 @@ for count in (1, 30, 99):
     assert torch.equal(factors, weights), count
 print("ok")
 """
-)
 
-COMPILED = (
-    LOAD
-    + """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+COMPILED = """
+from triton_kernels import assembly, load
 
-CODES = {"weights": "*fp32", "index": "*i64", "nodes": "*i64", "factors": "*fp32", "seed": "i64", "epoch": "i64"}
+kernel = load("draw_nodes")
+TYPES = {"weights": "*fp32", "index": "*i64", "nodes": "*i64", "factors": "*fp32", "seed": "i64", "epoch": "i64"}
 for weighted in (False, True):
     for nodes, capabilities in ((170, (90,)), (kernel.MOST_NODES, (80, 90, 100))):
         constants = {"WEIGHTED": weighted, "BLOCK": kernel.block_of(nodes)}
-        names = inspect.signature(kernel._draw_nodes_kernel.fn).parameters
-        signature = {name: "constexpr" if name in constants else CODES.get(name, "i32") for name in names}
-        source = ASTSource(kernel._draw_nodes_kernel, signature=signature, constexprs=constants)
-        for capability in capabilities:
-            options = {"num_warps": kernel.warps_of(constants["BLOCK"])}
-            result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-            assert result.metadata.shared <= 227 * 1024
-            assert result.asm["cubin"]
-            text = result.asm["ptx"]
+        warps = kernel.warps_of(constants["BLOCK"])
+        for text in assembly(kernel._draw_nodes_kernel, TYPES, constants, num_warps=warps, capabilities=capabilities):
             assert not weighted or "div.rn.f32" in text and "div.rn.f64" in text
             assert "div.full.f32" not in text and ".ftz" not in text, "an approximate division or a flushed subnormal"
-            print(weighted, nodes, capability)
 """
-)
 
 
 @needs_triton
 def test_matches_reference_in_the_interpreter() -> None:
-    assert run(INTERPRETED, str(KERNEL), TRITON_INTERPRET="1").strip() == "ok"
+    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
 
 
 @needs_triton
 def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, str(KERNEL), TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 8
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 8
 
 
 class OnGpu(torch.Tensor):

@@ -1,27 +1,21 @@
-"""The selection ops against the reference over named inputs, dtypes, sizes, ranks, thread counts and instruction sets."""
+"""Every op with exact results against its reference at any size, rank and seed, for any threads and instruction set."""
 
 import pytest
 import torch
+from engine_cases import REFERENCES, SIZED, assert_all_same, kernel, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stprune
 from stprune import testing
-from stprune.reference import draw as reference_draw
-from stprune.reference import draw_weighted as reference_weighted
-from stprune.reference import order
-from stprune.reference import shuffle as reference_shuffle
 from stprune.reference.random import words_at
 from stprune.testing import assert_chi_square
 
-SIZES = st.one_of(
+LENGTHS = st.one_of(
     st.sampled_from(testing.SIZES),
-    st.integers(0, 3 * testing.CHUNK),
+    st.integers(1, 3 * testing.CHUNK),
     st.sampled_from([testing.CHUNK * 8 - 1, testing.CHUNK * 9]),
 )
-DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
-SEEDS = st.integers(0, 2**63 - 1)
-EPOCHS = st.integers(0, 2**32 - 1)
 WAYS = st.tuples(st.sampled_from([1, 2, 3, 8]), st.sampled_from(testing.isas() or [None]))
 """Thread count and instruction set."""
 
@@ -43,60 +37,25 @@ def called(way, call):
         return call()
 
 
-def rank(share, n):
-    return min(n, round(share * n))
-
-
-@settings(max_examples=120, deadline=None)
-@given(st.sampled_from(testing.INPUTS), SIZES, DTYPES, st.floats(0, 1), st.booleans(), WAYS)
-def test_select_and_topk(name, n, dtype, share, sorted, way):
-    keys = testing.named_keys(name, n, dtype)
-    k = rank(share, n)
-    assert torch.equal(called(way, lambda: stprune.select(keys, k)), order.select(keys, k))
-    values, indices = called(way, lambda: stprune.topk(keys, k, sorted=sorted))
-    expected_values, expected_indices = order.topk(keys, k, sorted)
-    assert torch.equal(indices, expected_indices)
-    testing.assert_same(values, expected_values)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(testing.INPUTS), st.integers(1, 9), st.integers(0, 9000), DTYPES, st.floats(0, 1), WAYS)
-def test_rows(name, rows, n, dtype, share, way):
-    keys = testing.named_keys(name, rows * n, dtype).view(rows, n)
-    k = rank(share, n)
-    assert torch.equal(called(way, lambda: stprune.select(keys, k)), order.select(keys, k))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(testing.INPUTS), SIZES, st.sampled_from([torch.float32, torch.float64]), SEEDS, EPOCHS, WAYS)
-def test_draw(name, n, dtype, seed, epoch, way):
-    p = testing.named_keys(name, n, dtype).nan_to_num(0.5).clamp(0.0, 1.0)
-    got = called(way, lambda: stprune.draw(p, seed=seed, epoch=epoch))
-    assert torch.equal(got, reference_draw.draw(p, None, seed, epoch))
-    count = round(float(p.double().sum()))
-    got = called(way, lambda: stprune.draw(p, seed=seed, epoch=epoch, count=count))
-    assert torch.equal(got, reference_draw.draw(p, count, seed, epoch))
-    assert got.numel() == count
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(testing.INPUTS), SIZES, st.floats(0, 1), st.booleans(), SEEDS, EPOCHS, WAYS)
-def test_draw_weighted(name, n, share, race, seed, epoch, way):
-    w = testing.named_keys(name, n).nan_to_num(0.0, 3.0, 0.0).clamp(min=0.0)
-    k = rank(share, int((w > 0).sum()))
-    law = "race" if race else "priority"
-    indices, weights = called(way, lambda: stprune.draw_weighted(w, k, seed=seed, epoch=epoch, law=law))
-    expected_indices, expected_weights = reference_weighted.draw_weighted(w, k, seed, epoch, race)
-    assert torch.equal(indices, expected_indices)
-    assert race or torch.equal(weights, expected_weights)
-
-
-@settings(max_examples=60, deadline=None)
-@given(SIZES, st.sampled_from([torch.int64, torch.uint8, torch.float64]), SEEDS, EPOCHS, WAYS)
-def test_shuffle(n, dtype, seed, epoch, way):
-    ids = torch.arange(n).to(dtype)
-    got = called(way, lambda: stprune.shuffle(ids, seed=seed, epoch=epoch))
-    assert torch.equal(got, reference_shuffle.shuffle(ids, seed, epoch))
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(list(SIZED)), n=LENGTHS, share=st.floats(0, 1), seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 2**32 - 1), way=WAYS, data=st.data(),
+)  # fmt: skip
+def test_matches_the_reference(name, n, share, seed, epoch, way, data):
+    op, make = SIZED[name]
+    every = [list(arguments) for arguments in make(n)]
+    if not every:
+        return
+    arguments = every[data.draw(st.integers(0, len(every) - 1))]
+    places = {argument.name: i for i, argument in enumerate(getattr(torch.ops.stprune, op).default._schema.arguments)}
+    for argument, value in (("seed", seed), ("epoch", epoch)):
+        if argument in places:
+            arguments[places[argument]] = value
+    if "k" in places:
+        arguments[places["k"]] = round(share * max(others[places["k"]] for others in every))
+    expected = outcome(op, REFERENCES[op], arguments)
+    assert_all_same(called(way, lambda: outcome(op, kernel(op), arguments)), expected)
 
 
 @pytest.mark.slow

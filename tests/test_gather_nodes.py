@@ -1,9 +1,5 @@
 """gather_nodes against plain indexing, and its gradient against autograd's."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -55,25 +51,6 @@ def test_any_shape_and_dim(shape, dim):
     assert torch.equal(stprune.gather_nodes(x, node, dim=dim), by_slicing(x, node, positive))
 
 
-def test_large_enough_for_threads():
-    x, node = values((8, 12, 300, 3)), draw(8, 300, 90)
-    assert torch.equal(stprune.gather_nodes(x, node), by_slicing(x, node))
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_backward_matches_reference(dtype, channels):
-    node = draw(3, 9, 30, distinct=False)
-    grad = values((3, 4, 30, channels), dtype)
-    actual = torch.ops.stprune.gather_nodes_backward(grad, node, 9)
-    expected = reference.gather_nodes_backward(grad, node, 9)
-    assert torch.equal(actual, expected)
-    exact = reference.gather_nodes_backward(grad.double(), node, 9)
-    torch.testing.assert_close(
-        actual.double(), exact, rtol=torch.finfo(dtype).eps, atol=2e-3 if dtype != torch.float64 else 1e-10
-    )
-
-
 # edges ----------------------------------------------------------------------------------------------------
 
 
@@ -122,46 +99,10 @@ def test_layouts_and_nothing_written():
     assert torch.equal(stprune.gather_nodes(conjugate, node), by_slicing(conjugate.resolve_conj(), node))
 
 
-def test_overlapping_windows_of_one_series():
-    """Windows that share memory are read in place: strides of zero and overlaps give the right values."""
-    series = values((20, 7, 2))
-    windows = series.unfold(0, 4, 3).permute(0, 3, 1, 2)  # [6, 4, 7, 2]
-    node = draw(6, 7, 5)
-    assert torch.equal(stprune.gather_nodes(windows, node), by_slicing(windows.contiguous(), node))
-    same = series[:4].expand(6, 4, 7, 2)
-    assert torch.equal(stprune.gather_nodes(same, node), by_slicing(same.contiguous(), node))
-
-
 # errors ---------------------------------------------------------------------------------------------------
 
 X = torch.zeros(2, 3, 5, 1)
 NODE = torch.tensor([[0, 4], [1, 1]])
-
-
-@pytest.mark.parametrize(
-    ("x", "node", "options", "error", "message"),
-    [
-        ([1.0], NODE, {}, TypeError, "x must be a tensor, got list"),
-        (X, [[0], [1]], {}, TypeError, "node must be a tensor, got list"),
-        (X, NODE.int(), {}, TypeError, "node must be int64, got torch.int32"),
-        (X, NODE.double(), {}, TypeError, "node must be int64, got torch.float64"),
-        (X, NODE[0], {}, ValueError, r"node must have shape \[B, m\] with B = 2, got \(2,\)"),
-        (X, NODE[:1], {}, ValueError, r"node must have shape \[B, m\] with B = 2, got \(1, 2\)"),
-        (X[0, 0, 0], NODE, {}, ValueError, r"x must have at least two dimensions, got shape \(1,\)"),
-        (X, NODE, {"dim": 0}, ValueError, "dim must not be the sample dimension 0, got 0"),
-        (X, NODE, {"dim": -4}, ValueError, "dim must not be the sample dimension 0, got -4"),
-        (X, NODE, {"dim": 4}, ValueError, r"dim must lie in \[-4, 3\], got 4"),
-        (X[:, :, :, 0][:, 0], NODE, {}, ValueError, r"dim must lie in \[-2, 1\], got 2"),
-        (X, NODE, {"dim": 2.0}, TypeError, "dim must be an integer, got 2.0"),
-        (X, NODE + 1, {}, ValueError, r"node must lie in \[0, 4\], got 5"),
-        (X, NODE - 1, {}, ValueError, r"node must lie in \[0, 4\], got -1"),
-        (X[:, :, :0], NODE, {}, ValueError, r"node must be empty where x has no nodes, got shape \(2, 2\)"),
-        (X, NODE.to("meta"), {}, RuntimeError, "node must be on the device of x, cpu, got meta"),
-    ],
-)
-def test_errors(x, node, options, error, message):
-    with pytest.raises(error, match=f"^gather_nodes: {message}"):
-        stprune.gather_nodes(x, node, **options)
 
 
 def test_the_kernels_read_nothing_out_of_range():
@@ -214,49 +155,3 @@ def test_opcheck():
         grad = values((3, 4, 4, 2), x.dtype).requires_grad_(x.requires_grad)
         torch.library.opcheck(torch.ops.stprune.gather_nodes_backward, (grad, node, 7))
     torch.library.opcheck(torch.ops.stprune.gather_nodes, (values((3, 4, 9, 2))[:, :, 1:8], node))
-
-
-def test_traces_without_a_break():
-    x, node = values((3, 4, 7, 2)), draw(3, 7, 4)
-    compiled = torch.compile(lambda x: stprune.gather_nodes(x, node) * 2, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), by_slicing(x, node) * 2)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_same_bits_for_any_number_of_threads(dtype, threads):
-    x, node = values((7, 60, 300, 2), dtype), draw(7, 300, 900, distinct=False)
-    results = []
-    for count in (1, 2, 3):
-        threads(count)
-        y = x.clone().requires_grad_()
-        out = stprune.gather_nodes(y, node)
-        (out * out.detach()).sum().backward()
-        results.append((out.detach(), y.grad))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_without_the_compiled_library():
-    code = """
-import torch, stprune
-assert not stprune.library_status()["_C"].loaded
-x = torch.arange(24.0).reshape(2, 1, 4, 3).requires_grad_()
-out = stprune.gather_nodes(x, torch.tensor([[3, 3], [0, 1]]))
-assert torch.equal(out[0, 0, 1], x[0, 0, 3]) and torch.equal(out[1, 0], x[1, 0, :2])
-out.sum().backward()
-assert x.grad[..., 0].tolist() == [[[0, 0, 0, 2]], [[1, 1, 0, 0]]]
-try:
-    stprune.gather_nodes(x, torch.tensor([[3, 4], [0, 1]]))
-except ValueError as error:
-    assert "got 4" in str(error)
-    print("done")
-"""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "STPRUNE_DISABLE_NATIVE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert result.stdout == "done\n"

@@ -9,7 +9,6 @@ import torch
 from stprune import testing
 from stprune.ops import gather_windows
 from stprune.ops._window_recipe import LAYOUTS
-from stprune.reference.gather_windows import gather_windows as reference
 from stprune.testing import assert_same
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -430,57 +429,3 @@ def test_missing_must_fit_into_int16():
 
 
 # --- opcheck, repeatability --------------------------------------------------------------------------------------------------
-
-
-def raw_arguments(dtype=torch.float32, nodes=300, drawn=True):
-    series = make_series(40, nodes, 3, dtype=dtype)
-    table = torch.rand(nodes, 3, generator=torch.Generator().manual_seed(3)) + 0.5
-    wide = table.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    node = make_nodes(5, 80, nodes) if drawn else None
-    m = 80 if drawn else nodes
-    out = torch.float32 if dtype == torch.int16 else dtype
-    decode = (table, torch.zeros(1, 1), CODE) if dtype == torch.int16 else (None, None, None)
-    features = torch.rand(40, 2, dtype=out) if out in (torch.float32, torch.float64) else None
-    x = torch.empty(5, 5 if features is not None else 3, m, 12, dtype=out).permute(0, 3, 2, 1)
-    y = torch.empty(5, 4, m, 2, dtype=out)
-    return [series, STARTS, node, wide, wide, *decode, 0.5, features, [2, 0], True, True, x, y]
-
-
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.int16])
-@pytest.mark.parametrize("drawn", [False, True])
-def test_matches_reference(dtype, drawn):
-    arguments = raw_arguments(dtype, drawn=drawn)
-    torch.ops.stprune.gather_windows(*arguments)
-    again = [*arguments[:-2], torch.empty_like(arguments[-2]), torch.empty_like(arguments[-1])]
-    reference(*again)
-    for actual, expected in zip(arguments[-2:], again[-2:], strict=True):
-        assert_same(actual, expected)
-
-
-@pytest.mark.parametrize("layout", ["BTNC", "BCNT"])
-def test_the_number_of_threads_changes_nothing(threads, layout):
-    series = make_series(60, 700, 2, nans=False)
-    start = torch.arange(40)
-    results = []
-    for count, parallel in ((1, True), (2, True), (3, True), (3, False)):
-        threads(count)
-        x, y = torch.empty(40, 12, 700, 2), torch.empty(40, 3, 700, 2)
-        table = torch.full((1, 1), 3.0)
-        torch.ops.stprune.gather_windows(
-            series, start, None, table, table, None, None, None, None, None, [0, 1], False, parallel, x, y
-        )
-        results.append((x, y))
-    for x, y in results[1:]:
-        assert torch.equal(x, results[0][0])
-        assert torch.equal(y, results[0][1])
-
-
-def test_compiles_into_one_graph():
-    series = make_series(nans=False)
-
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def batch(start):
-        return gather_windows(series, start, history=12, horizon=5, mean=3.0, layout="BCNT")[0] * 2
-
-    want = slice_windows(series, STARTS, 12, 5, mean=3.0, layout="BCNT")[0] * 2
-    assert_same(batch(STARTS), want)

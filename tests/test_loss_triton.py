@@ -1,42 +1,24 @@
 """The Triton kernels of the loss and the table: their results under Triton's interpreter, and that they compile for GPUs."""
 
-import importlib.util
 import math
 import pathlib
 
 import pytest
 import torch
-from own_process import run
+from own_process import needs_triton, run
 
 import stprune
 from stprune.reference import pruned_loss as reference
 
-KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-LOAD = """
-import importlib.util, math, sys
-import torch
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, f"{sys.argv[1]}/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kernel, table = load("pruned_loss"), load("table_update")
-"""
-
 # In a process of its own: TRITON_INTERPRET must be set before the kernels are imported, and is not undone.
-INTERPRETED = (
-    LOAD
-    + """
+INTERPRETED = """
+import math
+import torch
+from triton_kernels import load
 from stprune.reference import pruned_loss as reference
 from stprune.reference import table_update as table_reference
 
+kernel, table = load("pruned_loss"), load("table_update")
 LOSSES = reference.LOSSES
 
 generator = torch.Generator().manual_seed(0)
@@ -131,45 +113,18 @@ for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (
                 torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
 print("ok")
 """
-)
 
-COMPILED = (
-    LOAD
-    + """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+COMPILED = """
+from triton_kernels import assembly, load
 
-INTEGERS = {"num_steps", "num_columns", "num_samples", "num_tiles", "inner", "size"}
-DOUBLES = {"rows", "spreads", "means", "sums"}
-WHOLE = {"count", "number", "index", "entries"}
+kernel, table = load("pruned_loss"), load("table_update")
+TYPES = dict.fromkeys(("rows", "spreads", "means", "sums"), "*fp64")
+TYPES |= dict.fromkeys(("count", "number", "index", "entries"), "*i64")
 
 
 def compile_for_all(function, constants, pointers, num_warps):
-    signature = {}
-    for name in function.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in INTEGERS:
-            signature[name] = "i32"
-        elif name in DOUBLES:
-            signature[name] = "*fp64"
-        elif name in WHOLE:
-            signature[name] = "*i64"
-        elif name in pointers:
-            signature[name] = pointers[name]
-        else:
-            assert name.split("_")[0] in ("p", "t", "m", "gp", "gt", "affine"), name
-            signature[name] = "i64"
-    for capability in (80, 90, 100):
-        compiled = triton.compile(
-            ASTSource(function, signature=signature, constexprs=constants),
-            target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": num_warps},
-        )
-        assert compiled.metadata.shared <= 227 * 1024
-        assert compiled.asm["cubin"]
-        print(function.__name__, capability)
+    strides = [name for name in function.arg_names if name.split("_")[0] in ("p", "t", "m", "gp", "gt", "affine")]
+    assembly(function, {**dict.fromkeys(strides, "i64"), **TYPES, **pointers}, constants, num_warps=num_warps)
 
 
 for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
@@ -199,17 +154,16 @@ for flag in (True, False):
     constants |= {"BLOCK_ID": table.BLOCK_ID, "BLOCK_OTHER": table.BLOCK_OTHER}
     compile_for_all(table._table_update_kernel, constants, pointers, table.NUM_WARPS)
 """
-)
 
 
 @needs_triton
 def test_match_the_reference_in_the_interpreter() -> None:
-    assert run(INTERPRETED, str(KERNELS), TRITON_INTERPRET="1").strip() == "ok"
+    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
 
 
 @needs_triton
 def test_compile_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, str(KERNELS), TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2 + 3 * 2)
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2 + 3 * 2)
 
 
 # on a GPU -------------------------------------------------------------------------------------------------

@@ -1,18 +1,24 @@
-"""What every public op must pass, in one table: reference, refusals, opcheck, threads and instruction sets, torch.compile."""
+"""What every op must pass, in one table: reference, refusals, opcheck, threads and instruction sets, torch.compile.
 
+On the CPU, and on a GPU where there is one. tests/engine_cases.py has the inputs of the ops whose results are exact.
+"""
+
+import contextlib
 import inspect
-import pathlib
+import itertools
+import math
 
 import pytest
 import torch
-from named_inputs import PROBABILITIES, probabilities, weights_of
-from named_inputs import WEIGHTS as KINDS_OF_WEIGHTS
+from engine_cases import ON_A_GPU, REFERENCES, SIZED, assert_all_same, flat, inputs, kernel, on, outcome
 from own_process import run
+from special_inputs import SPECIAL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stprune
 from stprune import ops, testing
 from stprune.ops.budget import inclusion_budget
+from stprune.ops.finite_mean import finite_stats
 from stprune.ops.plan_budget import Buffers, plan_budget
 from stprune.ops.strata import checked_strata
 
@@ -54,8 +60,10 @@ CASES = {
     "draw_weighted, race, out": (stprune.draw_weighted, [WEIGHTS, 9_000], {**SEED, "law": "race", "out": (ids(), None)}),
     "draw_threshold": (stprune.draw_threshold, [WEIGHTS, 0.3], SEED),
     "draw_threshold, exact": (stprune.draw_threshold, [WEIGHTS.double(), 0.3], {**SEED, "exact_count": True}),
+    "draw_threshold of bfloat16": (stprune.draw_threshold, [WEIGHTS.bfloat16(), 0.3], SEED),
     "draw_threshold, out": (stprune.draw_threshold, [WEIGHTS, 0.3], {**SEED, "out": (ids(), floats())}),
     "draw_spaced": (stprune.draw_spaced, [WEIGHTS], {**SEED, "spacing": 7, "threshold": 2.0}),
+    "draw_spaced of float16": (stprune.draw_spaced, [WEIGHTS.half()], {**SEED, "spacing": 7, "threshold": 2.0}),
     "shuffle": (stprune.shuffle, [torch.arange(N, dtype=torch.int16)], SEED),
     "shuffle of complex numbers": (stprune.shuffle, [WEIGHTS.to(torch.complex128)], SEED),
     "shuffle, out": (stprune.shuffle, [WEIGHTS], {**SEED, "out": floats()}),
@@ -88,24 +96,41 @@ CASES = {
 }
 EACH = pytest.mark.parametrize("name", CASES)
 
-# Awkward values, which kernels treat apart: for the bits alone.
-VALUES = {}
-for kind in testing.INPUTS:
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        VALUES[f"topk of {kind}, {dtype}"] = (stprune.topk, [testing.named_keys(kind, N, dtype), N // 3], {})
-    keys = testing.named_keys(kind, N)
-    for exact in (False, True):
-        settings = {**SEED, "exact_count": exact}
-        VALUES[f"draw_threshold of {kind}, exact {exact}"] = (stprune.draw_threshold, [keys, 0.37], settings)
-for kind in PROBABILITIES:
-    for dtype in (torch.float32, torch.float64):
-        p = probabilities(kind, N, dtype)
-        VALUES[f"draw of {kind}, {dtype}"] = (stprune.draw, [p], SEED)
-        VALUES[f"draw of {kind}, {dtype}, count"] = (stprune.draw, [p], {**SEED, "count": round(float(p.double().sum()))})
-for kind in KINDS_OF_WEIGHTS:
-    w = weights_of(kind, N)
-    for law in ("priority", "race"):
-        VALUES[f"{law} of {kind}"] = (stprune.draw_weighted, [w, min(9_000, int((w > 0).sum()))], {**SEED, "law": law})
+
+def with_gradient(function):
+    """Also the gradient of a weighted sum of the (first) result."""
+
+    def run(x, *arguments, **settings):
+        x = x.detach().requires_grad_()
+        results = flat(function(x, *arguments, **settings))
+        (results[0] * (1 + results[0].detach())).sum().backward()
+        return [*(result.detach() for result in results), x.grad]
+
+    return run
+
+
+# For the bits alone: gradients, short and long rows.
+VALUES = {"residual_stats, gradient": (with_gradient(stprune.residual_stats), [X, X.flip(0)], {})}
+for dtype in testing.FLOATS:
+    x = torch.randn(7, 60, 300, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+    node = torch.randint(300, (7, 900), generator=torch.Generator().manual_seed(2))
+    VALUES[f"gather_nodes of {dtype}, gradient"] = (with_gradient(stprune.gather_nodes), [x, node], {})
+for kind, shape in itertools.product(
+    ("normal", "tie_at_k", "inf"), ((3, 5, 70), (7, 4097), (40, 3000), (2, 9 * testing.CHUNK + 5), (0, 9), (3, 0))
+):
+    for dtype in testing.FLOATS:
+        keys = testing.named_keys(kind, math.prod(shape), dtype).view(shape)
+        for op, k in itertools.product((stprune.select, stprune.topk), testing.ranks(shape[-1])):
+            VALUES[f"{op.__name__} of rows {shape}, {kind}, {dtype}, {k}"] = (op, [keys, k], {})
+for dtype in (*testing.FLOATS, torch.int16):
+    series = (torch.randn(60, 700, 3, generator=torch.Generator().manual_seed(3)) * 50 + 200).to(dtype)
+    node = torch.stack([torch.randperm(700, generator=torch.Generator().manual_seed(i))[:300] for i in range(40)])
+    settings = {"history": 12, "horizon": 2, "mean": torch.arange(2100.0).view(700, 3), "std": 2.0, "normalize_target": True}
+    settings |= {"target_channels": [2, 0], "fill": 0.5, **({"scale": 0.1, "missing": 200} if dtype == torch.int16 else {})}
+    for layout, drawn in itertools.product(("BTNC", "BCNT"), (None, node)):
+        given = {**settings, "layout": layout, "node": drawn}
+        name = f"gather_windows of {dtype}, {layout}, nodes {drawn is not None}"
+        VALUES[name] = (stprune.gather_windows, [series, torch.arange(40)], given)
 # More scores than the budget takes a sample of, some never scored and some negative.
 SCORES = torch.empty(300_001).log_normal_(generator=torch.Generator().manual_seed(2))
 SCORES[::7], SCORES[3::70] = torch.nan, -1.0
@@ -122,15 +147,6 @@ for alpha in (0.0, 0.5, 1.0):
 ALL = {**CASES, **VALUES}
 
 
-def flat(value):
-    """Every tensor in nested tuples and dicts, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    return [tensor for part in value for tensor in flat(part)] if isinstance(value, (tuple, list)) else []
-
-
 def copied(value):
     """The same with new memory for every tensor, so that a call that writes to its arguments changes no other test's."""
     if isinstance(value, torch.Tensor):
@@ -143,8 +159,8 @@ def copied(value):
     return [copied(part) for part in value] if isinstance(value, list) else value
 
 
-def call(name):
-    function, arguments, settings = copied(ALL[name])
+def call(name, device="cpu"):
+    function, arguments, settings = on(device, copied(ALL[name]))
     return flat(function(*arguments, **settings))
 
 
@@ -174,28 +190,89 @@ def test_opcheck(name):
         torch.library.opcheck(op, tuple(arguments))
 
 
+# Around the blocks of the CPU's kernels, and those of a GPU's: segments of 1,024, chunks of 8,192, samples of 16,384.
+SIZES = {"cpu": testing.SIZES, "cuda": (0, 1, 31, 128, 1023, 1025, 4097, 8191, 8193, 16_384, 16_385, 100_003)}
+
+
+@pytest.mark.parametrize("name", {op: name for name, (op, _) in reversed({**SIZED, **SPECIAL}.items())}.values())
+def test_opcheck_of_ops_without_a_function(name):
+    op, every = inputs(name, [64])
+    overload = getattr(torch.ops.stprune, op).default
+    arguments = next(every)
+    torch.library.opcheck(overload, (*arguments, *[None] * (len(overload._schema.arguments) - len(arguments))))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_floats_are_taken_as_the_float32_they_are(dtype):
+    x = WEIGHTS.to(dtype)
+    assert_all_same(stprune.draw_threshold(x, 0.5, **SEED), stprune.draw_threshold(x.float(), 0.5, **SEED))
+    assert finite_stats(x) == finite_stats(x.float())
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The results of all cases by the references, from a process without the compiled library."""
     file = tmp_path_factory.mktemp("ops") / "expected.pt"
-    script = "import sys; sys.path.insert(0, sys.argv[1]); import test_ops as t, torch\n"
-    script += "torch.save({name: t.call(name) for name in t.ALL}, sys.argv[2])"
-    run(script, str(pathlib.Path(__file__).parent), str(file), STPRUNE_DISABLE_NATIVE="1")
+    script = "import sys, torch, test_ops as t; torch.save({name: t.call(name) for name in t.ALL}, sys.argv[1])"
+    run(script, str(file), STPRUNE_DISABLE_NATIVE="1")
     return torch.load(file)
 
 
-def assert_all_same(actual, wanted):
-    for one, other in zip(actual, wanted, strict=True):
-        testing.assert_same(one, other)
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+# On a GPU these round as Triton does, or are the plain composition; permute is told its device by name.
+NOT_ON_A_GPU = ("residual_stats", "score", "window_stats", "gather_windows", "plan_budget", "draw_spaced", "permute")
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_matches_the_reference_for_any_threads_and_instruction_set(name, expected, threads):
-    for number in (1, 2):
+def ways(device, threads):
+    """Run what follows with one thread or more, on every instruction set."""
+    if device != "cpu":
+        yield contextlib.nullcontext()
+        return
+    for number, isa in itertools.product((1, 3), testing.isas() or [None]):
         threads(number)
-        for isa in testing.isas():
-            with testing.isa(isa):
-                assert_all_same(call(name), expected[name])
+        yield testing.isa(isa) if isa else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [(name, device) for device in DEVICES for name in ALL if device == "cpu" or ALL[name][0].__name__ not in NOT_ON_A_GPU],
+)
+def test_matches_the_reference_for_any_threads_and_instruction_set(name, device, expected, threads):
+    for way in ways(device, threads):
+        with way:
+            results = call(name, device)
+            assert_all_same(results, expected[name])
+            assert all(x.device.type == device for x in results)
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        (name, device)
+        for device in DEVICES
+        for name, (op, _) in {**SIZED, **SPECIAL}.items()
+        if device == "cpu" or op in ON_A_GPU
+    ],
+)
+def test_matches_the_reference_for_any_input(name, device, threads):
+    op, every = inputs(name, SIZES[device])
+    for arguments in every:
+        expected = outcome(op, REFERENCES[op], arguments)
+        moved = on(device, arguments)
+        for way in ways(device, threads):
+            with way:
+                assert_all_same(outcome(op, kernel(op), moved), expected)
+
+
+@EACH
+def test_any_place_in_memory_and_arguments_left_alone(name, expected):
+    """Strided tensors, and ones that start off a vector's alignment, give the same; an op writes to its buffers only."""
+    function, arguments, settings = CASES[name]
+    places = [testing.awkward(x) if isinstance(x, torch.Tensor) else [x] * 3 for x in arguments]
+    for given in zip(*places, strict=True):
+        before = copied(given)
+        assert_all_same(flat(function(*given, **copied(settings))), expected[name])
+        assert_all_same(flat(given), flat(before))
 
 
 @EACH

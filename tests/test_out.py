@@ -1,5 +1,6 @@
 """Reused output buffers: the same bits, a view of the buffer's front, no fresh memory, and nothing written on an error."""
 
+import functools
 import sys
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import stprune
 from stprune import testing
 from stprune.ops import draw_threshold
+from stprune.ops.plan_budget import Buffers, plan_budget
+from stprune.ops.strata import checked_strata
 
 N, K = 40_001, 9_000
 KEYS = testing.named_keys("normal", N).abs() + 0.01
@@ -20,8 +23,25 @@ def flat(result):
     return [part for part in (result if isinstance(result, tuple) else (result,)) if part is not None]
 
 
+def op_of(name):
+    return "draw_weighted" if name == "race" else name.split()[0]
+
+
 def index_buffer(size):
     return torch.full((size,), -7, dtype=torch.int64)
+
+
+STRATA = {0: None, **{number: checked_strata("test", torch.arange(N) * 7919 % number, N) for number in (5, 400)}}
+
+
+def plan(number, out):
+    """What is kept and its weights, which lie in the first two buffers."""
+    settings = {"alpha": 0.5, "count": K, "minimum": 0.05, "seed": 1, "epoch": 2, "strata": STRATA[number]}
+    return plan_budget(KEYS, **settings, out=out)[:2]
+
+
+def plan_buffers(size):
+    return Buffers(index_buffer(size), torch.full((size,), -7.0), torch.full((size,), -7, dtype=torch.int32))
 
 
 CALLS = {
@@ -48,20 +68,28 @@ CALLS = {
         lambda out: draw_threshold(KEYS, 0.5, seed=1, epoch=2, out=out),
         lambda size: (index_buffer(size), torch.full((size,), -7.0)),
     ),
+    "draw_threshold exact": (
+        lambda out: draw_threshold(KEYS, 0.4, seed=3, epoch=4, exact_count=True, out=out),
+        lambda size: (index_buffer(size), torch.full((size,), -7.0)),
+    ),
+    **{f"plan_budget {number} strata": (functools.partial(plan, number), plan_buffers) for number in STRATA},
 }
 EACH = pytest.mark.parametrize("name", CALLS)
 
 
 @EACH
-def test_same_result_at_the_front_of_the_buffer(name):
+def test_same_result_at_the_front_of_the_buffer(name, threads):
     call, make = CALLS[name]
     expected = flat(call(None))
-    out = make(N + 5)
-    for result, buffer, wanted in zip(flat(call(out)), flat(out), expected, strict=True):
-        testing.assert_same(result, wanted)
-        assert result.data_ptr() == buffer.data_ptr()
-        assert torch.equal(buffer[: wanted.numel()].view(wanted.shape), wanted)
-        assert bool((buffer[wanted.numel() :] == -7).all()), "written behind the result"
+    for count in (1, 3):
+        threads(count)
+        out = make(N + 5)
+        # A plan's third buffer is scratch.
+        for result, buffer, wanted in zip(flat(call(out)), flat(out)[: len(expected)], expected, strict=True):
+            testing.assert_same(result, wanted)
+            assert result.data_ptr() == buffer.data_ptr()
+            assert torch.equal(buffer[: wanted.numel()].view(wanted.shape), wanted)
+            assert bool((buffer[wanted.numel() :] == -7).all()), "written behind the result"
 
 
 @EACH
@@ -71,13 +99,17 @@ def test_exact_room_is_enough_and_one_less_is_an_error(name):
     size = expected[0].numel()
     for result, wanted in zip(flat(call(make(size))), expected, strict=True):
         testing.assert_same(result, wanted)
-    out = make(size - 1)
-    with pytest.raises(
-        ValueError, match=rf"{name.split()[0] if name != 'race' else 'draw_weighted'}: out.* must have at least {size} elements"
-    ):
-        call(out)
-    for buffer in flat(out):
-        assert bool((buffer == -7).all())
+    large, small = make(size), make(size - 1)
+    for place, buffer in enumerate(flat(small)):
+        out = buffer
+        if isinstance(large, tuple):
+            parts = [*large]
+            parts[place] = buffer
+            out = tuple(parts) if type(large) is tuple else type(large)(*parts)
+        with pytest.raises(ValueError, match=rf"{op_of(name)}: out.* must have at least {size} elements, got {size - 1}"):
+            call(out)
+        for part in flat(out):
+            assert bool((part == -7).all())
 
 
 @EACH
@@ -123,9 +155,11 @@ def test_bad_buffers(name):
     first = out[0] if as_pair else out
 
     def given(buffer):
+        if isinstance(out, Buffers):
+            return out._replace(indices=buffer)
         return (buffer, *out[1:]) if as_pair else buffer
 
-    op = {"race": "draw_weighted"}.get(name, name.split()[0])
+    op = op_of(name)
     with pytest.raises(TypeError, match=rf"{op}: out.* must be torch.{str(first.dtype)[6:]}, got torch.int16"):
         call(given(torch.zeros(N, dtype=torch.int16)))
     with pytest.raises(TypeError, match=rf"{op}: out.* must be a tensor, got list"):

@@ -1,4 +1,4 @@
-"""plan_budget against the reference bit for bit, against its steps one after another, and what it refuses."""
+"""plan_budget against its steps one after another, and what it refuses."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -41,17 +41,6 @@ def assert_reference(scores, alpha=0.5, count=None, minimum=0.1, strata=None, se
     return kept
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", testing.INPUTS)
-def test_matches_reference(name, dtype):
-    for n in testing.SIZES[1:]:
-        scores = testing.named_keys(name, n, dtype)
-        for num_strata in (None, 3, 400):
-            strata = None if num_strata is None else checked_strata("test", labels(n, num_strata), n)
-            for alpha, ratio in ((0.5, 0.1), (1.0, 0.9), (0.0, 0.5)):
-                assert_reference(scores, alpha, max(1, round(ratio * n)), ratio / 5, strata)
-
-
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
     values=st.lists(st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, torch.nan, torch.inf]), min_size=1, max_size=90),
@@ -92,31 +81,6 @@ def test_sum_of_rounded_probabilities_may_miss_the_count():
     assert bool((kept.indices.diff() > 0).all())
 
 
-@pytest.mark.parametrize("num_strata", [None, 5, 400])
-def test_out_is_the_same_at_the_front_of_the_buffers(num_strata):
-    n = 40_001
-    scores = lognormal(n)
-    strata = None if num_strata is None else checked_strata("test", labels(n, num_strata), n)
-    arguments = {"alpha": 0.5, "count": 9_000, "minimum": 0.05, "seed": 1, "epoch": 2, "strata": strata}
-    wanted = plan_budget(scores, **arguments)
-    for size in (9_000, n):
-        out = buffers(size)
-        kept = plan_budget(scores, **arguments, out=out)
-        testing.assert_same(kept.indices, wanted.indices)
-        testing.assert_same(kept.weights, wanted.weights)
-        assert kept.mean_weight == wanted.mean_weight
-        assert kept.indices.data_ptr() == out.indices.data_ptr()
-        assert kept.weights.data_ptr() == out.weights.data_ptr()
-        for part in out[:2]:
-            assert bool((part[9_000:] == -7).all())
-    for small in range(3):
-        out = Buffers(*(part[: 8_999 if at == small else n] for at, part in enumerate(buffers(n))))
-        with pytest.raises(ValueError, match="plan_budget: out must have at least 9000 elements, got 8999"):
-            plan_budget(scores, **arguments, out=out)
-        for part in out[:2]:
-            assert bool((part == -7).all())
-
-
 def test_the_certain_alone_may_be_more_than_asked():
     scores = lognormal(1000)
     scores[:700] = torch.inf
@@ -137,26 +101,6 @@ def test_plan_epoch_is_this_plan():
         assert torch.equal(plan.indices, kept.indices)
         assert torch.equal(plan.weights, kept.weights)
         assert plan.mean_weight == kept.mean_weight
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"scores": torch.ones(10, dtype=torch.float16)}, TypeError, "scores must be float32 or float64"),
-        ({"scores": torch.ones(2, 5)}, ValueError, "scores must have one dimension"),
-        ({"alpha": -1.0}, ValueError, "alpha must lie in"),
-        ({"minimum": 1.5}, ValueError, "minimum must lie in"),
-        ({"count": 11}, ValueError, r"count must lie in \[0, 10\], got 11"),
-        ({"count": 2.0}, TypeError, "count must be an integer"),
-        ({"seed": -1}, ValueError, "seed must lie in"),
-        ({"out": buffers(10)._replace(weights=torch.zeros(10, dtype=torch.float64))}, TypeError, "out weights must be"),
-        ({"out": Buffers(torch.zeros(10, dtype=torch.int64), *[torch.zeros(10)] * 2)}, TypeError, "out scratch must be"),
-    ],
-)
-def test_bad_input(change, error, message):
-    arguments = {"scores": torch.ones(10), "alpha": 0.5, "count": 5, "minimum": 0.1, "seed": 0, "epoch": 0} | change
-    with pytest.raises(error, match="plan_budget: " + message):
-        plan_budget(arguments.pop("scores"), **arguments)
 
 
 def test_buffers_must_not_overlap():

@@ -1,4 +1,4 @@
-"""inverse_at, compact_strata, stratum_totals and scale_by_stratum against the reference bit for bit, and what they refuse."""
+"""inverse_at, compact_strata, stratum_totals and scale_by_stratum: what they give and what they refuse."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 import stprune
 from stprune import testing
 from stprune.ops.plan_weights import compact_strata, inverse_at, scale_by_stratum, stratum_totals
-from stprune.reference import plan_weights as reference
 
 
 def case(n, num_strata, seed=0):
@@ -17,40 +16,12 @@ def case(n, num_strata, seed=0):
     return strata.to(torch.uint8 if num_strata <= 256 else torch.int32), indices, weights, num_strata
 
 
-def assert_reference(arguments):
-    for actual, expected in zip(stratum_totals(*arguments), reference.stratum_totals(*arguments), strict=True):
-        testing.assert_same(actual, expected)
-
-
-@pytest.mark.parametrize("num_strata", [1, 2, 10, 1000, 50_000])
-def test_totals_match_reference(num_strata, threads):
-    for n in (*testing.SIZES[1:], 300_001):
-        assert_reference(case(n, num_strata))
-    for count in (1, 2, 3, 8):
-        threads(count)
-        assert_reference(case(300_001, num_strata))
-
-
 def test_totals_are_the_totals():
     strata, indices, weights, num_strata = case(100_000, 7)
     kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
     assert torch.equal(kept, torch.bincount(strata[indices]))
     assert torch.equal(members, strata[indices])
     torch.testing.assert_close(totals, torch.bincount(strata[indices], weights=weights.double()), rtol=1e-13, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_inverse_and_scale_match_reference(dtype, threads):
-    for count in (1, 3):
-        threads(count)
-        for n in (*testing.SIZES[1:], 100_001):
-            strata, indices, weights, _ = case(n, 5)
-            p = torch.rand(n, generator=torch.Generator().manual_seed(2), dtype=dtype).clamp_min(0.01)
-            testing.assert_same(inverse_at(p, indices), reference.inverse_at(p, indices))
-            members, factor = strata[indices].int(), torch.linspace(0.1, 3, 5, dtype=torch.float64)
-            expected = weights.clone()
-            reference.scale_by_stratum(expected, members, factor)
-            testing.assert_same(scale_by_stratum(weights, members, factor), expected)
 
 
 def test_nothing_kept_or_nothing_there():
@@ -60,17 +31,6 @@ def test_nothing_kept_or_nothing_there():
     assert stratum_totals(none.int(), none, torch.empty(0), 0)[0].tolist() == []
     assert [part.numel() for part in compact_strata(none)] == [0, 0]
     assert inverse_at(torch.ones(3), none).tolist() == []
-
-
-@pytest.mark.parametrize("largest", [0, 1, 255, 256, 70_000])
-def test_compact_strata_match_reference(largest, threads):
-    for n in (1, 3, 16_385, 300_001):
-        strata = torch.randint(0, largest + 1, (n,), generator=torch.Generator().manual_seed(n))
-        strata[n // 2] = largest
-        for count in (1, 3):
-            threads(count)
-            for actual, expected in zip(compact_strata(strata), reference.compact_strata(strata), strict=True):
-                testing.assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("label", [-1, -(2**40), 2**31, 2**40 + 3])
@@ -144,12 +104,3 @@ def test_probabilities_whose_rounding_adds_up_are_still_drawn_exactly():
     plan = stprune.plan_epoch(torch.ones(n), method=Rounded(), keep_ratio=0.9, epoch=0, seed=0)
     assert len(plan) == asked
     assert torch.equal(plan.indices[:1000], torch.arange(1000))
-
-
-def test_opcheck():
-    strata, indices, weights, _ = case(5000, 4)
-    ops = torch.ops.stprune
-    torch.library.opcheck(ops.inverse_at.default, (torch.rand(5000) + 0.1, indices))
-    torch.library.opcheck(ops.stratum_totals.default, (strata, indices, weights, 4))
-    factor = torch.rand(4, dtype=torch.float64)
-    torch.library.opcheck(ops.scale_by_stratum.default, (weights, strata[indices].int(), factor))

@@ -1,11 +1,10 @@
-"""table_age and count_nonfinite against the reference bit for bit."""
+"""table_age and count_nonfinite: what moves, and what they refuse."""
 
 import pytest
 import torch
 
 from stprune import testing
 from stprune.ops.table_age import count_nonfinite, table_age
-from stprune.reference import table_age as reference
 
 
 def table(n):
@@ -14,19 +13,6 @@ def table(n):
     scores[torch.rand(n, generator=generator) < 0.1] = torch.inf
     scores[torch.rand(n, generator=generator) < 0.1] = torch.nan
     return scores, torch.randint(0, 256, (n,), generator=generator, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("mean", [0.123456789, None])
-@pytest.mark.parametrize("n", [*testing.SIZES, 300_001])
-def test_match_reference(n, mean, threads):
-    for count in (1, 3):
-        threads(count)
-        columns, expected = table(n), table(n)
-        assert count_nonfinite(*columns) == int(reference.count_nonfinite(*columns))
-        table_age(*columns, mean=mean, keep=0.97)
-        reference.table_age(*expected, mean, 0.97)
-        for actual, wanted in zip(columns, expected, strict=True):
-            testing.assert_same(actual, wanted)
 
 
 def test_what_moves():
@@ -48,8 +34,3 @@ def test_bad_tables_are_refused():
             table_age(*bad, mean=0.0, keep=0.5)
         with pytest.raises(RuntimeError, match="count_nonfinite: (s|m)"):
             count_nonfinite(*bad)
-
-
-def test_opcheck():
-    torch.library.opcheck(torch.ops.stprune.table_age.default, (*table(100), 0.5, 0.97))
-    torch.library.opcheck(torch.ops.stprune.count_nonfinite.default, table(100))

@@ -322,14 +322,6 @@ def test_nothing_is_modified_and_repeats() -> None:
         testing.assert_same(one, other)
 
 
-def test_opcheck() -> None:
-    x = adversarial("traffic", times=60, nodes=5)  # opcheck takes NaN for a difference
-    inverse = torch.ones(5, dtype=torch.float64)
-    for per_node in (True, False):
-        torch.library.opcheck(torch.ops.stprune.window_stats.default, (x, 3, 4, 2, 0, None, inverse, per_node))
-    torch.library.opcheck(torch.ops.stprune.node_moments.default, (x, 0.0))
-
-
 def test_errors() -> None:
     x = random(30, 3).float()
     bad_value = x.clone()

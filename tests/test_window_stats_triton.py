@@ -1,24 +1,17 @@
 """The Triton kernel of window_stats: its results under Triton's interpreter, and that it compiles for real GPUs."""
 
-import importlib.util
 import pathlib
 
-import pytest
-from own_process import run
-
-KERNEL = pathlib.Path(__file__).resolve().parents[1] / "kernels" / "window_stats.py"
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+from own_process import needs_triton, run
 
 # In a process of its own: TRITON_INTERPRET must be set before the kernel's module is imported, and is not undone.
 INTERPRETED = """
-import importlib.util, math, sys
+import math
 import torch
+from triton_kernels import load
 from stprune.reference.window_stats import window_stats as reference
 
-spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
-kernel = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kernel)
+kernel = load("window_stats")
 generator = torch.Generator().manual_seed(0)
 
 
@@ -57,41 +50,24 @@ print("ok")
 """
 
 COMPILED = """
-import importlib.util, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton_kernels import assembly, load
 
-spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
-kernel = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kernel)
-numbers = ("row_stride", "num_columns", "num_windows", "num_groups", "length", "history", "stride", "phase")
+kernel = load("window_stats")
 for dtype in ("fp32", "fp64"):
+    types = {"series": "*" + dtype, "inverse_std": "*fp64", "null": "*" + dtype, "scratch": "*fp64", "sums": "*fp64"}
+    types |= {"nodes": "*fp32", "infinite": "*i32"}
     for per_node in (True, False):
         constants = {"PER_NODE": per_node, "HAS_NULL": per_node}
         constants |= {name: getattr(kernel, name) for name in ("BLOCK_NODE", "NUM_ARRAYS")}
-        signature = {
-            "series": "*" + dtype, "inverse_std": "*fp64", "null": "*" + dtype, "scratch": "*fp64", "sums": "*fp64",
-            "nodes": "*fp32", "infinite": "*i32",
-        }
-        signature |= {name: "i32" for name in numbers} | {name: "constexpr" for name in constants}
-        for capability in (80, 90, 100):
-            compiled = triton.compile(
-                ASTSource(kernel._window_stats_kernel, signature=signature, constexprs=constants),
-                target=GPUTarget("cuda", capability, 32),
-                options={"num_warps": kernel.NUM_WARPS},
-            )
-            assert compiled.metadata.shared <= 227 * 1024
-            assert compiled.asm["cubin"]
-            print(dtype, per_node, capability)
+        assembly(kernel._window_stats_kernel, types, constants, num_warps=kernel.NUM_WARPS)
 """
 
 
 @needs_triton
 def test_matches_reference_in_the_interpreter() -> None:
-    assert run(INTERPRETED, str(KERNEL), TRITON_INTERPRET="1").strip() == "ok"
+    assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "ok"
 
 
 @needs_triton
 def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, str(KERNEL), TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12

@@ -1,0 +1,32 @@
+"""Loads a kernel's file and compiles its kernels: for scripts that run in a process of their own."""
+
+import importlib.util
+import pathlib
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
+
+
+def load(name):
+    """The module kernels/<name>.py."""
+    spec = importlib.util.spec_from_file_location(name, KERNELS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assembly(function, types, constants, *, num_warps, capabilities=(80, 90, 100), **options):
+    """Compile a kernel for GPUs; a line is printed for each, and its PTX returned. Parameters without a type are 32-bit."""
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    source = ASTSource(function, signature=signature, constexprs=constants)
+    texts = []
+    for capability in capabilities:
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, **options})
+        assert made.metadata.shared <= 227 * 1024
+        assert len(made.asm["cubin"]) > 1000
+        texts.append(made.asm["ptx"])
+        print(function.__name__, capability)
+    return texts
