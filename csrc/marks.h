@@ -9,7 +9,8 @@ constexpr uint8_t SCORED = 1;   // in this epoch
 constexpr uint8_t FRESH = 2;    // scored since ranks last exchanged their scores
 constexpr uint8_t TRAINED = 4;  // trained on in this epoch
 constexpr uint8_t KNOWN = 8;    // scored at least once
-// The bits above these number the batch, from 1 to BATCHES: an id with another number has not come in this batch before.
+// The bits above these number the batch, from 1 to BATCHES: an id with another number has not come in this batch
+// before.
 constexpr int BATCH_SHIFT = 4;
 constexpr int64_t BATCHES = 15;
 

@@ -1,5 +1,6 @@
-// table_age: at the end of an epoch the scores of samples not visited in it move towards the mean (eq. 5), and marks that
-// belong to the epoch are cleared. count_nonfinite: how many samples were scored but have no number. One pass each.
+// table_age: at the end of an epoch the scores of samples not visited in it move towards the mean (eq. 5), and marks
+// that belong to the epoch are cleared. count_nonfinite: how many samples were scored but have no number. One pass
+// each.
 #include <atomic>
 #include <bit>
 #include <optional>
