@@ -63,6 +63,10 @@ def plans(scores):
             yield scores, alpha, max(1, round(ratio * n)), ratio / 5, *strata, 1, 2
 
 
+def totals(strata):
+    yield strata, *kept(strata.numel()), int(strata.max()) + 1 if strata.numel() else 3
+
+
 def table_of(scores):
     """The scores and their marks."""
     return scores, (random(scores.numel(), 3) * 256).to(torch.uint8)
@@ -116,8 +120,8 @@ OPS = {
     "inclusion_budget": (scores_of, SCORES, WIDE, budgets),
     "plan_budget": (scores_of, SCORES, WIDE, plans),
     "compact_strata": (labels, LABELS, [torch.int64], lambda x: [(x,)]),
-    "stratum_totals": (labels, LABELS[:4], [torch.uint8], lambda x: [(x, *kept(x.numel()), 256)]),
-    "stratum_totals ": (labels, LABELS, [torch.int32], lambda x: [(x, *kept(x.numel()), 70_001)]),
+    "stratum_totals": (labels, LABELS, [torch.int32], totals),
+    "stratum_totals ": (labels, LABELS[:4], [torch.uint8], totals),
     "inverse_at": (probabilities, ["uniform"], WIDE, lambda p: [(p + 0.01, kept(p.numel())[0])]),
     "scale_by_stratum": (
         labels,

@@ -161,11 +161,12 @@ def test_bad_probabilities_anywhere_leave_the_buffer_alone(isa, dtype):
             v = p.clone()
             v[place] = bad
             v[-1] = -1.0
-            with (
-                testing.isa(isa),
-                pytest.raises(ValueError, match=rf"probability must lie in \[0, 1\], got .* at index {place}$"),
-            ):
-                stprune.draw(v, seed=1, epoch=1, out=out)
+            for count in (None, n // 2):
+                with (
+                    testing.isa(isa),
+                    pytest.raises(ValueError, match=rf"probability must lie in \[0, 1\], got .* at index {place}$"),
+                ):
+                    stprune.draw(v, seed=1, epoch=1, count=count, out=out)
     assert int(out.max()) == -7
 
 

@@ -218,6 +218,11 @@ def expected(tmp_path_factory):
     return torch.load(file)
 
 
+# Ops of one pass over memory, which cut the work for threads at more samples than those.
+LONG = dict.fromkeys(
+    ("finite_stats", "compact_strata", "stratum_totals", "inverse_at", "scale_by_stratum", "table_age", "count_nonfinite"),
+    (300_001,),
+)
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 # On a GPU these round as Triton does, or are the plain composition; permute is told its device by name.
 NOT_ON_A_GPU = ("residual_stats", "score", "window_stats", "gather_windows", "plan_budget", "draw_spaced", "permute")
@@ -255,7 +260,7 @@ def test_matches_the_reference_for_any_threads_and_instruction_set(name, device,
     ],
 )
 def test_matches_the_reference_for_any_input(name, device, threads):
-    op, every = inputs(name, SIZES[device])
+    op, every = inputs(name, SIZES[device] + LONG.get(name.split()[0], ()))
     for arguments in every:
         expected = outcome(op, REFERENCES[op], arguments)
         moved = on(device, arguments)
@@ -279,7 +284,10 @@ def test_any_place_in_memory_and_arguments_left_alone(name, expected):
 def test_same_bits_under_torch_compile(name, expected):
     function, arguments, settings = copied(CASES[name])
     torch._dynamo.reset()
-    assert_all_same(flat(torch.compile(function, backend="aot_eager")(*arguments, **settings)), expected[name])
+    # What only reads a batch is one graph; where a size depends on data, or data are checked, the graph breaks.
+    whole = function.__name__ in ("gather_nodes", "gather_windows", "residual_stats", "score")
+    run = torch.compile(function, backend="aot_eager", fullgraph=whole)
+    assert_all_same(flat(run(*arguments, **settings)), expected[name])
 
 
 @pytest.mark.parametrize("name", ["select", "select, out", "topk", "draw, count, out", "draw_weighted", "shuffle"])

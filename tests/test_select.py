@@ -66,6 +66,13 @@ def test_topk_is_torch_topk_where_keys_differ():
         stprune.topk(keys, 1, 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_values_are_the_keys_bit_for_bit(dtype):
+    keys = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    values, indices = stprune.topk(keys, 1 << 16)
+    assert torch.equal(values.view(torch.int16), keys[indices].view(torch.int16))
+
+
 def test_16_bit_keys_are_not_copied():
     for dtype in (torch.float16, torch.bfloat16):
         keys = testing.named_keys("normal", 200_000, dtype)
