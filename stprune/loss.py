@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 import torch
@@ -117,8 +117,8 @@ class PrunedLoss(torch.nn.Module):
         self.loss = LOSSES[code]
         self.rescale = _check.choice(_OP, "rescale", rescale, RESCALES)
         self.null_value, self.null_tolerance = _check.null(_OP, null_value, null_tolerance)
-        self.spatial = _check.real(_OP, "spatial", spatial, 0.0, math.inf)
-        self.temporal = _check.real(_OP, "temporal", temporal, 0.0, math.inf)
+        self.spatial = _check.real(_OP, "spatial", spatial, 0.0, sys.float_info.max)
+        self.temporal = _check.real(_OP, "temporal", temporal, 0.0, sys.float_info.max)
         self.dims = checked_dims(_OP, dims)
         self.normalized_target = bool(normalized_target)
         if (mean is None) != (std is None):
