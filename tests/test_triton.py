@@ -4,7 +4,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-import types
 
 import pytest
 import torch
@@ -42,11 +41,18 @@ def test_without_triton_the_reference_runs(installed):
 
 @pytest.mark.parametrize("fault", ["import trito", "from triton import langauge", "x = undefined", "def ("])
 def test_a_fault_in_a_kernel_file_is_raised(installed, monkeypatch, tmp_path, fault):
-    (tmp_path / "gather_windows.py").write_text(fault)
-    package = types.ModuleType("stprune.kernels")
-    package.__path__ = [str(tmp_path)]
-    monkeypatch.setitem(sys.modules, "stprune.kernels", package)
-    monkeypatch.delitem(sys.modules, "stprune.kernels.gather_windows", raising=False)
+    file, name = tmp_path / "gather_windows.py", "stprune.kernels.gather_windows"
+    file.write_text(fault)
+
+    class Finder:
+        """Comes before those of an editable install, which know the files of the package by name."""
+
+        @staticmethod
+        def find_spec(asked, path=None, target=None):
+            return importlib.util.spec_from_file_location(name, file) if asked == name else None
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, name, raising=False)
     installed(importlib.machinery.ModuleSpec("triton", None))
     with pytest.raises((ImportError, NameError, SyntaxError)):
         gather_windows_as_on_a_gpu()
