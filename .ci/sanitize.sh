@@ -17,8 +17,8 @@ cmake -S . -B "$BUILD/tree" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSTPRUNE_SANITIZE
 cmake --build "$BUILD/tree" --parallel 2
 
 # Two halves of about equal time, side by side.
-FIRST=(select draw draw_weighted shuffle random draw_nodes out budget plan_weights finite_mean engine_properties)
-SECOND=(draw_threshold spacing table gather_nodes gather_windows window_stats residual_stats pruned_loss)
+FIRST=(select draw draw_weighted shuffle random draw_nodes out budget plan_budget plan_weights finite_mean engine_properties)
+SECOND=(draw_threshold spacing table gather_nodes gather_windows window_stats residual_stats pruned_loss pruned_step)
 half() {
   local tests=() name
   for name in "$@"; do
