@@ -148,10 +148,16 @@ class ScoreTable:
             raise ValueError(f"{op}: scores must have the shape of index {tuple(index.shape)}, got {tuple(scores.shape)}")
         if scores.device != self.device:
             raise ValueError(f"{op}: scores must live on the table's device {self.device}, got {scores.device}")
-        _check.ids(op, "index", index, self.num_samples - 1)
-        index = index.to(self.device, non_blocking=True).contiguous()
+        if not index.is_cpu or self.device.type != "cpu":
+            _check.ids(op, "index", index, self.num_samples - 1)
+            index = index.to(self.device, non_blocking=True)
         values = scores.detach().to(torch.float32).contiguous()
-        table_update(*self.columns, index, values, beta=self.beta, trained=trained)
+        try:
+            table_update(*self.columns, index.contiguous(), values, beta=self.beta, trained=trained)
+        except RuntimeError:
+            # The op looks at the ids before it writes: only its error is explained, so that none is looked at twice.
+            _check.ids(op, "index", index, self.num_samples - 1)
+            raise
 
     def advance(self, num_epochs: int = 1) -> None:
         """End an epoch: samples not scored in it decay towards the mean, and nothing counts as trained on any more.
