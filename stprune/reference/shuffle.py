@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -79,11 +80,15 @@ def permutation_at(position: torch.Tensor, n: int, seed: int, epoch: int, stream
         low, high, _, _ = philox4x32((index, block, epoch, stream | SMALL_KEYS << 8), split_seed(seed), position.device)
         return torch.sort(high << 32 | low, stable=True).indices[position]
     keys = round_keys(seed, epoch, stream, block)
-    image = feistel(position, n, keys)
-    # Cycle walking: an image outside [0, n) is mapped again until it falls inside; still a bijection of [0, n).
+    return _walked(feistel, position, n, keys)
+
+
+def _walked(network: Callable[..., torch.Tensor], x: torch.Tensor, n: int, keys: torch.Tensor) -> torch.Tensor:
+    """Cycle walking: what `network` maps outside [0, n) is mapped again until it falls inside; a bijection of [0, n)."""
+    image = network(x, n, keys)
     outside = image >= n
     while bool(outside.any()):
-        image = torch.where(outside, feistel(image, n, keys), image)
+        image = torch.where(outside, network(image, n, keys), image)
         outside = image >= n
     return image
 
@@ -125,9 +130,4 @@ def order_positions(index: torch.Tensor, n: int, seed: int, epoch: int, stream: 
         order = permutation_at(torch.arange(n, device=index.device), n, seed, epoch, stream, block)
         return torch.empty_like(order).scatter_(0, order, torch.arange(n, device=index.device))[index]
     keys = round_keys(seed, epoch, stream, block)
-    position = feistel_back(index, n, keys)
-    outside = position >= n
-    while bool(outside.any()):
-        position = torch.where(outside, feistel_back(position, n, keys), position)
-        outside = position >= n
-    return position
+    return _walked(feistel_back, index, n, keys)
