@@ -183,7 +183,7 @@ class PruningSampler(DistributedSampler[int]):
             return
         if running is not None:
             running.check_ids()
-        self.keep_ratio_at(epoch)  # a user's function: what it raises is raised before anything has changed
+        scheduled = self.schedule(epoch)  # a user's function: what it raises is raised before anything has changed
         self._agree(epoch)
         if epoch != self.epoch:
             self.synchronize()
@@ -194,7 +194,7 @@ class PruningSampler(DistributedSampler[int]):
                 self.table.advance(passed)
             else:
                 self.table.restart()
-        self._begin(self._make_plan())
+        self._begin(self._make_plan(scheduled))
         self._report_nonfinite()
 
     @torch.inference_mode(False)  # or no training step could use what is made here
@@ -213,7 +213,7 @@ class PruningSampler(DistributedSampler[int]):
         if torch.compiler.is_compiling():
             raise RuntimeError(f"{_OP}: the epoch must be planned before a compiled step: call set_epoch, or iterate")
         self._ranks.settle(needs_scores=self._needs_scores)
-        return self._begin(self._make_plan())
+        return self._begin(self._make_plan(self.schedule(self.epoch)))
 
     def resume_at(self, position: int) -> None:
         """Let the next pass begin at this position of the epoch's order, and count trained samples from there."""
@@ -268,13 +268,15 @@ class PruningSampler(DistributedSampler[int]):
         """The share of samples the schedule asks for in `epoch`."""
         return self.keep_ratio if self.fixed_length else self.schedule(epoch)
 
-    def _make_plan(self) -> Plan:
-        method, ratio, size = self.method, self.keep_ratio_at(self.epoch), self.table.num_samples
+    def _make_plan(self, scheduled: float) -> Plan:
+        """The current epoch's plan, for which the schedule asks for this keep ratio."""
+        method, size = self.method, self.table.num_samples
+        ratio = self.keep_ratio if self.fixed_length else scheduled
         if not self.table.stored:
             return UniformPlan(self.epoch, asked_count(self.method.ratio(ratio), size), size, self.seed)
         scores = method.scores_of(self.table.scores, self.table.variance)
         if self.fixed_length:
-            if self.schedule(self.epoch) > self.keep_ratio and method.ratio(ratio) < 1.0:
+            if scheduled > self.keep_ratio and method.ratio(ratio) < 1.0:
                 method = SoftRandom()
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
