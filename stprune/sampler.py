@@ -417,6 +417,12 @@ class PruningSampler(DistributedSampler[int]):
         """
         return self._units.weights(index, node, self.epoch)
 
+    @property
+    def constant_length(self) -> bool:
+        """Whether every epoch has the same number of samples, whatever the scores."""
+        exact = self.method.exact_count and not self.method.needs_scores
+        return self.fixed_length or (exact and len({self.keep_ratio_at(epoch) for epoch in range(self.num_epochs)}) == 1)
+
     def total_steps(self, batch_size: int) -> int:
         """Optimizer steps of the whole run on this rank: what OneCycleLR asks for.
 

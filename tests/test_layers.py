@@ -42,6 +42,8 @@ ALLOWED = {
     "headroom": {"ops", "reference", "headroom"},
     "data": {"ops", "data"},
     "models": {"models", ""},
+    "integrations": {"integrations", ""},
+    "checkpoint": {"ops"},
     "demo": {"demo", "models", ""},
     "cli": {"demo", ""},
     "testing": {"reference", ""},
