@@ -73,7 +73,7 @@ class PruningSampler(DistributedSampler[int]):
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
-            `Stratified(groups)` or `Cluster(adjacency)`.
+            `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
