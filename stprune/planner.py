@@ -14,6 +14,7 @@ from stprune.ops import _check
 from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import EpochPlan, Plan, UniformPlan, make_plan
 from stprune.plan_memory import PlanMemory
+from stprune.quota import Quota, least_kept
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -26,7 +27,7 @@ class Planner:
         method, schedule, seed: of the run.
         fixed_length: every epoch has the schedule's `keep_ratio`.
         strata: the samples' strata, on the table's device; or None.
-        min_per_stratum: quota of every stratum; 0 is none.
+        min_per_stratum: quota of every stratum, or of each; 0 is none.
     """
 
     method: Method
@@ -34,7 +35,7 @@ class Planner:
     seed: int
     fixed_length: bool
     strata: Strata | None
-    min_per_stratum: int
+    min_per_stratum: Quota
 
     def to(self, device: torch.device) -> Planner:
         """The same rule with its strata on `device`."""
@@ -97,7 +98,7 @@ class Planner:
         """How many samples of so many the epoch keeps, or an upper bound where that depends on the scores."""
         unknown = epoch == 0 and self.method.needs_scores and not self.fixed_length
         ratio = 1.0 if unknown or not self.method.exact_count else self.keep_ratio_at(epoch)
-        least = 0 if self.strata is None else int(self.strata.sizes.clamp_max(self.min_per_stratum).sum())
+        least = 0 if self.strata is None else int(least_kept(self.strata, self.min_per_stratum).sum())
         return max(least, asked_count(self.method.ratio(ratio), num_samples))
 
     # --- which -------------------------------------------------------------------------------------------------------

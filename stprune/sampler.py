@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,9 +17,10 @@ from stprune.nodes import Draw, NodeSampler
 from stprune.ops import _check
 from stprune.ops.strata import checked_strata
 from stprune.passes import Batches, Pass
-from stprune.plan import Plan, checked_quota
+from stprune.plan import Plan
 from stprune.plan_memory import PlanMemory
 from stprune.planner import Planner
+from stprune.quota import checked_quota
 from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
@@ -55,7 +56,7 @@ class PruningSampler(DistributedSampler[int]):
         seed: in [0, 2^63); the same on every rank.
         strata: [num_samples] int64 labels (see `stratify`), whose shares of the total weight are kept (eq. 10, with the limit
             that `plan_epoch` states for small strata); or None.
-        min_per_stratum: quota: at least so many samples of every stratum in every epoch; see `plan_epoch`.
+        min_per_stratum: quota: at least so many samples of every stratum, or of each, in every epoch; see `plan_epoch`.
         num_replicas: number of ranks; None is that of the process group, 1 without one. Settled at the first plan, so that
             the sampler may be built before `init_process_group`.
         rank: this process's rank; None is that in the process group.
@@ -73,7 +74,7 @@ class PruningSampler(DistributedSampler[int]):
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
-            `Stratified(groups)` or `Cluster(adjacency)`.
+            `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -101,7 +102,7 @@ class PruningSampler(DistributedSampler[int]):
         anneal: float = 0.875,
         seed: int = 0,
         strata: torch.Tensor | None = None,
-        min_per_stratum: int | None = None,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
         process_group: Any = None,
