@@ -145,6 +145,7 @@ class PruningSampler(DistributedSampler[int]):
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
+        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
         self._warned: set[str] = set()
@@ -441,7 +442,8 @@ class PruningSampler(DistributedSampler[int]):
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        return running.plan, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        return running.plan, self.last_pass[1]
 
     @property
     def begin_position(self) -> int:
@@ -556,7 +558,9 @@ class PruningSampler(DistributedSampler[int]):
         return self._now.step_arguments(per_step)
 
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan.
+        """The weights of samples in the current plan, for losses that no criterion of stprune can compute.
+
+        `PrunedMean` is made of this, a mean of weight x loss, and `update`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -576,7 +580,7 @@ class PruningSampler(DistributedSampler[int]):
         return self.node_sampler.wants_scores and self.granularity == "node"
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch that was trained on, for loops without `PrunedLoss`.
+        """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
 
         Args:
             index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified. Samples that were trained
@@ -586,7 +590,7 @@ class PruningSampler(DistributedSampler[int]):
         self.take_in(index)
 
     def take_in(self, index: torch.Tensor, node: torch.Tensor | None = None, pair_scores: torch.Tensor | None = None) -> None:
-        """End a training step whose scores the table has: PrunedLoss calls it.
+        """End a training step whose scores the table has; criteria call it.
 
         Args:
             index: [B] int64 ids of the batch; not modified.
@@ -614,7 +618,7 @@ class PruningSampler(DistributedSampler[int]):
             )
 
     def to(self, device: torch.device | str) -> PruningSampler:
-        """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
+        """Move the table to the training device, in place; criteria do it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
         self._planner = self._planner.to(self.table.device)
