@@ -81,10 +81,10 @@ def exchanged(
         distributed.all_gather_into_tensor(everyone, message, group=group)
         ids, *values = unpacked(everyone.to(device), like)
         known = ids >= 0
-        yield _mean_by_id(ids[known], [column[known] for column in values])
+        yield mean_by_id(ids[known], [column[known] for column in values])
 
 
-def _mean_by_id(ids: torch.Tensor, columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def mean_by_id(ids: torch.Tensor, columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Distinct ids, ascending, and their rows; see `exchanged`."""
     ids, order = ids.sort(stable=True)  # rows of one id stay in the order of the ranks
     first = torch.ones_like(ids, dtype=torch.bool)

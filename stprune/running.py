@@ -51,6 +51,19 @@ class Running:
         # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
         mean = torch.tensor(self.plan.mean_weight, dtype=torch.float32, device=device)
         self._columns = None if ids is None else ids.to(device), weights.to(device), mean
+        self._local = None if self.plan.local is None else self.plan.local.to(device)
+
+    def places(self, index: torch.Tensor) -> torch.Tensor:
+        """See `PruningSampler.places`."""
+        local = self._local
+        if local is None:
+            return index
+        place = torch.searchsorted(local, index)
+        found = local[place.clamp_max(len(local) - 1)] == index if len(local) else torch.zeros_like(index, dtype=torch.bool)
+        if not torch.compiler.is_compiling() and index.is_cpu and not bool(found.all()):
+            bad = int(index[~found][0])
+            raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
+        return torch.where(found, place, len(local))
 
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""
@@ -135,8 +148,8 @@ class Running:
         if losses != self.share or trained >= losses - self.num_replicas:
             return
         # The first half of the epoch trained on with two losses a batch gives the same numbers, and is in order.
-        first = self.plan.order(0, self.reach)[self.rank :: self.num_replicas][:trained]
-        if not self.table.were_trained(first):
+        first = self.plan.share(0, trained, self.rank, self.num_replicas)
+        if not self.table.were_trained(self.places(first.to(self.table.device))):
             raise ValueError(
                 f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got {trained} "
                 f"ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"

@@ -20,16 +20,15 @@ class Owners:
         num_samples: of all ranks together.
         group: the torch.distributed group, or None for the default one.
         num_ranks, rank: how many ranks there are, and which this is.
-        device: of the data.
 
     Attributes:
         start, stop: this rank's samples.
         first_block: number of the first block in it.
     """
 
-    def __init__(self, num_samples: int, group: Any, *, num_ranks: int, rank: int, device: torch.device) -> None:
+    def __init__(self, num_samples: int, group: Any, *, num_ranks: int, rank: int) -> None:
         self.num_samples, self.group = num_samples, group
-        self.num_ranks, self.rank, self.device = num_ranks, rank, device
+        self.num_ranks, self.rank = num_ranks, rank
         self.bounds = bounds_of(num_samples, num_ranks)
         self.start, self.stop = self.bounds[rank], self.bounds[rank + 1]
         self.first_block = self.start // BLOCK

@@ -7,6 +7,7 @@ the blocks (`Owners.sum_blocks`), whole numbers are added exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -34,7 +35,7 @@ def kept(owners: Owners, method: Method, scores: torch.Tensor, *, keep_ratio: fl
         scores: [stop - start] float32, of this rank's samples; not modified.
         keep_ratio, seed, epoch: as in `stprune.plan_epoch`.
     """
-    return RULES[method.name](owners, method, scores, keep_ratio, seed, epoch)
+    return RULES[type(method)](owners, method, scores, keep_ratio, seed, epoch)
 
 
 def _budget(owners: Owners, method: STPrune, scores: torch.Tensor, keep_ratio: float, seed: int, epoch: int) -> Kept:
@@ -65,7 +66,7 @@ def _largest(owners: Owners, method: TopK, scores: torch.Tensor, keep_ratio: flo
     return index, torch.ones(len(index), dtype=torch.float32, device=scores.device)
 
 
-RULES = {"st-prune": _budget, "infobatch": _threshold, "top-k": _largest}
+RULES: dict[type[Method], Callable[..., Kept]] = {STPrune: _budget, InfoBatch: _threshold, TopK: _largest}
 """Methods with a rule for scores that are spread over ranks."""
 
 
@@ -177,7 +178,7 @@ def _clipped(owners: Owners, size: torch.Tensor, first: int, num_blocks: int, sc
     high, low, middle = budget.clip(size, scale, minimum)
     sums = sums_where(size, middle) if len(size) else size
     total, found = owners.sum_blocks(sums, first, num_blocks, int(low.sum()), int(high.sum()))
-    return Clipped(*(sum(column) for column in zip(*found, strict=True)), total)
+    return Clipped(sum(row[0] for row in found), sum(row[1] for row in found), total)
 
 
 def _sample(owners: Owners, scores: torch.Tensor) -> torch.Tensor:
