@@ -222,11 +222,11 @@ class PruningSampler(DistributedSampler[int]):
         framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
-        self._hold_against_plan(raises=False)
+        self._hold_against_plan(at_end=True)
 
-    def _hold_against_plan(self, *, raises: bool = True) -> None:
-        fault = None if self._running is None else self._running.fault(needs_scores=self._needs_scores)
-        if fault is not None and fault[1] and raises:
+    def _hold_against_plan(self, *, at_end: bool = False) -> None:
+        fault = None if self._running is None else self._running.fault(scores_awaited=at_end and self._needs_scores)
+        if fault is not None and fault[1] and not at_end:
             raise ValueError(fault[0])
         if fault is not None:
             self._warn("counts", fault[0])
@@ -346,7 +346,9 @@ class PruningSampler(DistributedSampler[int]):
             self._running.place()
 
     def forget(self, index: torch.Tensor) -> None:
-        """Make samples unknown: their slots hold other data from now on. See `ScoreTable.forget`; every rank forgets alike.
+        """Make samples unknown, as if never scored: their slots hold other data from now on. Every rank forgets alike.
+
+        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -355,6 +357,8 @@ class PruningSampler(DistributedSampler[int]):
             TypeError, ValueError: `index` is no such vector; nothing is changed.
         """
         self.table.forget(index)
+        if self.granularity == "node":
+            self.node_sampler.forget(index)
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.

@@ -113,6 +113,12 @@ class Priority(NodeSampler):
         self._node.zero_()
         self._fresh.zero_()
 
+    def forget(self, index: torch.Tensor) -> None:
+        index = index.to(self.table.device)
+        self.table.forget(index)
+        self._node[index] = 0
+        self._fresh[index] = False
+
     def _trained(self) -> torch.Tensor:
         """[K] int64: the windows trained on in this epoch."""
         return (self._node[:, 0] > 0).nonzero().squeeze(1)

@@ -93,6 +93,14 @@ class ShardedPlan:
         known = self.local[place] == index
         return torch.where(known, self.weights[place], 0.0), known
 
+    def renumbered(self, before: int, after: int) -> ShardedPlan:
+        """Refused: the ranks' ranges would change.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("ShardedPlan.renumbered: sharded must be False to grow")
+
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: every place of this rank's table, and weights [m]."""
         return None, self.weights
@@ -152,6 +160,14 @@ class ShardedPlanner(Planner):
         shares = {start: columns[0].cpu() for start, columns in found.items()}
         plan = replace(plan, local=local.cpu(), weights=weights.cpu(), shares=shares)
         return table.share, plan
+
+    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int) -> ShardedPlanner:
+        """Refused: the ranks' ranges would change.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{op}: sharded must be False to grow, as the ranks' ranges would change, got True")
 
     def saved(self, plan: ShardedPlan) -> dict[str, Any]:  # type: ignore[override]
         return {"count": len(plan), "indices": plan.own, "weights": plan.own_weights, "mean_weight": plan.mean_weight}

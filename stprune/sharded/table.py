@@ -83,7 +83,7 @@ class ShardedTable:
     def places(self, index: torch.Tensor) -> torch.Tensor:
         """Where samples [B] of this rank's share stand in its table; the table's length where one is not in it."""
         if len(self.ids) == 0:
-            return torch.zeros_like(index)
+            return torch.zeros_like(index)  # as many as there are
         place = torch.searchsorted(self.ids, index).clamp_max(len(self.ids) - 1)
         return torch.where(self.ids[place] == index, place, len(self.ids))
 
@@ -139,6 +139,15 @@ class ShardedTable:
     def restart(self) -> None:
         """Begin the epoch anew: nothing counts as trained on in it; scores stay."""
         self.share.restart()
+
+    def forget(self, index: torch.Tensor) -> None:
+        """As `ScoreTable.forget`; every rank is given the same ids, and forgets those that it owns or trains on."""
+        index = _check.index(f"{_OP}.forget", "index", index)
+        _check.ids(f"{_OP}.forget", "index", index, self.num_samples - 1)
+        index = index.to(self.device)
+        place = self.places(index)
+        self.share.forget(place[place < len(self.ids)])
+        self.own.forget(index[self.owners.of(index) == self.owners.rank] - self.owners.start)
 
     def num_nonfinite(self) -> int:
         """How many of this rank's own samples were scored NaN or infinite last time."""
