@@ -47,6 +47,10 @@ class Loop:
         return self.sampler.plan.indices.tolist()
 
 
+def joined(batches):
+    return [index for batch in batches for index in batch]
+
+
 @pytest.mark.parametrize("batches", [False, True])
 def test_ids_are_the_plan_and_every_loss_is_its_own_samples(batches):
     """The loader looks one batch ahead; a loss of a neighbour batch would be stored for another sample."""
@@ -54,14 +58,14 @@ def test_ids_are_the_plan_and_every_loss_is_its_own_samples(batches):
     for epoch in range(NUM_EPOCHS):
         loop.ids.clear()
         plan = loop.epoch(epoch)
-        assert sorted(sum(loop.ids, [])) == plan
+        assert sorted(joined(loop.ids)) == plan
         assert len(loop.ids) == len(loop.loader) == STEPS[epoch]
         if epoch == 0:
             with torch.no_grad():
                 x, y = DATA.dataset.tensors
                 expected = torch.cat([loop.model(x[ids]) - y[ids] for ids in loop.ids]).abs().flatten()
             # Weights move by less than 0.01 a step, scores of other samples differ by far more.
-            assert torch.allclose(loop.sampler.table.scores[sum(loop.ids, [])], expected, atol=0.1)
+            assert torch.allclose(loop.sampler.table.scores[joined(loop.ids)], expected, atol=0.1)
 
 
 def test_a_run_continues_from_every_checkpoint(tmp_path):
@@ -142,7 +146,7 @@ def ranks(tmp_path_factory):
 
 def test_two_processes_train_on_the_plan(ranks):
     for epoch in range(NUM_EPOCHS):
-        first, second = (sum(rank["epochs"][epoch], []) for rank in ranks)
+        first, second = (joined(rank["epochs"][epoch]) for rank in ranks)
         assert ranks[0]["plans"][epoch] == ranks[1]["plans"][epoch] == sorted(first + second)
         assert [len(rank["epochs"][epoch]) for rank in ranks] == [STEPS[epoch]] * WORLD
     assert ranks[0]["weight"] == ranks[1]["weight"]
