@@ -22,8 +22,8 @@ _IGNORED = -100
 """Labels that count for nothing, everywhere in transformers."""
 
 _PRIVATE = {
-    "_run_epoch": {"epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch"},
-    "_init_training_state": {"resume_from_checkpoint"},
+    "_run_epoch": {"epoch", "steps_in_epoch", "num_update_steps_per_epoch"},
+    "_init_training_state": {"max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"},
     "_get_collator_with_removed_columns": {"data_collator"},
 }
 """What is not public and yet needed, with the arguments that are read: Trainer has no other place for an epoch of its own
@@ -145,12 +145,15 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         max_steps = total if args.max_steps < 0 else max_steps
         return self.sampler.num_epochs, steps, examples, max_steps * batch, batch, length, max_steps
 
-    def _init_training_state(self, *values: Any, **named: Any) -> tuple[int, int]:
-        super()._init_training_state(*values, **named)
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         if self.state.global_step == 0:
             return 0, 0
-        bound = inspect.signature(super()._init_training_state).bind(*values, **named)
-        state = checkpoint.load(os.path.join(bound.arguments["resume_from_checkpoint"], _FILE))
+        state = checkpoint.load(os.path.join(resume_from_checkpoint, _FILE))
         self.sampler.load_state_dict(state)
         # The sampler delivers what is left of its epoch: the Trainer has nothing to skip.
         return state["epoch"] + state["finished"], 0
