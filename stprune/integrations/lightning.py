@@ -63,12 +63,12 @@ class Pruning:
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let Lightning's estimate of the run's steps end at the sampler's number of them."""
         self._state = None  # an evaluation may have left that of its checkpoint
-        if stage != "fit":
-            return
         last = self.sampler.num_epochs
+        if stage != "fit" or last is None:
+            return
         if trainer.max_epochs > last or (trainer.max_epochs == -1 and trainer.max_steps == -1):
             raise ValueError(f"{_OP}: trainer.max_epochs must be at most the sampler's {last} epochs, got {trainer.max_epochs}")
-        total = self.sampler.total_steps(self.batch_size)
+        total = self.sampler.total_steps(self.batch_size, trainer.accumulate_grad_batches)
         loop = trainer.fit_loop.epoch_loop
         self._max_steps = loop.max_steps
         loop.max_steps = total if loop.max_steps == -1 else min(loop.max_steps, total)
@@ -114,10 +114,8 @@ class Pruning:
         for progress in (fit.epoch_progress.total, fit.epoch_progress.current):
             # With max_steps Lightning counts an epoch that a checkpoint ended twice, and so leaves out the next one.
             progress.processed = min(progress.processed, progress.completed)
-        if epoch == state["epoch"] and state["finished"]:
-            self._read_length(trainer)  # Lightning has only to end this epoch; see on_train_epoch_end
-            return
-        self._state = None
+        if epoch > state["epoch"] or not state["finished"]:
+            self._state = None  # else Lightning has only to end this epoch: see on_train_epoch_end
         if epoch == self.sampler.num_epochs:
             return
         self.sampler.set_epoch(epoch)
@@ -131,6 +129,10 @@ class Pruning:
         if self._state is not None:
             self.sampler.load_state_dict(self._state)
             self._state = None
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let the sampler hold the samples counted in the last epoch against its plan."""
+        self.sampler.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state. A collective where ranks exchange scores: Lightning saves a checkpoint on every rank."""
