@@ -10,7 +10,7 @@ Docstrings cite equations by number ("eq. 7"); methods/README.md, which is insta
 
 from stprune import _load, models
 from stprune._load import LibraryStatus, library_status
-from stprune.data import IndexedDataset, Series, read_series
+from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
@@ -36,6 +36,7 @@ from stprune.ops import (
     window_stats,
 )
 from stprune.plan import EpochPlan, Plan, UniformPlan, plan_epoch
+from stprune.pruned_mean import PrunedMean
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
@@ -58,6 +59,7 @@ __all__ = [
     "Plan",
     "Priority",
     "PrunedLoss",
+    "PrunedMean",
     "PruningSampler",
     "ResidualStats",
     "Schedule",
@@ -80,6 +82,7 @@ __all__ = [
     "gather_nodes",
     "gather_windows",
     "headroom",
+    "indexed",
     "library_status",
     "models",
     "permute",
