@@ -15,7 +15,7 @@ from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
 from stprune.methods import METHODS, Method
-from stprune.nodes import NODE_SAMPLERS, Cluster, NodeSampler, Priority, Stratified, Uniform
+from stprune.nodes import NODE_SAMPLERS, Cluster, NodeSampler, Observed, Priority, Stratified, Uniform
 from stprune.ops import (
     ResidualStats,
     WindowStats,
@@ -56,6 +56,7 @@ __all__ = [
     "LibraryStatus",
     "Method",
     "NodeSampler",
+    "Observed",
     "Plan",
     "Priority",
     "PrunedLoss",

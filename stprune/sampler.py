@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,13 +12,15 @@ import torch
 from torch.utils.data.distributed import DistributedSampler
 
 from stprune.granularity import Granularity, length_of
-from stprune.methods import Method, SoftRandom, asked_count, resolve
+from stprune.methods import Method, resolve
 from stprune.nodes import Draw, NodeSampler
 from stprune.ops import _check
 from stprune.ops.strata import checked_strata
 from stprune.passes import Batches, Pass
-from stprune.plan import EpochPlan, Plan, UniformPlan, checked_quota, make_plan
+from stprune.plan import Plan
 from stprune.plan_memory import PlanMemory
+from stprune.planner import Planner
+from stprune.quota import checked_quota
 from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
@@ -55,7 +55,7 @@ class PruningSampler(DistributedSampler[int]):
         seed: in [0, 2^63); the same on every rank.
         strata: [num_samples] int64 labels (see `stratify`), whose shares of the total weight are kept (eq. 10, with the limit
             that `plan_epoch` states for small strata); or None.
-        min_per_stratum: quota: at least so many samples of every stratum in every epoch; see `plan_epoch`.
+        min_per_stratum: quota: at least so many samples of every stratum, or of each, in every epoch; see `plan_epoch`.
         num_replicas: number of ranks; None is that of the process group, 1 without one. Settled at the first plan, so that
             the sampler may be built before `init_process_group`.
         rank: this process's rank; None is that in the process group.
@@ -73,7 +73,7 @@ class PruningSampler(DistributedSampler[int]):
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
-            `Stratified(groups)` or `Cluster(adjacency)`.
+            `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -101,7 +101,7 @@ class PruningSampler(DistributedSampler[int]):
         anneal: float = 0.875,
         seed: int = 0,
         strata: torch.Tensor | None = None,
-        min_per_stratum: int | None = None,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
         process_group: Any = None,
@@ -125,20 +125,21 @@ class PruningSampler(DistributedSampler[int]):
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)
-        self._strata = None if strata is None else checked_strata(_OP, strata, units.num_samples)
-        self.min_per_stratum = checked_quota(_OP, min_per_stratum, self._strata, self.method)
+        labels = None if strata is None else checked_strata(_OP, strata, units.num_samples)
+        self.min_per_stratum = checked_quota(_OP, min_per_stratum, labels, self.method)
         self._ranks = Ranks(_OP, num_replicas, rank, process_group)
         self.drop_last = _check.flag(_OP, "drop_last", drop_last)
         self.fixed_length = _check.flag(_OP, "fixed_length", fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
+        self._planner = Planner(self.method, self.schedule, self.seed, self.fixed_length, labels, self.min_per_stratum)
         self.table = ScoreTable(
             units.num_samples,
             beta=self.method.beta,
             decay=self.method.decay,
             track_variance=self.method.track_variance,
             # Pairs are too many to keep scores that nobody reads.
-            stored=not (self.granularity == "pair" and self._strata is None and self.method.uniform),
+            stored=not (self.granularity == "pair" and labels is None and self.method.uniform),
         )
         self.epoch = 0
         self.shuffle = True
@@ -199,11 +200,15 @@ class PruningSampler(DistributedSampler[int]):
 
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
-        count, (replicas, rank) = len(plan), self._ranks.both
-        share = count // replicas if self.drop_last else -(-count // replicas)
+        (replicas, rank), share = self._ranks.both, self._share(len(plan))
         position = share * replicas if finished else position
         self._running = Running(self.table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
         return self._running
+
+    def _share(self, count: int) -> int:
+        """Samples that each rank delivers of a plan of so many."""
+        replicas = self._ranks.both[0]
+        return count // replicas if self.drop_last else -(-count // replicas)
 
     @property
     def _now(self) -> Running:
@@ -255,7 +260,8 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def strata(self) -> torch.Tensor | None:
         """[num_samples] int64 labels, made now of fewer bytes each, on the table's device; None without strata."""
-        return None if self._strata is None else self._strata.labels.long()
+        strata = self._planner.strata
+        return None if strata is None else strata.labels.long()
 
     @property
     def plan(self) -> Plan:
@@ -266,38 +272,13 @@ class PruningSampler(DistributedSampler[int]):
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
-        return self.keep_ratio if self.fixed_length else self.schedule(epoch)
+        return self._planner.keep_ratio_at(epoch)
 
     def _make_plan(self, scheduled: float) -> Plan:
         """The current epoch's plan, for which the schedule asks for this keep ratio."""
-        method, size = self.method, self.table.num_samples
-        ratio = self.keep_ratio if self.fixed_length else scheduled
-        if not self.table.stored:
-            return UniformPlan(self.epoch, asked_count(self.method.ratio(ratio), size), size, self.seed)
-        scores = method.scores_of(self.table.scores, self.table.variance)
-        if self.fixed_length:
-            if scheduled > self.keep_ratio and method.ratio(ratio) < 1.0:
-                method = SoftRandom()
-            # Certain samples would break the fixed count: the unknown rank with the highest instead.
-            known = torch.isfinite(scores)
-            scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
         # The last epoch's plan leaves its memory to this one, unless somebody still looks at it.
         self._running = None
-        out = self._memory.take(asked_count(ratio, size))
-        on_host = scores.device.type == "cpu"
-        plan = make_plan(
-            scores,
-            method,
-            keep_ratio=ratio,
-            epoch=self.epoch,
-            seed=self.seed,
-            strata=self._strata,
-            min_per_stratum=self.min_per_stratum,
-            out=out if on_host else None,
-        )
-        self._memory.made(len(plan))
-        # Loaders ask for ids on the host: from another device they come over once an epoch.
-        return plan if on_host else plan.copied_into(out)
+        return self._planner.plan(self.table, self._memory, epoch=self.epoch, scheduled=scheduled)
 
     # --- ids ---------------------------------------------------------------------------------------------------------
 
@@ -420,8 +401,7 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def constant_length(self) -> bool:
         """Whether every epoch has the same number of samples, whatever the scores."""
-        exact = self.method.exact_count and not self.method.needs_scores
-        return self.fixed_length or (exact and len({self.keep_ratio_at(epoch) for epoch in range(self.num_epochs)}) == 1)
+        return self._planner.constant_length
 
     def total_steps(self, batch_size: int) -> int:
         """Optimizer steps of the whole run on this rank: what OneCycleLR asks for.
@@ -430,17 +410,11 @@ class PruningSampler(DistributedSampler[int]):
         methods whose counts depend on the scores.
         """
         batch_size = _check.integer(f"{_OP}.total_steps", "batch_size", batch_size, 1)
-        least = 0 if self._strata is None else int(self._strata.sizes.clamp_max(self.min_per_stratum).sum())
-        total = 0
+        batches = 0
         for epoch in range(self.num_epochs):
-            ratio = self.keep_ratio_at(epoch)
-            unknown = epoch == 0 and self.method.needs_scores and not self.fixed_length
-            if unknown or not self.method.exact_count:
-                ratio = 1.0
-            count = max(least, asked_count(self.method.ratio(ratio), self.table.num_samples))
-            local = count // self.num_replicas if self.drop_last else -(-count // self.num_replicas)
-            total += local // batch_size if self.drop_last else -(-local // batch_size)
-        return total
+            local = self._share(self._planner.most_at(epoch, self.table.num_samples))
+            batches += local // batch_size if self.drop_last else -(-local // batch_size)
+        return batches
 
     # --- training steps ----------------------------------------------------------------------------------------------
 
@@ -521,41 +495,23 @@ class PruningSampler(DistributedSampler[int]):
         """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
-        self._strata = None if self._strata is None else self._strata.to(self.table.device)
+        self._planner = self._planner.to(self.table.device)
         if self._running is not None:
             self._running.place()
         return self
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _strata_digest(self) -> str | None:
-        """A short name of the strata, the same for the same ones on any device."""
-        if self._strata is None:
-            return None
-        return hashlib.sha256(self._strata.labels.cpu().numpy().tobytes()).hexdigest()[:16]
-
     def _settings(self) -> dict[str, Any]:
         """What must be the same on every rank, and in a sampler that continues; the number of ranks may differ."""
-        schedule = self.schedule.kind
         return {
             "num_samples": self.table.num_samples,
-            "num_epochs": self.num_epochs,
-            "keep_ratio": self.keep_ratio,
-            "schedule": schedule if isinstance(schedule, str) else "function",
-            "anneal": self.anneal,
-            "seed": self.seed,
             "drop_last": self.drop_last,
-            "fixed_length": self.fixed_length,
             "num_nodes": self.num_nodes,
             "node_ratio": self.node_ratio,
             "granularity": self.granularity,
-            "min_per_stratum": self.min_per_stratum,
-            "strata": self._strata_digest,
-        } | {
-            f"{owner}.{name}": value
-            for owner, settings in (("method", self.method.settings()), ("node_sampler", self.node_sampler.settings()))
-            for name, value in settings.items()
+            **self._planner.settings(),
+            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -569,20 +525,16 @@ class PruningSampler(DistributedSampler[int]):
         running = self._now
         position = running.position
         self._memory.keep()
-        ids, weights = running.plan.columns()
         return {
             "version": _VERSION,
             "settings": self._settings(),
             "epoch": self.epoch,
             "position": position,
             "finished": 0 < position == running.reach,
-            "count": len(running.plan),
-            "indices": ids,
-            "weights": weights,
-            "mean_weight": running.plan.mean_weight,
             "table": self.table.state_dict(),
             "node_sampler": self.node_sampler.state_dict(),
             "warned": sorted(self._warned),
+            **self._planner.saved(running.plan),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -603,7 +555,7 @@ class PruningSampler(DistributedSampler[int]):
         self.table.check_state(state["table"])
         epoch = _check.integer(op, "epoch", state["epoch"], 0, self.num_epochs - 1)
         position = _check.integer(op, "position", state["position"], 0)
-        plan = self._saved_plan(op, state)
+        plan = self._planner.restored(op, self.table, state)
         self._ranks.settle(needs_scores=self._needs_scores)
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
@@ -613,22 +565,6 @@ class PruningSampler(DistributedSampler[int]):
         self._memory.keep()
         self.table.restart()
         self._begin(plan, position, finished=_check.flag(op, "finished", state["finished"]))
-
-    def _saved_plan(self, op: str, state: dict[str, Any]) -> Plan:
-        size = self.table.num_samples
-        count = _check.integer(op, "count", state["count"], 0, size)
-        if not self.table.stored:
-            return UniformPlan(int(state["epoch"]), count, size, self.seed)
-        weights = _check.vector(op, "weights", _check.floating(op, "weights", state["weights"])).cpu().clone()
-        weights = weights.expand(count) if weights.numel() == 1 else weights
-        given = state["indices"]
-        indices = torch.arange(size) if given is None else _check.index(op, "indices", given).cpu().clone()
-        if weights.numel() != count or indices.numel() != count:
-            raise ValueError(
-                f"{op}: indices and weights must have {count} entries, got {indices.numel()} and {weights.numel()}"
-            )
-        _check.ids(op, "indices", indices, size - 1)
-        return EpochPlan(int(state["epoch"]), indices, weights, size, self.seed, float(state["mean_weight"]))
 
 
 _ENTRIES = (

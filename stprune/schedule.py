@@ -48,6 +48,11 @@ class Schedule:
         # Rounded before the floor: 0.29 * 100 is 28.999999999999996 in binary.
         return math.floor(round(self.anneal * self.num_epochs, 9))
 
+    @property
+    def constant(self) -> bool:
+        """Whether the ratio is the same in every epoch."""
+        return len({self(epoch) for epoch in range(self.num_epochs)}) == 1
+
     def __call__(self, epoch: int) -> float:
         """The keep ratio of `epoch`, in (0, 1]."""
         if callable(self.kind):
