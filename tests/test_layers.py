@@ -63,7 +63,7 @@ ALLOWED = {
     "headroom": {"ops", "reference", "headroom"},
     "data": {"ops", "data"},
     "models": {"models", ""},
-    "integrations": {"integrations", ""},
+    "integrations": {"integrations", "checkpoint", ""},
     "checkpoint": {"ops"},
     "demo": {"demo", "models", ""},
     "cli": {"demo", ""},
