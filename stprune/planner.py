@@ -138,7 +138,7 @@ class Planner:
         )
         memory.made(len(plan))
         # Loaders ask for ids on the host: from another device they come over once an epoch.
-        return plan if on_host else plan.copied_into(out)
+        return plan if on_host else plan.to("cpu") if out is None else plan.copied_into(out)
 
     def saved(self, plan: Plan) -> dict[str, Any]:
         """What a state holds of a plan: `restored` makes it anew."""

@@ -147,7 +147,7 @@ class PruningSampler(DistributedSampler[int]):
         self._memory = PlanMemory(units.num_samples)
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return (
@@ -255,7 +255,8 @@ class PruningSampler(DistributedSampler[int]):
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
     def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
@@ -601,7 +602,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
-            self._warned.add(name)
+            self._warned |= {name}
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
@@ -682,7 +683,7 @@ class PruningSampler(DistributedSampler[int]):
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
-        self._warned = set(state["warned"])
+        self._warned = frozenset(state["warned"])
         self._agreed = False
         self._memory.keep()
         self.table.restart()
