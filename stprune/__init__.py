@@ -8,9 +8,10 @@ Two changed lines in a PyTorch loop:
 Docstrings cite equations by number ("eq. 7"); methods/README.md, which is installed beside this file, states them.
 """
 
-from stprune import _load, models
+from stprune import _load, checkpoint, models
 from stprune._load import LibraryStatus, library_status
-from stprune.data import IndexedDataset, Series, read_series
+from stprune.batch_queue import BatchQueue
+from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
@@ -36,6 +37,7 @@ from stprune.ops import (
     window_stats,
 )
 from stprune.plan import EpochPlan, Plan, UniformPlan, plan_epoch
+from stprune.pruned_mean import PrunedMean
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "NODE_SAMPLERS",
+    "BatchQueue",
     "ChunkedSeries",
     "Cluster",
     "EpochPlan",
@@ -59,6 +62,7 @@ __all__ = [
     "Plan",
     "Priority",
     "PrunedLoss",
+    "PrunedMean",
     "PruningSampler",
     "ResidualStats",
     "Schedule",
@@ -71,6 +75,7 @@ __all__ = [
     "WindowLoader",
     "WindowStats",
     "__version__",
+    "checkpoint",
     "chunk_order",
     "draw",
     "draw_nodes",
@@ -81,6 +86,7 @@ __all__ = [
     "gather_nodes",
     "gather_windows",
     "headroom",
+    "indexed",
     "library_status",
     "models",
     "permute",

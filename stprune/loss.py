@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 import torch
 
 from stprune import scaling
+from stprune.criterion import Criterion, of_pairs
 from stprune.ops import _check
 from stprune.ops.pruned_loss import LOSSES, arranged, channels_of, checked_dims, checked_loss, pruned_loss
 from stprune.ops.pruned_step import pruned_step
 from stprune.sampler import PruningSampler
 
 _OP = "PrunedLoss"
-RESCALES = ("per_step", "epoch_sum")
 _SETTINGS = ("mean", "std", "node_scale", "horizon_weights")
 
 
-class PrunedLoss(torch.nn.Module):
+class PrunedLoss(Criterion):
     """The masked training loss of a pruned run: call it instead of your own.
 
-    In training (module in training mode, gradients enabled) it scores the samples of the batch (eq. 4), hands the scores to
-    the sampler's table, and multiplies every sample's share of the loss by its weight (eq. 10). In evaluation it is the
-    plain masked loss and touches nothing.
+    In training it scores the samples of the batch (eq. 4), hands the scores to the sampler's table, and multiplies every
+    sample's share of the loss by its weight (eq. 10). In evaluation it is the plain masked loss and touches nothing.
+
+    A call is training where this module is in training mode, gradients are enabled, prediction or target requires a
+    gradient and, if `model` is given, `model.training` is set. Loops that evaluate with gradients enabled need `model`.
+    Losses of your own go through `PrunedMean`; so does a term that is added per sample, as it is unweighted outside.
 
     A sample's first batch of an epoch is what counts: a second criterion on the same batch, SAM's second pass or a recomputed
     loss (gradient checkpointing) gets its value and gradient, and moves neither the sampler's position nor a score. A sample
@@ -62,6 +66,7 @@ class PrunedLoss(torch.nn.Module):
         horizon_weights: [T] >= 0: the loss of step t is multiplied by them. They leave the spreads alone and are not
             normalised: a mean of 1 keeps the loss's size.
         dims: what the dimensions of prediction and target are, as in `residual_stats`; None is "BTNC" or "BTN".
+        model: a module whose flag `training` must be set, too, in training; it does not become a part of this module.
 
     Shape:
         prediction, target [B, T, N, C], [B, T, N] or as `dims` says; index [B] int64; node [B, m] int64 or None, with N = m
@@ -84,6 +89,7 @@ class PrunedLoss(torch.nn.Module):
         Eq. 1-4, 10, 13 (our definition of ST-Prune's rescaling).
     """
 
+    op = _OP
     mean: torch.Tensor | None
     std: torch.Tensor | None
     node_scale: torch.Tensor | None
@@ -108,14 +114,11 @@ class PrunedLoss(torch.nn.Module):
         node_scale: Any = None,
         horizon_weights: Any = None,
         dims: str | None = None,
+        model: Any = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(sampler, PruningSampler):
-            raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
-        self.sampler = sampler
+        super().__init__(sampler, rescale, model)
         code, self.parameter = checked_loss(_OP, loss, huber_delta, mape_floor, quantile)
         self.loss = LOSSES[code]
-        self.rescale = _check.choice(_OP, "rescale", rescale, RESCALES)
         self.null_value, self.null_tolerance = _check.null(_OP, null_value, null_tolerance)
         self.spatial = _check.real(_OP, "spatial", spatial, 0.0, sys.float_info.max)
         self.temporal = _check.real(_OP, "temporal", temporal, 0.0, sys.float_info.max)
@@ -147,6 +150,8 @@ class PrunedLoss(torch.nn.Module):
         node: torch.Tensor | None = None,
         *,
         mask: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+        score: torch.Tensor | None = None,
         node_weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The batch loss.
@@ -158,6 +163,12 @@ class PrunedLoss(torch.nn.Module):
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
             node: [B, m] int64 drawn nodes, if the batch holds m nodes per window.
             mask: bool of the shape of `target`, False where an entry is to be left out.
+            weight: your own weights, floating: [B], or with more of the first dimensions of `prediction`, each of its size or,
+                after the first, 1. Of any sign. They are a part of the loss, in evaluation too, and of no score. Weights that
+                differ between the steps of a window cost a second pass over prediction and target, others one number for
+                each column (node and channel). No gradient flows into them: `PrunedMean` has one.
+            score: [B] floating, what the table stores in place of the score of eq. 4; or [B, m] with node: scores of pairs,
+                whose mean is the sample's. Costs two small ops.
             node_weight: [B, m] float32, what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which draws again.
                 A compiled step with drawn nodes should be given it: the draw is compiled anew for every epoch otherwise.
 
@@ -177,46 +188,61 @@ class PrunedLoss(torch.nn.Module):
         p, t, m = arranged(prediction, dims), arranged(target, dims), None if mask is None else arranged(mask, dims)
         loss = LOSSES.index(self.loss)
         options = (self.null_value, self.null_tolerance, loss, self.parameter, self.spatial, self.temporal)
-        if not (self.training and torch.is_grad_enabled()):
-            return pruned_loss(p, t, m, None, affine, horizon, None, *options, False)[0]
+        columns, entries = self._own_weight(weight, prediction, p)
+        score = self.own_score(score, p.shape[0], node, p.device)
+        if not self.trains(prediction, target):
+            if entries is None:
+                return pruned_loss(p, t, m, None, affine, horizon, columns, *options, False)[0]
+            return _by_steps(p, t, m, None, affine, horizon, entries, options)
 
-        if index is None:
-            raise TypeError(f"{_OP}: index must be given in training; call .eval() or use torch.no_grad() to evaluate")
-        index = _check.index(_OP, "index", index).contiguous()
-        if index.numel() != p.shape[0]:
-            raise ValueError(f"{_OP}: index must hold one id for each of {p.shape[0]} samples, got {index.numel()}")
-        sampler, device = self.sampler, p.device
-        if sampler.table.device != device:
-            sampler.to(device)
-        if index.device != device:
-            _check.ids(_OP, "index", index, sampler.table.num_samples - 1)
-            index = index.to(device, non_blocking=True)
-        arguments = sampler.step_arguments(per_step=self.rescale == "per_step")
+        index = self.ids(index, p.shape[0], p.device)
+        arguments, place = self.step_arguments(), self.sampler.places(index)
         sizes, counts_nodes = ([], []) if node is None else channels_of(prediction.shape, dims)
-        shares = node_weight
-        if node is not None and shares is None:
-            shares = sampler.node_weights(index, node)
+        shares = self.node_shares(index, node, node_weight)
         if shares is not None:
-            shares = scaling.spread_nodes(shares.to(device, _accumulator(p)), sizes, counts_nodes)
-        wanted = node is not None and sampler.wants_pair_scores
-        try:
-            value, means = pruned_step(p, t, m, affine, horizon, shares, index, *arguments, *options, wanted)
-        except RuntimeError:
-            # The op looks at the ids before it writes; looking here too, before each step, would cost a tenth of a small one.
-            self._check_plan(index, arguments[0], arguments[3])
-            raise
-        sampler.take_in(index, node, None if means is None else scaling.mean_of_channels(means, sizes, counts_nodes))
+            shares = scaling.spread_nodes(shares.to(p.device, _accumulator(p)), sizes, counts_nodes)
+        if columns is not None:
+            shares = columns if shares is None else shares * columns
+        wanted = node is not None and (self.sampler.wants_pair_scores or (score is not None and score.dim() == 2))
+        if score is None and entries is None:
+            try:
+                value, means = pruned_step(p, t, m, affine, horizon, shares, place, *arguments, *options, wanted)
+            except RuntimeError:
+                self.check_plan(place, arguments)
+                raise
+            pairs = None if means is None else scaling.mean_of_channels(means, sizes, counts_nodes)
+        else:
+            of_plan = self.weights(place, arguments).to(_accumulator(p))
+            if entries is None:
+                found = pruned_loss(p, t, m, of_plan, affine, horizon, shares, *options, wanted)
+                value, _, statistics, count, means = found
+            else:
+                entries = entries if shares is None else entries * shares.unsqueeze(1)
+                value = _by_steps(p, t, m, of_plan, affine, horizon, entries, options)
+                with torch.no_grad():
+                    _, _, statistics, count, means = pruned_loss(p, t, m, None, affine, horizon, None, *options, wanted)
+            pairs = scaling.mean_of_channels(means, sizes, counts_nodes) if wanted else None
+            scores = statistics[2] if score is None else score
+            if pairs is not None and scores.dim() == 2:
+                scores, pairs = of_pairs(scores, ~pairs.isnan())
+            self.take_scores(arguments, place, scores, count)
+        self.sampler.take_in(index, node, pairs if self.sampler.wants_pair_scores else None)
         return value
 
-    def _check_plan(self, index: torch.Tensor, plan_ids: torch.Tensor | None, num_samples: int) -> None:
-        """Raise a ValueError that names an id on the host that is not in the plan."""
-        if torch.compiler.is_compiling() or not index.is_cpu:
-            return
-        if plan_ids is None:
-            _check.ids(_OP, "index", index, num_samples - 1)
-        elif not bool((known := torch.isin(index, plan_ids)).all()):
-            bad = int(index[~known][0])
-            raise ValueError(f"{_OP}: index must hold ids of the plan of epoch {self.sampler.epoch}, got {bad}")
+    def _own_weight(
+        self, weight: torch.Tensor | None, prediction: torch.Tensor, arranged_prediction: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The user's weights [B, F] of columns, or [B, T, F] where they differ between the steps of a window."""
+        if weight is None:
+            return None, None
+        weight = self.leading("weight", _check.floating(_OP, "weight", weight), "prediction", prediction)
+        if weight.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{_OP}: weight must not require a gradient, which only PrunedMean gives, got one that does")
+        weight = arranged(weight.to(_accumulator(prediction)), self.dims)
+        batch, steps, *columns = arranged_prediction.shape
+        if weight.shape[1] == 1:
+            return weight.squeeze(1).expand(batch, *columns).reshape(batch, math.prod(columns)), None
+        return None, weight.expand(batch, steps, *columns).reshape(batch, steps, math.prod(columns))
 
     def _horizon(self, prediction: torch.Tensor) -> torch.Tensor | None:
         """The weights of the steps, [T] beside the prediction."""
@@ -263,10 +289,39 @@ def _accumulator(prediction: torch.Tensor) -> torch.dtype:
     return torch.float64 if prediction.dtype == torch.float64 else torch.float32
 
 
+def _by_steps(
+    p: torch.Tensor,
+    t: torch.Tensor,
+    m: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    affine: torch.Tensor | None,
+    horizon: torch.Tensor | None,
+    entries: torch.Tensor,
+    options: tuple[Any, ...],
+) -> torch.Tensor:
+    """The batch loss with a weight for each entry [B, T, F]: every step of a window is handed to the op as a window."""
+    batch, steps, columns = entries.shape
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(batch * steps, 1, *x.shape[2:])
+
+    entries = entries if horizon is None else entries * horizon.unsqueeze(1)
+    if affine is not None and affine.shape[1] > 1:
+        affine = affine.repeat_interleave(steps, 1)
+    weight = None if weight is None else weight.repeat_interleave(steps)
+    rows = apart(p), apart(t), None if m is None else apart(m)
+    return pruned_loss(*rows, weight, affine, None, entries.reshape(batch * steps, columns), *options, False)[0]
+
+
 def _check_batch(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, node: torch.Tensor | None, dims: str | None
 ) -> None:
     _check.floating(_OP, "prediction", prediction)
+    if isinstance(target, torch.Tensor) and not target.is_floating_point():
+        raise TypeError(
+            f"{_OP}: target must be float32, float64, bfloat16 or float16, got {target.dtype}; losses of classes and others of "
+            "your own go through PrunedMean"
+        )
     _check.floating(_OP, "target", target)
     if prediction.shape != target.shape:
         raise ValueError(
@@ -275,7 +330,8 @@ def _check_batch(
     if dims is None and not 2 <= prediction.dim() <= 4:
         raise ValueError(
             f"{_OP}: prediction must be [B, T, N, C], [B, T, N] or [B, T], or dims must name its dimensions ('BTCHW', 'BCHW' "
-            f"or 'BTHW' for a grid, 'BN' for one step), got shape {tuple(prediction.shape)}"
+            f"or 'BTHW' for a grid, 'BN' for one step), got shape {tuple(prediction.shape)}; losses of samples go through "
+            "PrunedMean"
         )
     if prediction.device != target.device:
         raise ValueError(f"{_OP}: prediction must live on target's device {target.device}, got {prediction.device}")

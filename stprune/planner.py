@@ -140,6 +140,17 @@ class Planner:
         # Loaders ask for ids on the host: from another device they come over once an epoch.
         return plan if on_host else plan.to("cpu") if out is None else plan.copied_into(out)
 
+    def dealt(self, table: ScoreTable, plan: Plan, *, position: int, share: int, drop_last: bool) -> tuple[ScoreTable, Plan]:
+        """The table that this rank's steps write into, and its plan: just these, as every rank has the whole of both.
+
+        Args:
+            table, plan: the sampler's.
+            position: of the order, at which the next pass begins.
+            share: samples that each rank delivers in the whole epoch.
+            drop_last: the order's tail goes to nobody.
+        """
+        return table, plan
+
     def saved(self, plan: Plan) -> dict[str, Any]:
         """What a state holds of a plan: `restored` makes it anew."""
         ids, weights = plan.columns()

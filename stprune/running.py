@@ -58,6 +58,19 @@ class Running:
         # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
         mean = torch.tensor(self.plan.mean_weight, dtype=torch.float32, device=device)
         self._columns = None if ids is None else ids.to(device), weights.to(device), mean
+        self._local = None if self.plan.local is None else self.plan.local.to(device)
+
+    def places(self, index: torch.Tensor) -> torch.Tensor:
+        """See `PruningSampler.places`."""
+        local = self._local
+        if local is None:
+            return index
+        place = torch.searchsorted(local, index)
+        found = local[place.clamp_max(len(local) - 1)] == index if len(local) else torch.zeros_like(index, dtype=torch.bool)
+        if not torch.compiler.is_compiling() and index.is_cpu and not bool(found.all()):
+            bad = int(index[~found][0])
+            raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
+        return torch.where(found, place, len(local))
 
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""
@@ -188,8 +201,10 @@ class Running:
             ), False
         if self.table.stored and trained < losses == planned:
             # Passes that were broken off may give the same numbers, but train on the first samples of the order.
-            order = self.plan.order(self._base, min(self.reach, len(self.plan)))[self.rank :: self.num_replicas]
-            if self.table.num_trained_of(order[:trained]) < trained:
+            left = min(self.reach, len(self.plan)) - self._base - self.rank
+            number = min(trained, max(0, -(-left // self.num_replicas)))
+            first = self.plan.share(self._base, number, self.rank, self.num_replicas)
+            if self.table.num_trained_of(self.places(first.to(self.table.device))) < trained:
                 return (
                     f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got "
                     f"{trained} ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"

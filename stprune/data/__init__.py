@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stprune.data.indexed import IndexedDataset
+from stprune.data.indexed import IndexedDataset, indexed
 from stprune.data.read import read_series
 from stprune.data.series import Series
 
-__all__ = ["IndexedDataset", "Series", "read_series"]
+__all__ = ["IndexedDataset", "Series", "indexed", "read_series"]

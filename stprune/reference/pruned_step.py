@@ -47,7 +47,7 @@ def pruned_step(
     fits = fits and (mask is None or (mask.dtype == torch.bool and mask.shape == target.shape))
     if not (fits and prediction.dim() >= 2 and index.dtype == torch.int64 and index.shape == prediction.shape[:1]):
         raise RuntimeError("pruned_step: prediction, target, mask and index must fit each other")
-    weight = plan_lookup(index, plan_ids, plan_weights, mean_weight, num_samples)
+    weight = plan_lookup(index, plan_ids, plan_weights, mean_weight, num_samples, op="pruned_step")
     weight = weight.double() if prediction.dtype == torch.float64 else weight
     options = (null_value, null_tolerance, loss, parameter, spatial, temporal, column_means)
     value, _, statistics, entries, column_mean = loss_op(
