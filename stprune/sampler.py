@@ -25,8 +25,6 @@ from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
 from stprune.sharded.plan import ShardedPlanner, check_sharded
-from stprune.sharded.table import ShardedTable
-from stprune.table import ScoreTable
 
 _OP = "PruningSampler"
 _VERSION = 3
@@ -146,21 +144,16 @@ class PruningSampler(DistributedSampler[int]):
         )
         if self.sharded:
             check_sharded(_OP, self._planner, self._ranks, self.node_sampler)
-        size, beta, decay = units.num_samples, self.method.beta, self.method.decay
-        if spread:
-            self.table: Any = ShardedTable(size, self._ranks, beta=beta, decay=decay)
-        else:
-            # Pairs are too many to keep scores that nobody reads.
-            stored = not (labels is None and self.method.uniform and (self.sharded or self.granularity == "pair"))
-            variance = self.method.track_variance
-            self.table = ScoreTable(size, beta=beta, decay=decay, track_variance=variance, stored=stored)
+        # Pairs are too many to keep scores that nobody reads.
+        lean = self.sharded or self.granularity == "pair"
+        self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
         self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return (
@@ -269,7 +262,8 @@ class PruningSampler(DistributedSampler[int]):
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
     def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
@@ -504,17 +498,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
-        epoch = self.epoch
-
-        def draw(index: torch.Tensor) -> torch.Tensor:
-            if epoch != self.epoch and self.wants_pair_scores:
-                raise RuntimeError(
-                    f"{_OP}: an iterator over epoch {epoch} must end before epoch {self.epoch} begins, whose scores decide "
-                    f"what the node sampler {self.node_sampler.name!r} draws"
-                )
-            return self._units.draw(index, epoch)[0]
-
-        return draw
+        return self._units.drawn_in(self.epoch, lambda: self.epoch)
 
     def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
@@ -602,7 +586,7 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def wants_pair_scores(self) -> bool:
         """Whether `take_in` has any use for scores of pairs."""
-        return self.node_sampler.wants_scores and self.granularity == "node"
+        return self._units.wants_scores
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
         """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
@@ -630,7 +614,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
-            self._warned.add(name)
+            self._warned |= {name}
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
@@ -659,11 +643,8 @@ class PruningSampler(DistributedSampler[int]):
             "num_samples": self.table.num_samples,
             "drop_last": self.drop_last,
             "sharded": self.sharded,
-            "num_nodes": self.num_nodes,
-            "node_ratio": self.node_ratio,
-            "granularity": self.granularity,
+            **self._units.settings(),
             **self._planner.settings(),
-            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -712,7 +693,7 @@ class PruningSampler(DistributedSampler[int]):
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
-        self._warned = set(state["warned"])
+        self._warned = frozenset(state["warned"])
         self._agreed = False
         self._memory.keep()
         self.table.restart()
