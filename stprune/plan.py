@@ -56,6 +56,9 @@ class Plan(Protocol):
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: kept ids, or None where every id may come, and weights [K] or [1]."""
 
+    def renumbered(self, before: int, after: int) -> Plan:
+        """The plan for windows of `after` nodes instead of `before`: the same pairs where it lists them."""
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -118,6 +121,11 @@ class EpochPlan:
         """What a training step looks weights up in: kept ids, or None where every id is kept, and weights [K] or [1]."""
         constant = self.is_full and self.weights.numel() > 0 and self.weights.stride(0) == 0
         return None if self.is_full else self.indices, self.weights[:1] if constant else self.weights
+
+    def renumbered(self, before: int, after: int) -> EpochPlan:
+        """The plan for windows of `after` nodes instead of `before`: the same pairs, by their new numbers."""
+        indices = torch.div(self.indices, before, rounding_mode="floor") * after + self.indices % before
+        return replace(self, indices=indices, num_samples=self.num_samples // before * after)
 
     def shard(self, rank: int, num_replicas: int) -> EpochPlan:
         """This rank's share: every num_replicas-th sample of the order. Shares are disjoint and of equal size.
@@ -199,6 +207,10 @@ class UniformPlan:
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Every id may come, at one weight: which ids the plan holds is not stored, so a step checks their range alone."""
         return None, torch.full((1,), self.mean_weight, dtype=torch.float32)
+
+    def renumbered(self, before: int, after: int) -> UniformPlan:
+        """As large a plan for windows of `after` nodes instead of `before`: another draw, as nothing is listed."""
+        return replace(self, num_samples=self.num_samples // before * after)
 
 
 def plan_epoch(

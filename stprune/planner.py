@@ -11,10 +11,10 @@ import torch
 
 from stprune.methods import Method, SoftRandom, asked_count
 from stprune.ops import _check
-from stprune.ops.strata import Strata
+from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import EpochPlan, Plan, UniformPlan, make_plan
 from stprune.plan_memory import PlanMemory
-from stprune.quota import Quota, least_kept
+from stprune.quota import Quota, checked_quota, least_kept
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -40,6 +40,28 @@ class Planner:
     def to(self, device: torch.device) -> Planner:
         """The same rule with its strata on `device`."""
         return self if self.strata is None else replace(self, strata=self.strata.to(device))
+
+    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int) -> Planner:
+        """The same rule for `new` samples more, at the ends of `rows` rows as in `ScoreTable.grow`.
+
+        Args:
+            strata: [new] int64 labels of the new samples, row by row; None where there are no strata or no new samples.
+
+        Raises:
+            TypeError, ValueError: labels are missing, not wanted, or break their rule.
+        """
+        if self.strata is None or strata is None:
+            if (self.strata is None) != (strata is None) and (strata is not None or new > 0):
+                rule = "be None for a sampler without strata" if self.strata is None else "label the new samples"
+                raise ValueError(f"{op}: strata must {rule}, got {'None' if strata is None else f'{len(strata)} labels'}")
+            return self
+        if _check.index(op, "strata", strata).numel() != new:
+            raise ValueError(f"{op}: strata must have one label for each of {new} new samples, got {strata.numel()}")
+        old = self.strata.labels.long().view(rows, -1)
+        labels = torch.cat([old, strata.to(old.device).view(rows, -1)], 1).flatten()
+        grown = checked_strata(op, labels, labels.numel())
+        checked_quota(op, self.min_per_stratum or None, grown, self.method)
+        return replace(self, strata=grown)
 
     @functools.cached_property
     def _strata_digest(self) -> str | None:
@@ -121,11 +143,19 @@ class Planner:
     def saved(self, plan: Plan) -> dict[str, Any]:
         """What a state holds of a plan: `restored` makes it anew."""
         ids, weights = plan.columns()
-        return {"count": len(plan), "indices": ids, "weights": weights, "mean_weight": plan.mean_weight}
+        return {
+            "count": len(plan),
+            "planned": plan.num_samples,
+            "indices": ids,
+            "weights": weights,
+            "mean_weight": plan.mean_weight,
+        }
 
     def restored(self, op: str, table: ScoreTable, state: dict[str, Any]) -> Plan:
         """The plan of a state, checked, in memory of its own."""
-        size, epoch = table.num_samples, int(state["epoch"])
+        epoch = int(state["epoch"])
+        # The data set may have grown since the plan was made.
+        size = _check.integer(op, "planned", state["planned"], 0, table.num_samples)
         count = _check.integer(op, "count", state["count"], 0, size)
         if not table.stored:
             return UniformPlan(epoch, count, size, self.seed)

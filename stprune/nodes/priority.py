@@ -108,6 +108,11 @@ class Priority(NodeSampler):
             self.table.update(index, self._node[index].long() - 1, self._score[index])
         self._node.zero_()
 
+    def forget(self, index: torch.Tensor) -> None:
+        index = index.to(self.table.device)
+        self.table.forget(index)
+        self._node[index] = 0
+
     def _trained(self) -> torch.Tensor:
         """[K] int64: the windows trained on in this epoch."""
         return (self._node[:, 0] > 0).nonzero().squeeze(1)
