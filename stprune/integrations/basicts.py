@@ -45,7 +45,7 @@ class Pruning(BasicTSCallback):
         FileNotFoundError: at the start of the training: a checkpoint of BasicTS lies in the folder, and no state beside it.
 
     Example:
-        README.md, "BasicTS"; examples/basicts.py.
+        README.md, "BasicTS"; examples/basicts_stid.py.
 
     Source:
         Hooks of BasicTS 1.1.0, as its own `SelectiveLearning` uses them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,15 +35,15 @@ class EngineLoader:
         README.md, "LargeST" and "Graph WaveNet"; examples/engine.py.
     """
 
-    _settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
     """Of the engine's loss."""
 
     def __init__(self, loader: Any) -> None:
-        self.sampler = getattr(loader, "sampler", None)
-        if not isinstance(self.sampler, PruningSampler):
-            raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(self.sampler).__name__}")
-        self._loader = loader
-        self._queue = BatchQueue(self.sampler, loader)
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, PruningSampler):
+            raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(sampler).__name__}")
+        self.sampler, self._loader = sampler, loader
+        self._queue = BatchQueue(sampler, loader)
         self._begun = False
 
     @property
@@ -76,7 +76,7 @@ class EngineLoader:
                 gradients enabled.
             settings: of `PrunedLoss`, such as ``loss="mse"`` or ``null_value=None``; where not given, the engine's own.
         """
-        return EngineLoss(self._queue, PrunedLoss(self.sampler, model=model, **{**self._settings, **settings}))
+        return EngineLoss(self._queue, PrunedLoss(self.sampler, model=model, **{**self.settings, **settings}))
 
 
 class EngineLoss:
@@ -102,9 +102,9 @@ class EngineLoss:
 class LargeSTLoader(EngineLoader):
     """The training loader of LargeST's engines; it cuts the windows of LargeST's own loader from the same series.
 
-    The loss leaves out targets of 0, up to the rounding of LargeST's scaling forth and back, in training and evaluation. LargeST
-    itself leaves out the smallest value of every batch if that is below 1. That rule depends on which windows meet in a
-    batch, so no sampler can keep it; on series with zeros in every batch it does the same.
+    The loss leaves out targets of 0, up to the rounding of LargeST's scaling forth and back, in training and evaluation.
+    LargeST itself leaves out the smallest value of every batch if that is below 1. That rule depends on which windows meet in
+    a batch, so no sampler can keep it; on series with zeros in every batch it does the same.
 
     Args:
         loader: LargeST's training loader, not shuffled yet; padded copies at its end are left out.
@@ -117,15 +117,15 @@ class LargeSTLoader(EngineLoader):
         LargeST b7c6ff5: src/utils/dataloader.py, src/base/engine.py.
     """
 
-    # Zeros come back from (x - mean) / std in float32 with an error below 2^-22 of the mean: below this one for means up to 400.
-    _settings = {"null_value": 0.0, "null_tolerance": 1e-4}
+    # A zero comes back from (x - mean) / std in float32 as less than 2^-22 of the mean: below this for means up to 400.
+    settings: ClassVar = {"null_value": 0.0, "null_tolerance": 1e-4}
 
     def __init__(self, loader: Any, sampler: PruningSampler) -> None:
         idx = np.asarray(loader.idx)
         _check_padding("LargeSTLoader", idx, sampler, loader.bs)
         idx = idx[: sampler.num_windows]
         if (np.diff(idx) != 1).any():
-            raise ValueError("LargeSTLoader: loader must hold neighbouring windows in their order: wrap it before it is shuffled")
+            raise ValueError("LargeSTLoader: loader must hold neighbouring windows in their order, as before its first shuffle")
         super().__init__(
             WindowLoader(
                 loader.data,
@@ -159,7 +159,7 @@ class GraphWaveNetLoader(EngineLoader):
         Graph WaveNet 6b162e8: util.py, engine.py, train.py.
     """
 
-    _settings = {"null_value": 0.0, "dims": "BCNT"}
+    settings: ClassVar = {"null_value": 0.0, "dims": "BCNT"}
 
     def __init__(self, loader: Any, sampler: PruningSampler) -> None:
         for windows in (loader.xs, loader.ys):
@@ -192,4 +192,4 @@ def _check_padding(op: str, windows: Array, sampler: PruningSampler, batch_size:
         raise ValueError(f"{op}: sampler must have one sample for each of the loader's windows (at most {padded}), got {count}")
     copies = np.broadcast_to(windows[count - 1], windows[count:].shape)
     if not np.array_equal(windows[count:], copies, equal_nan=True):
-        raise ValueError(f"{op}: loader must hold copies of its last window after {count} windows: wrap it before it is shuffled")
+        raise ValueError(f"{op}: loader must hold copies of its last window after {count} windows, unshuffled")

@@ -1,6 +1,9 @@
 """The callback for BasicTS, in BasicTS's own runner, on a small series in its file format."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from basicts.runners.callback import BasicTSCallback
 from basicts.utils import RunnerStatus
 
 from stprune.integrations.basicts import Pruning
+from tests.frameworks.readme import code_of
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_WINDOWS, NUM_NODES, BATCH_SIZE, NUM_EPOCHS = 96, 3, 4, 4
 
 
@@ -67,24 +72,28 @@ def data(tmp_path):
         series = generator.normal(size=(length, NUM_NODES)).cumsum(0).astype(np.float32)
         series[5] = 0.0  # missing
         np.save(folder / f"{mode}_data.npy", series)
-        np.save(folder / f"{mode}_timestamps.npy", np.stack([np.arange(length) % 24 / 24, np.zeros(length)], 1).astype(np.float32))
+        np.save(folder / f"{mode}_timestamps.npy", np.zeros((length, 1), np.float32))
     return folder
 
 
-def configured(data, pruning, watch=None, **settings):
-    sizes = dict(input_len=8, output_len=4)
-    return BasicTSForecastingConfig(
-        model=STID,
-        model_config=STIDConfig(num_features=NUM_NODES, input_hidden_size=4, spatial_hidden_size=4, **sizes),
-        dataset_name="walk",
-        dataset_params={"data_file_path": str(data)},
-        use_timestamps=True,
-        null_val=0.0,
-        batch_size=BATCH_SIZE,
-        callbacks=[pruning, *([] if watch is None else [watch])],
-        ckpt_save_dir=str(data.parent / "checkpoints"),
-        **{"num_epochs": NUM_EPOCHS, **sizes, **settings},
-    )
+def settings_of(data):
+    sizes = {"input_len": 8, "output_len": 4}
+    return {
+        "model_config": STIDConfig(num_features=NUM_NODES, input_hidden_size=4, spatial_hidden_size=4, **sizes),
+        "dataset_name": "walk",
+        "dataset_params": {"data_file_path": str(data)},
+        "use_timestamps": True,
+        "null_val": 0.0,
+        "batch_size": BATCH_SIZE,
+        "num_epochs": NUM_EPOCHS,
+        "ckpt_save_dir": str(data.parent / "checkpoints"),
+        **sizes,
+    }
+
+
+def configured(data, pruning, watch=None, model=STID, **settings):
+    callbacks = [pruning, *([] if watch is None else [watch])]
+    return BasicTSForecastingConfig(model=model, callbacks=callbacks, **settings_of(data) | settings)
 
 
 def trained(data, pruning=None, stop_before=None, **settings):
@@ -104,7 +113,7 @@ def test_every_epoch_has_all_its_batches_and_one_validation(data):
     watch = trained(data)
     assert {epoch: len(batches) for epoch, batches in watch.ids.items()} == {1: 12, 2: 12, 3: 12, 4: 12}
     for epoch, batches in watch.ids.items():
-        assert sorted(sum(batches, [])) == watch.planned[epoch]
+        assert sorted(i for batch in batches for i in batch) == watch.planned[epoch]
         assert len(watch.planned[epoch]) == NUM_WINDOWS // 2
     assert watch.validations == [1, 2, 3, 4]
     assert watch.sampler.epoch == 3
@@ -178,8 +187,7 @@ class OwnLoss(STID):
 
 
 def test_a_model_with_a_loss_of_its_own_is_refused(data):
-    config = configured(data, Pruning())
-    config.model = OwnLoss
+    config = configured(data, Pruning(), model=OwnLoss)
     with pytest.raises(ValueError, match="model must leave the loss to BasicTS"):
         BasicTSLauncher.launch_training(config)
 
@@ -188,10 +196,31 @@ def own_collate(samples):
     return {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in samples[0]}
 
 
-@pytest.mark.parametrize("settings", [{"train_data_prefetch": True}, {"train_data_num_workers": 1, "train_data_collate_fn": own_collate}])
+@pytest.mark.parametrize(
+    "settings", [{"train_data_prefetch": True}, {"train_data_num_workers": 1, "train_data_collate_fn": own_collate}]
+)
 def test_the_configs_loader_stays(data, settings):
     plain = trained(data, num_epochs=1)
     (data.parent / "checkpoints").rename(data.parent / "of the plain run")
     watch = trained(data, num_epochs=1, **settings)
     assert watch.ids == plain.ids
     assert watch.losses == plain.losses
+
+
+def test_readme(data):
+    names = {"BasicTSForecastingConfig": BasicTSForecastingConfig, "BasicTSLauncher": BasicTSLauncher, "STID": STID}
+    names["settings"] = settings_of(data) | {"num_epochs": 2}
+    exec(code_of("BasicTS"), names)
+    (pruning,) = names["config"].callbacks
+    assert pruning.sampler.epoch == 1
+    assert pruning.sampler.table.num_trained == NUM_WINDOWS // 2
+
+
+def test_the_example():
+    command = [sys.executable, str(ROOT / "examples" / "basicts_stid.py"), "--epochs", "2", "--rows", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = [line.split(", validation MAE")[0] for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert lines == [
+        "epoch 0: 108 of 108 planned windows, 2 steps, 1 validations",
+        "epoch 1: 108 of 108 planned windows, 4 steps, 2 validations",
+    ]

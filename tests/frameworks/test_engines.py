@@ -139,7 +139,7 @@ def test_largest_has_the_metrics_of_a_loop_written_by_hand(largest):
     sampler, model = made_sampler(len(TRAIN)), EXAMPLE.Forecaster(NUM_NODES)
     criterion = stprune.PrunedLoss(sampler, null_value=0.0, null_tolerance=1e-4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    options = dict(batch_size=BATCH_SIZE, target_channels=0, dtype=torch.float32)
+    options = {"batch_size": BATCH_SIZE, "target_channels": 0, "dtype": torch.float32}
     train = stprune.WindowLoader(SERIES, sampler, stop=300 + 23, **options)
     val = stprune.WindowLoader(SERIES, start=300, stop=364 + 23, **options)
     by_hand = []
@@ -188,7 +188,7 @@ def test_largest_refusals(largest):
     shuffled.shuffle()
     with pytest.raises(ValueError, match="LargeSTLoader: loader must hold neighbouring windows in their order"):
         LargeSTLoader(shuffled, made_sampler(len(TRAIN)))
-    with pytest.raises(ValueError, match="sampler must have one sample for each of the loader's windows .at most 300., got 299"):
+    with pytest.raises(ValueError, match="sampler must have one sample for each of the loader's windows .*most 300., got 299"):
         LargeSTLoader(largest.loader(TRAIN), made_sampler(299))
     with pytest.raises(TypeError, match="EngineLoader: loader must have a PruningSampler, got NoneType"):
         EngineLoader(stprune.WindowLoader(SERIES, batch_size=BATCH_SIZE))
@@ -276,11 +276,17 @@ def graph_wavenet(request, monkeypatch):
         return types.SimpleNamespace(trainer=Trainer, loader=Arrays)
     engine, util = external(monkeypatch, GRAPH_WAVENET, "engine", "util")
     scaler = util.StandardScaler(MEAN, STD)
-    supports = [torch.eye(NUM_NODES)]
-    return types.SimpleNamespace(
-        trainer=lambda: engine.trainer(scaler, 2, 12, NUM_NODES, 4, 0.0, 1e-2, 0.0, "cpu", supports, True, True, None),
-        loader=util.DataLoader,
-    )
+
+    def make_trainer():
+        trainer = engine.trainer(scaler, 2, 12, NUM_NODES, 4, 0.0, 1e-2, 0.0, "cpu", [torch.eye(NUM_NODES)], True, True, None)
+        # torch of today refuses its Conv1d with a kernel of two dimensions; a Conv2d with the same parameters does its work.
+        for convolutions in (trainer.model.gate_convs, trainer.model.residual_convs, trainer.model.skip_convs):
+            for i, old in enumerate(convolutions):
+                convolutions[i] = torch.nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, dilation=old.dilation)
+                convolutions[i].weight, convolutions[i].bias = old.weight, old.bias
+        return trainer
+
+    return types.SimpleNamespace(trainer=make_trainer, loader=util.DataLoader)
 
 
 def graph_wavenet_epoch(engine, train, val):
@@ -350,11 +356,11 @@ def test_graph_wavenet_has_the_metrics_of_a_loop_written_by_hand(graph_wavenet):
 
 
 def test_graph_wavenet_refusals(graph_wavenet):
-    with pytest.raises(ValueError, match="sampler must have one sample for each of the loader's windows .at most 320., got 300"):
-        GraphWaveNetLoader(graph_wavenet.loader(X[:COUNT], Y[:COUNT], BATCH_SIZE), made_sampler(300))
+    with pytest.raises(ValueError, match="sampler must have one sample for each of the loader's windows .*most 320., got 270"):
+        GraphWaveNetLoader(graph_wavenet.loader(X[:COUNT], Y[:COUNT], BATCH_SIZE), made_sampler(270))
     mixed = graph_wavenet.loader(X[:COUNT], Y[:COUNT], BATCH_SIZE)
     mixed.xs, mixed.ys = mixed.xs[::-1], mixed.ys[::-1]
-    with pytest.raises(ValueError, match="loader must hold copies of its last window after 310 windows: wrap it before"):
+    with pytest.raises(ValueError, match="loader must hold copies of its last window after 310 windows, unshuffled"):
         GraphWaveNetLoader(mixed, made_sampler(COUNT))
 
 
@@ -363,8 +369,9 @@ def test_graph_wavenet_refusals(graph_wavenet):
 
 def test_readme_of_largest(largest):
     torch.manual_seed(0)
-    model, dataloader = EXAMPLE.Forecaster(NUM_NODES), {"train_loader": largest.loader(TRAIN), "val_loader": largest.loader(VAL)}
-    names = {"dataloader": dataloader, "model": model, "args": types.SimpleNamespace(max_epochs=2)}
+    model = EXAMPLE.Forecaster(NUM_NODES)
+    dataloader = {"train_loader": largest.loader(TRAIN), "val_loader": largest.loader(VAL)}
+    names = {"stprune": stprune, "dataloader": dataloader, "model": model, "args": types.SimpleNamespace(max_epochs=2)}
     exec(code_of("LargeST"), names)
     engine = largest.engine(model, dataloader, names["loss_fn"])
     for _ in range(2):
@@ -376,7 +383,7 @@ def test_readme_of_largest(largest):
 def test_readme_of_graph_wavenet(graph_wavenet):
     engine, val = graph_wavenet.trainer(), graph_wavenet.loader(X[COUNT:], Y[COUNT:], BATCH_SIZE)
     dataloader = {"train_loader": graph_wavenet.loader(X[:COUNT], Y[:COUNT], BATCH_SIZE), "x_train": X[:COUNT]}
-    names = {"dataloader": dataloader, "engine": engine, "args": types.SimpleNamespace(epochs=2)}
+    names = {"stprune": stprune, "dataloader": dataloader, "engine": engine, "args": types.SimpleNamespace(epochs=2)}
     exec(code_of("Graph WaveNet"), names)
     for _ in range(2):
         graph_wavenet_epoch(engine, dataloader["train_loader"], val)
