@@ -10,12 +10,13 @@ Docstrings cite equations by number ("eq. 7"); methods/README.md, which is insta
 
 from stprune import _load, checkpoint, models
 from stprune._load import LibraryStatus, library_status
+from stprune.batch_queue import BatchQueue
 from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
 from stprune.loss import PrunedLoss
 from stprune.methods import METHODS, Method
-from stprune.nodes import NODE_SAMPLERS, Cluster, NodeSampler, Priority, Stratified, Uniform
+from stprune.nodes import NODE_SAMPLERS, Cluster, NodeSampler, Observed, Priority, Stratified, Uniform
 from stprune.ops import (
     ResidualStats,
     WindowStats,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "NODE_SAMPLERS",
+    "BatchQueue",
     "ChunkedSeries",
     "Cluster",
     "EpochPlan",
@@ -56,6 +58,7 @@ __all__ = [
     "LibraryStatus",
     "Method",
     "NodeSampler",
+    "Observed",
     "Plan",
     "Priority",
     "PrunedLoss",

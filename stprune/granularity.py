@@ -53,13 +53,36 @@ class Granularity:
             raise ValueError(f"{op}: node_ratio must be 1 for granularity {self.kind!r}, got {self.node_ratio:g}")
         nodes = self._nodes = self.num_nodes or 1
         self.num_windows = num_windows
-        self.num_samples = num_windows * nodes if self.kind == "pair" else num_windows
-        # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
-        self.count = 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * nodes, 9)))
+        self.count = self._count(nodes)
         chosen = resolve(node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
         self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
+
+    def _count(self, num_nodes: int) -> int:
+        # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
+        return 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * num_nodes, 9)))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the data set."""
+        return self.num_windows * self._nodes if self.kind == "pair" else self.num_windows
+
+    def windows_in(self, op: str, num_samples: int) -> int:
+        """How many windows so many samples are."""
+        if self.kind == "pair" and num_samples % self._nodes:
+            raise ValueError(f"{op}: num_samples must be a multiple of num_nodes {self._nodes}, got {num_samples}")
+        return num_samples // self._nodes if self.kind == "pair" else num_samples
+
+    def grow(self, num_windows: int, num_nodes: int | None, **settings: Any) -> None:
+        """Take in more windows or nodes; `settings` are for the node sampler.
+
+        Raises:
+            TypeError, ValueError: the node sampler refuses them; nothing is changed.
+        """
+        nodes = num_nodes or 1
+        self.node_sampler.grow(num_windows, nodes, self._count(nodes), **settings)
+        self.num_windows, self.num_nodes, self._nodes, self.count = num_windows, num_nodes, nodes, self._count(nodes)
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows [B] of samples [B]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from stprune.ops.finite_mean import finite_mean
 from stprune.ops.order_positions import order_positions
 from stprune.ops.plan_budget import Budgeted, Buffers
 from stprune.ops.strata import Strata, calibrate, checked_strata
-from stprune.quota import kept_by_quota
+from stprune.quota import Quota, checked_quota, kept_by_quota
 
 
 class Plan(Protocol):
@@ -54,6 +55,9 @@ class Plan(Protocol):
 
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: kept ids, or None where every id may come, and weights [K] or [1]."""
+
+    def renumbered(self, before: int, after: int) -> Plan:
+        """The plan for windows of `after` nodes instead of `before`: the same pairs where it lists them."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ class EpochPlan:
         """What a training step looks weights up in: kept ids, or None where every id is kept, and weights [K] or [1]."""
         constant = self.is_full and self.weights.numel() > 0 and self.weights.stride(0) == 0
         return None if self.is_full else self.indices, self.weights[:1] if constant else self.weights
+
+    def renumbered(self, before: int, after: int) -> EpochPlan:
+        """The plan for windows of `after` nodes instead of `before`: the same pairs, by their new numbers."""
+        indices = torch.div(self.indices, before, rounding_mode="floor") * after + self.indices % before
+        return replace(self, indices=indices, num_samples=self.num_samples // before * after)
 
     def shard(self, rank: int, num_replicas: int) -> EpochPlan:
         """This rank's share: every num_replicas-th sample of the order. Shares are disjoint and of equal size.
@@ -199,6 +208,10 @@ class UniformPlan:
         """Every id may come, at one weight: which ids the plan holds is not stored, so a step checks their range alone."""
         return None, torch.full((1,), self.mean_weight, dtype=torch.float32)
 
+    def renumbered(self, before: int, after: int) -> UniformPlan:
+        """As large a plan for windows of `after` nodes instead of `before`: another draw, as nothing is listed."""
+        return replace(self, num_samples=self.num_samples // before * after)
+
 
 def plan_epoch(
     scores: torch.Tensor,
@@ -208,7 +221,7 @@ def plan_epoch(
     epoch: int,
     seed: int,
     strata: torch.Tensor | None = None,
-    min_per_stratum: int | None = None,
+    min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
 ) -> EpochPlan:
     """Choose the samples of an epoch. A pure function: the same arguments give the same plan on every rank and device.
 
@@ -223,7 +236,9 @@ def plan_epoch(
             neighbours in the order of the labels until 30 are kept together: such a group has its exact share, and inside
             it the weights are 1 / probability up to one factor. `min_per_stratum=30` gives every stratum its exact share.
         min_per_stratum: quota: at least so many samples of every stratum are kept (all of it, if it has fewer), out of the
-            same total; needs `strata` and a method with an exact count.
+            same total; needs `strata` and a method with an exact count. One number >= 1 for all strata; or, as a sequence or
+            [strata] int64 tensor, one >= 0 for each stratum that has samples, in the order of the labels. Numbers that add up
+            to the asked total, or to more, are kept exactly, unless scores are unknown.
 
     Returns:
         The plan; `indices` are ascending.
@@ -258,7 +273,7 @@ def make_plan(
     epoch: int,
     seed: int,
     strata: Strata | None = None,
-    min_per_stratum: int = 0,
+    min_per_stratum: Quota = 0,
     out: Buffers | None = None,
 ) -> EpochPlan:
     """`plan_epoch` of arguments that were checked, into buffers of the caller's where the method can use them.
@@ -275,7 +290,7 @@ def make_plan(
     if keep_ratio == 1.0 or n == 0:
         everything = torch.arange(n, device=scores.device) if out is None else torch.arange(n, out=out.indices)
         return EpochPlan(epoch, everything, torch.ones(1, dtype=torch.float32, device=scores.device).expand(n), n, seed, 1.0)
-    if strata is not None and min_per_stratum > 0:
+    if strata is not None and min_per_stratum:
         indices, weights = kept_by_quota(
             scores.float(), method, strata, min_per_stratum, keep_ratio=keep_ratio, seed=seed, epoch=epoch
         )
@@ -285,19 +300,3 @@ def make_plan(
     else:
         kept = method.kept(scores.float(), keep_ratio=keep_ratio, seed=seed, epoch=epoch, strata=strata, out=out)
     return EpochPlan(epoch, kept.indices, kept.weights, n, seed, kept.mean_weight)
-
-
-def checked_quota(op: str, min_per_stratum: int | None, strata: Strata | None, method: Method) -> int:
-    """The quota of every stratum, 0 for none.
-
-    Raises:
-        TypeError, ValueError: it is no number of samples, or has no strata or no exact count to go with.
-    """
-    if min_per_stratum is None:
-        return 0
-    min_per_stratum = _check.integer(op, "min_per_stratum", min_per_stratum, 1)
-    if strata is None:
-        raise ValueError(f"{op}: min_per_stratum must be None without strata, got {min_per_stratum}")
-    if not method.exact_count:
-        raise ValueError(f"{op}: min_per_stratum must be None for a method without an exact count, got {method.name!r}")
-    return min_per_stratum

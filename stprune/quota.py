@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from stprune.methods import Method
+from stprune.ops import _check
 from stprune.ops.strata import Strata
+
+Quota = int | list[int]
+"""A checked quota: one of all strata (0: none), or one of each stratum that has samples, in the order of the labels."""
+
+
+def checked_quota(
+    op: str, min_per_stratum: int | Sequence[int] | torch.Tensor | None, strata: Strata | None, method: Method
+) -> Quota:
+    """The quota of a user.
+
+    Raises:
+        TypeError, ValueError: it is neither a number of samples nor one for each stratum, or has no strata or no exact count to
+            go with.
+    """
+    name, given = "min_per_stratum", min_per_stratum
+    if given is None:
+        return 0
+    given = _check.index(op, name, given).tolist() if isinstance(given, torch.Tensor) else given
+    quota: Quota
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        quota = [_check.integer(op, name, each, 0) for each in given]
+    else:
+        quota = _check.integer(op, name, given, 1)
+    if strata is None:
+        raise ValueError(f"{op}: {name} must be None without strata, got {quota}")
+    if not method.exact_count:
+        raise ValueError(f"{op}: {name} must be None for a method without an exact count, got {method.name!r}")
+    if isinstance(quota, list) and len(quota) != (number := int((strata.sizes > 0).sum())):
+        raise ValueError(f"{op}: {name} must have one number for each of {number} strata, got {len(quota)}")
+    return quota
+
+
+def least_kept(strata: Strata, quota: Quota) -> torch.Tensor:
+    """[number of strata] int64 on the host: samples that an epoch keeps of each stratum at least, all of a smaller one."""
+    sizes = strata.sizes.cpu()
+    if isinstance(quota, int):
+        return sizes.clamp_max(quota)
+    each = torch.zeros_like(sizes)
+    each[sizes > 0] = torch.tensor(quota, dtype=torch.int64)
+    return sizes.minimum(each)
 
 
 def kept_by_quota(
     scores: torch.Tensor,
     method: Method,
     strata: Strata,
-    min_per_stratum: int,
+    min_per_stratum: Quota,
     *,
     keep_ratio: float,
     seed: int,
@@ -27,7 +70,7 @@ def kept_by_quota(
         scores: [num_samples] float32; not modified.
         method: a method with an exact count.
         strata: the samples' strata, on the device of `scores`.
-        min_per_stratum: the quota, at least 1.
+        min_per_stratum: the quota, not 0.
         keep_ratio, seed, epoch: as in `stprune.plan_epoch`.
 
     Returns:
@@ -50,7 +93,7 @@ def kept_by_quota(
     labels, sizes = strata.labels.long(), strata.sizes.cpu()
     chance = method.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
     expected = torch.bincount(labels.cpu(), weights=chance.double().cpu(), minlength=sizes.numel())
-    counts = allocate(expected, sizes.clamp_max(min_per_stratum), sizes)
+    counts = allocate(expected, least_kept(strata, min_per_stratum), sizes)
     members_of = labels.argsort(stable=True).split(sizes.tolist())
     indices, weights = [], []
     for stratum, (members, count) in enumerate(zip(members_of, counts, strict=True)):

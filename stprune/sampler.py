@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,20 +12,22 @@ import torch
 from torch.utils.data.distributed import DistributedSampler
 
 from stprune.granularity import Granularity, length_of
-from stprune.methods import Method, SoftRandom, asked_count, resolve
+from stprune.methods import Method, resolve
 from stprune.nodes import Draw, NodeSampler
 from stprune.ops import _check
 from stprune.ops.strata import checked_strata
 from stprune.passes import Batches, Pass
-from stprune.plan import EpochPlan, Plan, UniformPlan, checked_quota, make_plan
+from stprune.plan import Plan
 from stprune.plan_memory import PlanMemory
+from stprune.planner import Planner
+from stprune.quota import checked_quota
 from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
 _OP = "PruningSampler"
-_VERSION = 2
+_VERSION = 3
 
 
 class PruningSampler(DistributedSampler[int]):
@@ -46,7 +46,8 @@ class PruningSampler(DistributedSampler[int]):
 
     Args:
         data_source: the training set, or its length: the number of windows.
-        num_epochs: length of the run, at least 1.
+        num_epochs: length of the run, at least 1; None for a run without an end, such as a stream or rounds of federated
+            training. Nothing anneals then: the default schedule keeps the ratio throughout, and "cosine" is refused.
         keep_ratio: share of the samples an epoch keeps, in (0, 1].
         method: "st-prune", "infobatch", "soft-random", "rs2", "epsilon-greedy", "ucb", "seta", "top-k", "spaced", "full", or
             an object with the functions `inclusion` and `weights`.
@@ -55,7 +56,7 @@ class PruningSampler(DistributedSampler[int]):
         seed: in [0, 2^63); the same on every rank.
         strata: [num_samples] int64 labels (see `stratify`), whose shares of the total weight are kept (eq. 10, with the limit
             that `plan_epoch` states for small strata); or None.
-        min_per_stratum: quota: at least so many samples of every stratum in every epoch; see `plan_epoch`.
+        min_per_stratum: quota: at least so many samples of every stratum, or of each, in every epoch; see `plan_epoch`.
         num_replicas: number of ranks; None is that of the process group, 1 without one. Settled at the first plan, so that
             the sampler may be built before `init_process_group`.
         rank: this process's rank; None is that in the process group.
@@ -73,7 +74,7 @@ class PruningSampler(DistributedSampler[int]):
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
-            `Stratified(groups)` or `Cluster(adjacency)`.
+            `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -94,14 +95,14 @@ class PruningSampler(DistributedSampler[int]):
         self,
         data_source: int | Sized,
         *,
-        num_epochs: int,
+        num_epochs: int | None,
         keep_ratio: float = 0.5,
         method: str | Method = "st-prune",
         schedule: str | Callable[[int], float] = "step",
         anneal: float = 0.875,
         seed: int = 0,
         strata: torch.Tensor | None = None,
-        min_per_stratum: int | None = None,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
         process_group: Any = None,
@@ -114,7 +115,7 @@ class PruningSampler(DistributedSampler[int]):
     ) -> None:
         # DistributedSampler.__init__ is not called: it would ask for a process group and fix the length.
         size = length_of(_OP, data_source)
-        self.num_epochs = _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
+        self.num_epochs = None if num_epochs is None else _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
         self.keep_ratio = _check.real(_OP, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
         self.seed, _ = _check.seed_and_epoch(_OP, seed, 0)
         units = self._units = Granularity(
@@ -125,31 +126,33 @@ class PruningSampler(DistributedSampler[int]):
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)
-        self._strata = None if strata is None else checked_strata(_OP, strata, units.num_samples)
-        self.min_per_stratum = checked_quota(_OP, min_per_stratum, self._strata, self.method)
+        labels = None if strata is None else checked_strata(_OP, strata, units.num_samples)
+        self.min_per_stratum = checked_quota(_OP, min_per_stratum, labels, self.method)
         self._ranks = Ranks(_OP, num_replicas, rank, process_group)
         self.drop_last = _check.flag(_OP, "drop_last", drop_last)
         self.fixed_length = _check.flag(_OP, "fixed_length", fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
+        self._planner = Planner(self.method, self.schedule, self.seed, self.fixed_length, labels, self.min_per_stratum)
         self.table = ScoreTable(
             units.num_samples,
             beta=self.method.beta,
             decay=self.method.decay,
             track_variance=self.method.track_variance,
             # Pairs are too many to keep scores that nobody reads.
-            stored=not (self.granularity == "pair" and self._strata is None and self.method.uniform),
+            stored=not (self.granularity == "pair" and labels is None and self.method.uniform),
         )
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
+        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
         return (
-            f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs}, "
+            f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs or 'a stream'}, "
             f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, rank {self.rank} of {self.num_replicas})"
         )
 
@@ -163,17 +166,19 @@ class PruningSampler(DistributedSampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: exchange scores between ranks, age the table, and plan. A second call for it does nothing.
 
+        Where another epoch ends with it, the samples counted in that one are held against its plan, as by `finish`.
+
         A collective where ranks exchange scores: every rank calls it, for the same epoch. After `load_state_dict` of a state
         from the middle of this epoch it goes on there; of a state whose epoch was over it begins that epoch anew.
 
         Args:
-            epoch: in [0, num_epochs).
+            epoch: in [0, num_epochs), or [0, 2^32) without it.
 
         Raises:
             ValueError: `epoch` lies outside the run; on every rank: a setting is not the same on every rank; or the last
                 epoch's ids did not tell samples apart.
         """
-        epoch = _check.integer(f"{_OP}.set_epoch", "epoch", epoch, 0, self.num_epochs - 1)
+        epoch = self._checked_epoch(f"{_OP}.set_epoch", epoch)
         running = self._running
         if running is not None and epoch == self.epoch:
             if not self._agreed:
@@ -181,8 +186,7 @@ class PruningSampler(DistributedSampler[int]):
             if running.finished:
                 self.resume_at(0)
             return
-        if running is not None:
-            running.check_ids()
+        self._hold_against_plan()
         scheduled = self.schedule(epoch)  # a user's function: what it raises is raised before anything has changed
         self._agree(epoch)
         if epoch != self.epoch:
@@ -197,13 +201,36 @@ class PruningSampler(DistributedSampler[int]):
         self._begin(self._make_plan(scheduled))
         self._report_nonfinite()
 
+    def _checked_epoch(self, op: str, epoch: Any) -> int:
+        return _check.integer(op, "epoch", epoch, 0, (self.num_epochs or 2**32) - 1)
+
+    def finish(self) -> None:
+        """End the run: hold the samples counted in its last epoch against the plan. A second call changes nothing.
+
+        One warning a run tells that they differ, by all numbers: validation losses that came in as training, steps that a
+        framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
+        (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
+        """
+        self._hold_against_plan(raises=False)
+
+    def _hold_against_plan(self, *, raises: bool = True) -> None:
+        fault = None if self._running is None else self._running.fault(needs_scores=self._needs_scores)
+        if fault is not None and fault[1] and raises:
+            raise ValueError(fault[0])
+        if fault is not None:
+            self._warn("counts", fault[0])
+
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
-        count, (replicas, rank) = len(plan), self._ranks.both
-        share = count // replicas if self.drop_last else -(-count // replicas)
+        (replicas, rank), share = self._ranks.both, self._share(len(plan))
         position = share * replicas if finished else position
         self._running = Running(self.table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
         return self._running
+
+    def _share(self, count: int) -> int:
+        """Samples that each rank delivers of a plan of so many."""
+        replicas = self._ranks.both[0]
+        return count // replicas if self.drop_last else -(-count // replicas)
 
     @property
     def _now(self) -> Running:
@@ -222,7 +249,7 @@ class PruningSampler(DistributedSampler[int]):
 
     @property
     def _needs_scores(self) -> bool:
-        return self.method.needs_scores or (self.node_sampler.wants_scores and self.granularity == "node")
+        return self.method.needs_scores or self.wants_pair_scores
 
     def _agree(self, epoch: int) -> None:
         """Compare settings, and where each rank stands, with the other ranks; a collective."""
@@ -231,6 +258,91 @@ class PruningSampler(DistributedSampler[int]):
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
         self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
+
+    def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+        """Take in new samples, which follow the old ones. All that is known of the old ones stays.
+
+        The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
+        one. The epoch under way goes on as planned. With ranks, every rank grows alike before the next `set_epoch`. A loader
+        asks its data set for the new ids, so that grows too. A state loads into a sampler of its size only. Cost: a copy of
+        the table. What was captured in a CUDA graph must be captured anew.
+
+        Args:
+            num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.
+            strata: [new samples] int64 labels of the new samples, where the sampler has strata; else None.
+            node_settings: what the node sampler must be told about the new windows.
+
+        Raises:
+            TypeError, ValueError: an argument breaks its rule; nothing is changed.
+
+        Example:
+            >>> import stprune
+            >>> sampler = stprune.PruningSampler(100, num_epochs=None, keep_ratio=0.5)
+            >>> sampler.update(sampler.plan.indices, 1.0 + sampler.plan.indices)
+            >>> sampler.grow(120)
+            >>> sampler.set_epoch(1)
+            >>> len(sampler), int((sampler.plan.indices >= 100).sum())
+            (60, 20)
+        """
+        op, size = f"{_OP}.grow", self.table.num_samples
+        num_samples = _check.integer(op, "num_samples", num_samples, size, 2**62)
+        windows = self._units.windows_in(op, num_samples)
+        planner = self._planner.grown(op, strata, num_samples - size, 1)
+        self._units.grow(windows, self.num_nodes, **node_settings)
+        self._take_size(planner, 1)
+
+    def grow_nodes(self, num_nodes: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+        """Give every window more nodes, which follow the old ones; between epochs.
+
+        Under granularity "node" ceil(node_ratio * num_nodes) nodes are drawn from then on. Under "pair" the scores move to the
+        samples' new ids, new pairs are unknown, and the plan holds the same pairs by their new ids (a plan that lists nothing
+        is as large, another draw). Otherwise as `grow`.
+
+        Args:
+            num_nodes: nodes in every window then, at least as many as now.
+            strata: [new samples] int64 labels of the new pairs, window by window, where the sampler has strata; else None.
+            node_settings: what the node sampler must be told about the new nodes: `groups` of "stratified".
+
+        Raises:
+            TypeError, ValueError: an argument breaks its rule; nothing is changed.
+            RuntimeError: in the middle of an epoch, whose batches would change their meaning.
+        """
+        op, before, pairs = f"{_OP}.grow_nodes", self.num_nodes, self.granularity == "pair"
+        if before is None:
+            raise ValueError(f"{op}: num_nodes must be given to the sampler first, got None")
+        num_nodes = _check.integer(op, "num_nodes", num_nodes, before, 2**31 - 1)
+        if self._running is not None and self._running.under_way:
+            raise RuntimeError(
+                f"{op}: the epoch must be over or not begun, got epoch {self.epoch} in the middle: set_epoch first"
+            )
+        rows = max(1, self.num_windows) if pairs else 1
+        new = self.num_windows * (num_nodes - before) if pairs else 0
+        planner = self._planner.grown(op, strata, new, rows)
+        self._units.grow(self.num_windows, num_nodes, **node_settings)
+        self._take_size(planner, rows)
+        if pairs and self._running is not None:
+            self._running.renumber(before, num_nodes)
+
+    def _take_size(self, planner: Planner, rows: int) -> None:
+        """Come to the size that the granularity has grown to."""
+        self._planner, units = planner, self._units
+        self.num_windows, self.num_nodes = units.num_windows, units.num_nodes
+        units.node_sampler.to(self.table.device)
+        self.table.grow(units.num_samples, rows=rows)
+        self._memory = PlanMemory(units.num_samples)
+        if self._running is not None:
+            self._running.place()
+
+    def forget(self, index: torch.Tensor) -> None:
+        """Make samples unknown: their slots hold other data from now on. See `ScoreTable.forget`; every rank forgets alike.
+
+        Args:
+            index: [B] int64 sample ids; not modified.
+
+        Raises:
+            TypeError, ValueError: `index` is no such vector; nothing is changed.
+        """
+        self.table.forget(index)
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
@@ -255,7 +367,8 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def strata(self) -> torch.Tensor | None:
         """[num_samples] int64 labels, made now of fewer bytes each, on the table's device; None without strata."""
-        return None if self._strata is None else self._strata.labels.long()
+        strata = self._planner.strata
+        return None if strata is None else strata.labels.long()
 
     @property
     def plan(self) -> Plan:
@@ -266,38 +379,13 @@ class PruningSampler(DistributedSampler[int]):
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
-        return self.keep_ratio if self.fixed_length else self.schedule(epoch)
+        return self._planner.keep_ratio_at(epoch)
 
     def _make_plan(self, scheduled: float) -> Plan:
         """The current epoch's plan, for which the schedule asks for this keep ratio."""
-        method, size = self.method, self.table.num_samples
-        ratio = self.keep_ratio if self.fixed_length else scheduled
-        if not self.table.stored:
-            return UniformPlan(self.epoch, asked_count(self.method.ratio(ratio), size), size, self.seed)
-        scores = method.scores_of(self.table.scores, self.table.variance)
-        if self.fixed_length:
-            if scheduled > self.keep_ratio and method.ratio(ratio) < 1.0:
-                method = SoftRandom()
-            # Certain samples would break the fixed count: the unknown rank with the highest instead.
-            known = torch.isfinite(scores)
-            scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
         # The last epoch's plan leaves its memory to this one, unless somebody still looks at it.
         self._running = None
-        out = self._memory.take(asked_count(ratio, size))
-        on_host = scores.device.type == "cpu"
-        plan = make_plan(
-            scores,
-            method,
-            keep_ratio=ratio,
-            epoch=self.epoch,
-            seed=self.seed,
-            strata=self._strata,
-            min_per_stratum=self.min_per_stratum,
-            out=out if on_host else None,
-        )
-        self._memory.made(len(plan))
-        # Loaders ask for ids on the host: from another device they come over once an epoch.
-        return plan if on_host else plan.copied_into(out)
+        return self._planner.plan(self.table, self._memory, epoch=self.epoch, scheduled=scheduled)
 
     # --- ids ---------------------------------------------------------------------------------------------------------
 
@@ -344,13 +432,14 @@ class PruningSampler(DistributedSampler[int]):
             position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
                 the state of a finished one was loaded.
         """
-        if position is None and self._now.finished and self.epoch + 1 < self.num_epochs:
+        if position is None and self._now.finished and self.epoch + 1 < (self.num_epochs or 2**32):
             self.set_epoch(self.epoch + 1)
         if not self._agreed:
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        return running.plan, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        return running.plan, self.last_pass[1]
 
     @property
     def begin_position(self) -> int:
@@ -420,27 +509,35 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def constant_length(self) -> bool:
         """Whether every epoch has the same number of samples, whatever the scores."""
-        exact = self.method.exact_count and not self.method.needs_scores
-        return self.fixed_length or (exact and len({self.keep_ratio_at(epoch) for epoch in range(self.num_epochs)}) == 1)
+        return self._planner.constant_length
 
-    def total_steps(self, batch_size: int) -> int:
+    def total_steps(self, batch_size: int, accumulate: int = 1) -> int:
         """Optimizer steps of the whole run on this rank: what OneCycleLR asks for.
 
         Exact for methods with an exact count as long as every sample of a full epoch gets a score; an upper bound for
-        methods whose counts depend on the scores.
+        methods whose counts depend on the scores. For the data set as large as it is now.
+
+        Args:
+            batch_size: samples of a batch on this rank, at least 1.
+            accumulate: batches whose gradients make one step, at least 1. An epoch's last step has those that are left, as in
+                Lightning (`accumulate_grad_batches`), in Accelerate (`gradient_accumulation_steps` with its default
+                `sync_with_dataloader=True`) and in transformers' Trainer: ceil(batches / accumulate) steps an epoch.
+
+        Raises:
+            TypeError, ValueError: an argument breaks its rule.
+            ValueError: the run has no end (num_epochs=None).
         """
-        batch_size = _check.integer(f"{_OP}.total_steps", "batch_size", batch_size, 1)
-        least = 0 if self._strata is None else int(self._strata.sizes.clamp_max(self.min_per_stratum).sum())
-        total = 0
+        op = f"{_OP}.total_steps"
+        batch_size = _check.integer(op, "batch_size", batch_size, 1)
+        accumulate = _check.integer(op, "accumulate", accumulate, 1)
+        if self.num_epochs is None:
+            raise ValueError(f"{op}: num_epochs must be given to the sampler, got None: a run without an end has no total")
+        steps = 0
         for epoch in range(self.num_epochs):
-            ratio = self.keep_ratio_at(epoch)
-            unknown = epoch == 0 and self.method.needs_scores and not self.fixed_length
-            if unknown or not self.method.exact_count:
-                ratio = 1.0
-            count = max(least, asked_count(self.method.ratio(ratio), self.table.num_samples))
-            local = count // self.num_replicas if self.drop_last else -(-count // self.num_replicas)
-            total += local // batch_size if self.drop_last else -(-local // batch_size)
-        return total
+            local = self._share(self._planner.most_at(epoch, self.table.num_samples))
+            batches = local // batch_size if self.drop_last else -(-local // batch_size)
+            steps += -(-batches // accumulate)
+        return steps
 
     # --- training steps ----------------------------------------------------------------------------------------------
 
@@ -457,7 +554,9 @@ class PruningSampler(DistributedSampler[int]):
         return self._now.step_arguments(per_step)
 
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan.
+        """The weights of samples in the current plan, for losses that no criterion of stprune can compute.
+
+        `PrunedMean` is made of this, a mean of weight x loss, and `update`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -477,7 +576,7 @@ class PruningSampler(DistributedSampler[int]):
         return self.node_sampler.wants_scores and self.granularity == "node"
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch that was trained on, for loops without `PrunedLoss`.
+        """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
 
         Args:
             index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified. Samples that were trained
@@ -487,7 +586,7 @@ class PruningSampler(DistributedSampler[int]):
         self.take_in(index)
 
     def take_in(self, index: torch.Tensor, node: torch.Tensor | None = None, pair_scores: torch.Tensor | None = None) -> None:
-        """End a training step whose scores the table has: PrunedLoss calls it.
+        """End a training step whose scores the table has; criteria call it.
 
         Args:
             index: [B] int64 ids of the batch; not modified.
@@ -496,12 +595,9 @@ class PruningSampler(DistributedSampler[int]):
         """
         if node is not None and pair_scores is not None:
             self.node_sampler.update(index, node, pair_scores)
-        if self._now.take_in(index):
-            self._warn(
-                "set_epoch",
-                f"PruningSampler: epoch {self.epoch} was trained on a second time. Nothing is pruned or scored anew until "
-                "sampler.set_epoch(epoch) begins the next epoch",
-            )
+        word = self._now.take_in(index)
+        if word is not None:
+            self._warn(*word)
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
@@ -518,44 +614,26 @@ class PruningSampler(DistributedSampler[int]):
             )
 
     def to(self, device: torch.device | str) -> PruningSampler:
-        """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
+        """Move the table to the training device, in place; criteria do it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
-        self._strata = None if self._strata is None else self._strata.to(self.table.device)
+        self._planner = self._planner.to(self.table.device)
         if self._running is not None:
             self._running.place()
         return self
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _strata_digest(self) -> str | None:
-        """A short name of the strata, the same for the same ones on any device."""
-        if self._strata is None:
-            return None
-        return hashlib.sha256(self._strata.labels.cpu().numpy().tobytes()).hexdigest()[:16]
-
     def _settings(self) -> dict[str, Any]:
         """What must be the same on every rank, and in a sampler that continues; the number of ranks may differ."""
-        schedule = self.schedule.kind
         return {
             "num_samples": self.table.num_samples,
-            "num_epochs": self.num_epochs,
-            "keep_ratio": self.keep_ratio,
-            "schedule": schedule if isinstance(schedule, str) else "function",
-            "anneal": self.anneal,
-            "seed": self.seed,
             "drop_last": self.drop_last,
-            "fixed_length": self.fixed_length,
             "num_nodes": self.num_nodes,
             "node_ratio": self.node_ratio,
             "granularity": self.granularity,
-            "min_per_stratum": self.min_per_stratum,
-            "strata": self._strata_digest,
-        } | {
-            f"{owner}.{name}": value
-            for owner, settings in (("method", self.method.settings()), ("node_sampler", self.node_sampler.settings()))
-            for name, value in settings.items()
+            **self._planner.settings(),
+            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -569,20 +647,16 @@ class PruningSampler(DistributedSampler[int]):
         running = self._now
         position = running.position
         self._memory.keep()
-        ids, weights = running.plan.columns()
         return {
             "version": _VERSION,
             "settings": self._settings(),
             "epoch": self.epoch,
             "position": position,
             "finished": 0 < position == running.reach,
-            "count": len(running.plan),
-            "indices": ids,
-            "weights": weights,
-            "mean_weight": running.plan.mean_weight,
             "table": self.table.state_dict(),
             "node_sampler": self.node_sampler.state_dict(),
             "warned": sorted(self._warned),
+            **self._planner.saved(running.plan),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -601,9 +675,9 @@ class PruningSampler(DistributedSampler[int]):
         _check.same_keys(op, state, _ENTRIES)
         _check.same_settings(op, "sampler", self._settings(), state["settings"])
         self.table.check_state(state["table"])
-        epoch = _check.integer(op, "epoch", state["epoch"], 0, self.num_epochs - 1)
+        epoch = self._checked_epoch(op, state["epoch"])
         position = _check.integer(op, "position", state["position"], 0)
-        plan = self._saved_plan(op, state)
+        plan = self._planner.restored(op, self.table, state)
         self._ranks.settle(needs_scores=self._needs_scores)
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
@@ -614,24 +688,8 @@ class PruningSampler(DistributedSampler[int]):
         self.table.restart()
         self._begin(plan, position, finished=_check.flag(op, "finished", state["finished"]))
 
-    def _saved_plan(self, op: str, state: dict[str, Any]) -> Plan:
-        size = self.table.num_samples
-        count = _check.integer(op, "count", state["count"], 0, size)
-        if not self.table.stored:
-            return UniformPlan(int(state["epoch"]), count, size, self.seed)
-        weights = _check.vector(op, "weights", _check.floating(op, "weights", state["weights"])).cpu().clone()
-        weights = weights.expand(count) if weights.numel() == 1 else weights
-        given = state["indices"]
-        indices = torch.arange(size) if given is None else _check.index(op, "indices", given).cpu().clone()
-        if weights.numel() != count or indices.numel() != count:
-            raise ValueError(
-                f"{op}: indices and weights must have {count} entries, got {indices.numel()} and {weights.numel()}"
-            )
-        _check.ids(op, "indices", indices, size - 1)
-        return EpochPlan(int(state["epoch"]), indices, weights, size, self.seed, float(state["mean_weight"]))
-
 
 _ENTRIES = (
-    "version", "settings", "epoch", "position", "finished", "count", "indices", "weights", "mean_weight", "table",
+    "version", "settings", "epoch", "position", "finished", "count", "planned", "indices", "weights", "mean_weight", "table",
     "node_sampler", "warned",
 )  # fmt: skip

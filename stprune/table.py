@@ -115,9 +115,9 @@ class ScoreTable:
         """Samples of all training batches of this epoch, each as often as it came. Waits for the table's device."""
         return int(self._count[2])
 
-    def were_trained(self, index: torch.Tensor) -> bool:
-        """Whether all samples [B] int64 were trained on in this epoch. Waits for the table's device."""
-        return self._marks is not None and bool((self._marks[index.to(self.device)] & TRAINED).all())
+    def num_trained_of(self, index: torch.Tensor) -> int:
+        """How many of the samples [B] int64, all distinct, were trained on in this epoch. Waits for the table's device."""
+        return 0 if self._marks is None else int((self._marks[index.to(self.device)] & TRAINED).count_nonzero())
 
     def to(self, device: torch.device | str) -> ScoreTable:
         """Move the table to `device` in place; scores keep their bits."""
@@ -177,6 +177,55 @@ class ScoreTable:
         if self._marks is not None:
             self._marks &= SCORED | FRESH | KNOWN
         self._count.zero_()
+
+    @torch.inference_mode(False)  # or no training step could write into what is made here
+    def grow(self, num_samples: int, *, rows: int = 1) -> None:
+        """Hold more samples, in place: the new ones were never scored, all others keep everything.
+
+        Args:
+            num_samples: how many samples there are then; at least as many as now, and a multiple of `rows`.
+            rows: the samples stand in so many rows of one length, and each row grows at its end: pairs, one row a window.
+
+        Raises:
+            TypeError, ValueError: a number breaks its rule; nothing is changed.
+        """
+        op = f"{_OP}.grow"
+        rows = _check.integer(op, "rows", rows, 1)
+        num_samples = _check.integer(op, "num_samples", num_samples, self.num_samples, 2**62)
+        if num_samples % rows or self.num_samples % rows:
+            raise ValueError(f"{op}: num_samples must be a multiple of {rows} rows, got {num_samples} after {self.num_samples}")
+        grown = []
+        for column, value in zip(self.columns[:3], (torch.inf, 0, 0.0), strict=True):
+            if column is not None:
+                old = column.view(rows, self.num_samples // rows)
+                column = filled(num_samples, value, old.dtype, old.device)
+                column.view(rows, num_samples // rows)[:, : old.shape[1]] = old
+            grown.append(column)
+        self._scores, self._marks, self._variance = grown
+        self.num_samples = num_samples
+
+    def forget(self, index: torch.Tensor) -> None:
+        """Make samples unknown, as if never scored: their slots hold other data from now on.
+
+        The next score replaces the unknown one. Of the epoch under way nothing is undone: who was trained on in it counts as
+        trained, and is not scored by training again before the next. Where ranks exchange scores, every rank forgets alike:
+        a score that another rank measured before and still holds would come back.
+
+        Args:
+            index: [B] int64 ids in [0, num_samples), in any order, also repeated; not modified.
+
+        Raises:
+            TypeError, ValueError: `index` is no such vector; nothing is changed.
+        """
+        op = f"{_OP}.forget"
+        index = _check.index(op, "index", index)
+        _check.ids(op, "index", index, self.num_samples - 1)
+        index = index.to(self.device)
+        if self._scores is not None and self._marks is not None:
+            self._scores[index] = torch.inf
+            self._marks[index] &= TRAINED
+        if self._variance is not None:
+            self._variance[index] = 0.0
 
     def num_nonfinite(self) -> int:
         """How many samples were scored NaN or infinite last time (never scored ones do not count)."""

@@ -13,6 +13,15 @@ from stprune.testing import assert_chi_square
 NUM_NODES = 24
 GROUPS = torch.tensor([0] * 13 + [7] * 8 + [2] * 3)
 GRID = torch.from_numpy(to_numpy_array(grid_2d_graph(6, 4)))
+HOLES = torch.arange(NUM_NODES) % 3 == 1
+
+
+def observed_of(index):
+    """[B, NUM_NODES] bool: 10 to 22 of the nodes, others in each window."""
+    word = (index.unsqueeze(1) + 1) * 48271 % 2147483647 * (torch.arange(NUM_NODES) + 1) % 2147483647
+    return word.argsort(dim=1).argsort(dim=1) < 10 + (index % 13).unsqueeze(1)
+
+
 SAMPLERS = {
     "uniform": "uniform",
     "priority": stprune.Priority(storage="float32"),
@@ -21,6 +30,8 @@ SAMPLERS = {
     "stratified": stprune.Stratified(GROUPS),
     "cluster": stprune.Cluster(GRID),
     "clusters of 3": stprune.Cluster(GRID, cluster_size=3),
+    "observed": stprune.Observed(~HOLES),
+    "observed by window": stprune.Observed(observed_of),
 }
 
 
@@ -59,12 +70,14 @@ def test_nodes_are_distinct_ascending_and_as_many_as_asked(name, node_ratio):
     assert bool((node.diff(dim=1) > 0).all())
     assert 0 <= int(node.min()) <= int(node.max()) < NUM_NODES
     weights = sampler.node_weights(torch.arange(50), node)
-    assert weights is None or (weights.shape == node.shape and bool((weights > 0).all()))
+    assert weights is None or (weights.shape == node.shape and bool((weights >= 0).all()))
+    # Only what fills the rows of `Observed` has the weight 0.
+    assert weights is None or bool((weights > 0).all()) or (name.startswith("observed") and node_ratio > 10 / 24)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_weighted_means_are_unbiased(name):
-    """The weighted mean over the drawn nodes has the mean over all nodes as its expectation: 4 standard errors."""
+    """The weighted mean over the drawn nodes has the mean over all (observed) nodes as its expectation: 4 standard errors."""
     draws = 4000
     sampler = sampler_with(SAMPLERS[name], num_windows=draws)
     assert sampler.node_sampler.unbiased
@@ -78,7 +91,11 @@ def test_weighted_means_are_unbiased(name):
     weights = sampler.node_weights(index, node)
     weights = torch.ones(node.shape) if weights is None else weights
     means = (value[node] * weights.double().unsqueeze(2)).mean(1)
-    error = (means.mean(0) - value.mean(0)).abs()
+    there = {"observed": ~HOLES.expand(draws, -1), "observed by window": observed_of(index)}.get(
+        name, node.new_ones(1, NUM_NODES)
+    )
+    wanted = (there.double() @ value).sum(0) / there.sum()
+    error = (means.mean(0) - wanted).abs()
     assert bool((error <= 4 * means.std(0) / draws**0.5).all()), error
     if name.startswith("priority"):
         plain = value[node].mean(1)
@@ -208,13 +225,13 @@ def test_state_goes_on_bit_for_bit(name, tmp_path):
         sampler_with(stprune.Cluster(GRID, cluster_size=5)).load_state_dict(sampler.state_dict())
 
 
-@pytest.mark.parametrize("name", ["uniform", "priority-bfloat16", "priority-int8", "stratified"])
+@pytest.mark.parametrize("name", ["uniform", "priority-bfloat16", "priority-int8", "stratified", "observed", "windows"])
 def test_a_compiled_step_has_no_graph_break(name):
     """Weights and scores of pairs inside torch.compile(fullgraph=True), with what the eager step gives, in two epochs."""
     results = []
     for compiled in (False, True):
         torch._dynamo.reset()
-        sampler = sampler_with(SAMPLERS[name])
+        sampler = sampler_with(stprune.Observed(observed_of(torch.arange(50))) if name == "windows" else SAMPLERS[name])
         scored(sampler, 50)
         criterion = stprune.PrunedLoss(sampler, null_value=0.0, mean=torch.arange(float(NUM_NODES)), std=2.0)
         index = torch.arange(8)
@@ -235,6 +252,173 @@ def test_a_compiled_step_has_no_graph_break(name):
         results.append([*(loss.detach() for loss in losses), weight.grad, sampler.table.scores, sampler.nodes(index)])
     for eager, graph in zip(*results, strict=True):
         torch.testing.assert_close(graph, eager, rtol=0, atol=0)
+
+
+# --- holes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [~HOLES, observed_of(torch.arange(50)), observed_of], ids=["nodes", "windows", "function"])
+def test_no_drawn_node_is_a_hole_and_every_observed_one_is_drawn_equally_often(mask):
+    """`Observed` in 500 epochs of 50 windows, which have 10 observed nodes at least; 8 are drawn."""
+    index, epochs = torch.arange(50), 500
+    sampler = sampler_with(stprune.Observed(mask))
+    there = ~HOLES.expand(50, -1) if mask is not observed_of and mask.dim() == 1 else observed_of(index)
+    seen = torch.zeros(50, NUM_NODES)
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        seen.scatter_add_(1, sampler.nodes(index), torch.ones(50, 8))
+    assert not bool(seen[~there].any())
+    number = there.sum(1, keepdim=True).double()
+    chance = 8 / number
+    # The counts of a draw without replacement are negatively correlated: scaled to a chi-square with number - 1 degrees.
+    part = (seen - epochs * chance).square() / (epochs * chance * (1 - chance)) * (number - 1) / number
+    statistic, degrees = float(part[there].sum()), float((number - 1).sum())
+    assert abs(statistic - degrees) < 4.5 * (2 * degrees) ** 0.5
+
+
+def test_masks_of_windows_draw_alike_in_every_form():
+    index = torch.arange(50)
+    samplers = [sampler_with(stprune.Observed(mask)) for mask in (observed_of(index), observed_of)]
+    (node, weight), (others, others_weight) = (sampler.draw_nodes(index) for sampler in samplers)
+    assert torch.equal(node, others)
+    assert torch.equal(weight, others_weight)
+    assert torch.equal(samplers[0].node_weights(index[3:9], node[3:9].flip(1)), weight[3:9].flip(1))
+
+
+def test_a_window_with_too_few_observed_nodes_is_filled_with_others_of_weight_zero():
+    mask = torch.zeros(50, NUM_NODES, dtype=torch.bool)
+    mask[0, [3, 20]] = mask[2, :12] = True  # two, none and twelve observed nodes; the other windows have none
+    sampler = sampler_with(stprune.Observed(mask))
+    node, weight = sampler.draw_nodes(torch.arange(3))
+    assert bool((node.diff(dim=1) > 0).all())
+    assert {3, 20} <= set(node[0].tolist())
+    assert bool(mask[2][node[2]].all())
+    # 10 nodes are drawn where 14 are observed: 2 of 2 in the first window, 8 of 12 in the last.
+    share = 10 / 14
+    wanted = torch.stack(
+        [torch.where((node[0] == 3) | (node[0] == 20), share, 0.0), torch.zeros(8), torch.full((8,), share * 1.5)]
+    )
+    torch.testing.assert_close(weight, wanted)
+    sampler.set_epoch(1)
+    assert not torch.equal(sampler.nodes(torch.arange(3)), node)
+    nothing = sampler_with(stprune.Observed(torch.zeros(50, NUM_NODES, dtype=torch.bool)))
+    assert not bool(nothing.draw_nodes(torch.arange(50))[1].any())
+
+
+def test_holes_leave_the_masked_loss_as_it_is():
+    """Where no window has more observed nodes than are drawn, the loss is the masked loss of all nodes."""
+    mask = observed_of(torch.arange(50)) & (torch.arange(NUM_NODES) < 12)
+    sampler = sampler_with(stprune.Observed(mask), node_ratio=0.5)
+    criterion = stprune.PrunedLoss(sampler, null_value=0.0)
+    prediction = torch.randn(50, 3, NUM_NODES, generator=torch.Generator().manual_seed(0))
+    target = torch.where(mask.unsqueeze(1), prediction + 1.0 + torch.arange(NUM_NODES), 0.0)
+    node = sampler.nodes(torch.arange(50))
+    assert int(mask.sum(1).max()) <= 12
+    parts = (stprune.gather_nodes(part, node, dim=2) for part in (prediction.requires_grad_(), target))
+    loss = criterion(*parts, torch.arange(50), node)
+    with torch.no_grad():
+        torch.testing.assert_close(loss.detach(), criterion(prediction, target))
+    loss.backward()
+    assert not bool(prediction.grad.masked_select(~mask.unsqueeze(1)).any())
+
+
+def test_a_function_is_asked_once_for_every_window_and_with_ids_of_the_host():
+    asked = []
+
+    def mask(index):
+        asked.append(index)
+        return observed_of(index)
+
+    sampler = sampler_with(stprune.Observed(mask), num_windows=2500)
+    assert torch.equal(torch.cat(asked), torch.arange(2500))
+    assert max(map(len, asked)) <= 1024
+    sampler.nodes(torch.tensor([7, 3]))
+    assert asked[-1].tolist() == [7, 3]
+
+
+def test_a_mask_takes_a_bit_for_a_node():
+    assert stprune.Observed(torch.ones(1000, 641, dtype=torch.bool))._rows.nbytes == 1000 * 81
+
+
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_more_windows_and_nodes_draw_as_a_sampler_made_for_them(name):
+    """`grow`, against one of the grown sizes that has learned the same; and its state fits that one."""
+    new = {
+        "stratified": {"groups": torch.cat([GROUPS, torch.tensor([9] * 6)])},
+        "cluster": {"adjacency": torch.from_numpy(to_numpy_array(grid_2d_graph(6, 5)))},
+        "observed": {"mask": torch.arange(30) % 3 != 1},
+        "observed by window": {"mask": lambda index: torch.cat([observed_of(index), observed_of(index)[:, :6]], 1)},
+    }
+    new["clusters of 3"] = new["cluster"]
+    again = {
+        "stratified": lambda: stprune.Stratified(**new["stratified"]),
+        "cluster": lambda: stprune.Cluster(**new["cluster"]),
+        "clusters of 3": lambda: stprune.Cluster(**new["cluster"], cluster_size=3),
+        "observed": lambda: stprune.Observed(**new["observed"]),
+        "observed by window": lambda: stprune.Observed(**new["observed by window"]),
+    }.get(name, lambda: SAMPLERS[name])
+    small = {"num_windows": 50, "num_nodes": NUM_NODES, "count": 8, "seed": 3}
+    large = {"num_windows": 70, "num_nodes": 30, "count": 9, "seed": 3}
+    resolved = stprune.nodes.resolve
+    grown, made = resolved(SAMPLERS[name]).bind(**small), resolved(again()).bind(**large)
+    index = torch.arange(70)
+    if grown.wants_scores:
+        scores = torch.rand(50, NUM_NODES, generator=torch.Generator().manual_seed(1)) + 0.1
+        for one in (grown, made):
+            one.table.update(index[:50], torch.arange(NUM_NODES).expand(50, -1), scores)
+    grown.grow(70, 30, 9, **new.get(name, {}))
+    node, weight = grown.draw(index, 2)
+    expected, expected_weight = made.draw(index, 2)
+    assert torch.equal(node, expected)
+    assert weight is expected_weight is None or torch.equal(weight, expected_weight)
+    assert grown.settings() == made.settings()
+    made.load_state_dict(grown.state_dict())
+    grown.load_state_dict(made.state_dict())
+    assert torch.equal(made.draw(index, 2)[0], node)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+def test_growth_keeps_the_scores_of_pairs_also_those_that_wait(storage):
+    sampler = stprune.Priority(storage=storage).bind(num_windows=5, num_nodes=70, count=7, seed=0)
+    everyone = torch.arange(70).expand(2, -1)
+    sampler.table.update(torch.tensor([1, 4]), everyone, torch.full((2, 70), 2.0))
+    node = sampler.draw(torch.tensor([1, 2]), 0)[0]
+    sampler.update(torch.tensor([1, 2]), node, torch.full((2, 7), 8.0))
+    sampler.grow(9, 150, 15)
+    rows = sampler.table.rows(torch.arange(9))
+    assert bool((rows[[1, 4], :70] == 2.0).all())
+    assert int((rows < torch.inf).sum()) == 140
+    sampler.update(torch.tensor([8]), sampler.draw(torch.tensor([8]), 0)[0], torch.full((1, 15), 4.0))
+    sampler.advance()
+    rows = sampler.table.rows(torch.arange(9))
+    assert int((rows < torch.inf).sum()) == 140 + 7 + 15
+    for window in (1, 2):
+        assert bool((rows[window, node[window - 1]] == 8.0).all())
+    assert int((rows[1, :70] == 2.0).sum()) == 63
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("uniform", (49, 24, 8), "Uniform.grow: num_windows must be at least 50, got 49"),
+        ("priority", (50, 23, 8), "Priority.grow: num_nodes must be at least 24, got 23"),
+        ("cluster", (50, 24, 7), r"Cluster.grow: count must lie in \[8, 24\], got 7"),
+        ("cluster", (50, 30, 9), "adjacency must have one row for each of 30 nodes, got 24"),
+        ("stratified", (50, 30, 9), "groups must have one label for each of 30 nodes, got 24"),
+        ("observed", (50, 30, 9), r"mask must have the shape \(30,\) or \(50, 30\), got \(24,\)"),
+        ("observed by window", (50, 30, 9), r"mask\(index\) must be bool of shape \(50, 30\), got torch.bool \(50, 24\)"),
+    ],
+)
+def test_growth_is_refused_where_something_is_missing_and_nothing_is_changed(name, sizes, message):
+    sampler = stprune.nodes.resolve(SAMPLERS[name]).bind(num_windows=50, num_nodes=NUM_NODES, count=8, seed=0)
+    before, settings = sampler.draw(torch.arange(50), 1)[0], dict(vars(sampler))
+    with pytest.raises(ValueError, match=message):
+        sampler.grow(*sizes)
+    assert vars(sampler) == settings
+    assert torch.equal(sampler.draw(torch.arange(50), 1)[0], before)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -293,6 +477,15 @@ def test_table_takes_the_bytes_it_says():
         (lambda: stprune.Cluster(GRID[:3]), ValueError, "adjacency must be square"),
         (lambda: stprune.Cluster(GRID, cluster_size=0), ValueError, "cluster_size must be at least 1"),
         (lambda: sampler_with(stprune.Cluster(GRID[:5, :5])), ValueError, "one row for each of 24 nodes, got 5"),
+        (lambda: sampler_with("observed"), ValueError, "or Stratified.groups., Cluster.adjacency. or Observed.mask., got 'obs"),
+        (lambda: stprune.Observed([True]), TypeError, "mask must be a tensor or a function of window ids, got list"),
+        (lambda: stprune.Observed(HOLES.long()), TypeError, "mask must be bool, got torch.int64"),
+        (lambda: stprune.Observed(HOLES.view(2, 3, 4)), ValueError, "or .num_windows, num_nodes., got shape .2, 3, 4."),
+        (lambda: sampler_with(stprune.Observed(HOLES[:5])), ValueError, "shape .24,. or .50, 24., got .5,."),
+        (lambda: sampler_with(stprune.Observed(HOLES.expand(49, -1))), ValueError, "or .50, 24., got .49, 24."),
+        (lambda: sampler_with(stprune.Observed(lambda index: HOLES)), ValueError, "shape .50, 24., got torch.bool .24,."),
+        (lambda: sampler_with(stprune.Observed(lambda index: index)), ValueError, "got torch.int64 .50,."),
+        (lambda: sampler_with(stprune.Observed(lambda index: None)), ValueError, "got NoneType"),
         (lambda: stprune.Priority(storage="int4"), ValueError, "storage must be one of float32, bfloat16, int8"),
         (lambda: stprune.Priority(floor=0.0), ValueError, "floor must lie in"),
         (lambda: stprune.Priority(beta=1.0), ValueError, "beta must lie in"),

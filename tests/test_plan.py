@@ -153,6 +153,47 @@ def test_a_quota_keeps_so_many_of_every_stratum_out_of_the_same_total(method, si
         assert len(plan) == 100
 
 
+@pytest.mark.parametrize(
+    ("sizes", "quota", "wanted"),
+    [
+        ([100, 200, 700], [40, 0, 12], [40, 13, 47]),  # equal scores: what the quota leaves is given in proportion
+        ([100, 200, 700], torch.tensor([20, 30, 50]), [20, 30, 50]),
+        ([100, 200, 700], (60, 60, 60), [60, 60, 60]),
+        ([5, 0, 295, 0, 700], [8, 70, 25], [5, 0, 70, 0, 25]),  # labels without samples have no number
+        ([100, 200, 700], [0, 0, 0], [10, 20, 70]),
+    ],
+)
+def test_a_quota_of_each_stratum(sizes, quota, wanted):
+    """In the order of the labels; numbers that add up to the asked total are exact counts."""
+    strata = labelled(sizes)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
+    for method in ("st-prune", "soft-random"):
+        plan = stprune.plan_epoch(
+            torch.ones(1000), method=method, keep_ratio=0.1, epoch=1, seed=3, strata=strata, min_per_stratum=quota
+        )
+        assert torch.bincount(strata[plan.indices], minlength=len(sizes)).tolist() == wanted
+
+
+def test_a_run_counts_and_saves_a_quota_of_each_stratum(tmp_path):
+    strata = labelled([20, 0, 80])
+    run = lambda quota, **settings: stprune.PruningSampler(
+        100,
+        num_epochs=4,
+        keep_ratio=0.1,
+        method="soft-random",
+        schedule="none",
+        strata=strata,
+        min_per_stratum=quota,
+        **settings,
+    )
+    sampler = run(torch.tensor([15, 5]))
+    assert len(sampler) == 20
+    assert sampler.total_steps(10) == 8
+    torch.save(sampler.state_dict(), tmp_path / "state.pt")
+    run([15, 5]).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    with pytest.raises(ValueError, match=r"min_per_stratum must be \[15, 6\] as in this sampler, got \[15, 5\]"):
+        run([15, 6]).load_state_dict(sampler.state_dict())
+
+
 def test_a_quota_gives_small_strata_their_exact_share_of_the_weight():
     """Without one, strata of which fewer than 30 are kept share their weight with a neighbour."""
     sizes = [100, 200, 700]
@@ -190,6 +231,9 @@ def test_a_quota_leaves_the_weighted_sum_unbiased():
     assert abs(float(sums.mean() - value.sum())) <= 4 * float(sums.std()) / epochs**0.5
 
 
+TWO = torch.tensor([0] * 4 + [7] * 6)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -210,6 +254,12 @@ def test_a_quota_leaves_the_weighted_sum_unbiased():
         ({"min_per_stratum": 3}, ValueError, "min_per_stratum must be None without strata, got 3"),
         ({"min_per_stratum": 0, "strata": torch.zeros(10).long()}, ValueError, "min_per_stratum must be at least 1, got 0"),
         ({"min_per_stratum": 1, "strata": torch.zeros(10).long(), "method": "seta"}, ValueError, "an exact count, got 'seta'"),
+        ({"min_per_stratum": [1, 1, 1], "strata": TWO}, ValueError, "must have one number for each of 2 strata, got 3"),
+        ({"min_per_stratum": [1, -1], "strata": TWO}, ValueError, "min_per_stratum must be at least 0, got -1"),
+        ({"min_per_stratum": [1, 0.5], "strata": TWO}, TypeError, "min_per_stratum must be an integer, got 0.5"),
+        ({"min_per_stratum": torch.ones(2), "strata": TWO}, TypeError, "min_per_stratum must be int64, got torch.float32"),
+        ({"min_per_stratum": "11", "strata": TWO}, TypeError, "min_per_stratum must be an integer, got '11'"),
+        ({"min_per_stratum": [1, 1]}, ValueError, r"min_per_stratum must be None without strata, got \[1, 1\]"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -34,18 +34,18 @@ def assert_within_4_standard_errors(draws, full):
     assert bool((error <= 4 * standard_error + 1e-6 * full.abs().max()).all()), (error / standard_error).tolist()
 
 
-def full_gradient(x, y, weight):
+def full_gradient(x, y, weight, **settings):
     n = x.shape[0]
     sampler = stprune.PruningSampler(n, num_epochs=1, method="full")
-    return gradient(stprune.PrunedLoss(sampler), x, y, weight, torch.arange(n))
+    return gradient(stprune.PrunedLoss(sampler, **settings), x, y, weight, torch.arange(n))
 
 
-def window_draws(sampler, rescale, x, y, weight, scores):
+def window_draws(sampler, rescale, x, y, weight, scores, **settings):
     """[DRAWS, 4]: the gradient of each epoch's kept samples, whose plan is made from the same scores each time.
 
     With `epoch_sum` it is the sum over the kept samples, with `per_step` the mean.
     """
-    criterion = stprune.PrunedLoss(sampler, rescale=rescale)
+    criterion = stprune.PrunedLoss(sampler, rescale=rescale, **settings)
     draws = []
     for epoch in range(1, DRAWS + 1):
         if sampler.method.needs_scores:
@@ -154,6 +154,37 @@ def test_windows_and_node_draws_together():
     sampler = sampler_of(200, keep_ratio=0.4, num_nodes=8, node_ratio=0.5)
     draws = window_draws(sampler, "epoch_sum", x, y, weight, stprune.score(x @ weight, y))
     assert_within_4_standard_errors(draws, full_gradient(x, y, weight) * 200)
+
+
+def with_holes(n):
+    """Windows with 3 to 11 of 12 nodes observed, the more the larger their errors; and which nodes are."""
+    x, y, weight = frozen(n=n, nodes=12)
+    observed = torch.rand(n, 12, generator=torch.Generator().manual_seed(9)).argsort(1) < 3 + (torch.arange(n) % 9).unsqueeze(1)
+    size = observed.sum(1).view(-1, 1, 1, 1) * torch.linspace(0.2, 4.0, 12).view(1, 1, 12, 1)
+    return x, torch.where(observed[:, None, :, None], y * size, 0.0), weight, observed
+
+
+@pytest.mark.parametrize("keep_ratio", [0.4, 1.0])
+@pytest.mark.parametrize("function", [False, True])
+def test_observed_nodes(keep_ratio, function):
+    """3 of the observed nodes of each window estimate the masked loss of all windows and nodes, also of kept windows."""
+    x, y, weight, observed = with_holes(180)
+    chosen = stprune.Observed(observed.__getitem__ if function else observed)
+    sampler = sampler_of(180, keep_ratio=keep_ratio, num_nodes=12, node_ratio=0.25, node_sampler=chosen)
+    scores = stprune.score(x @ weight, y, null_value=0.0)
+    draws = window_draws(sampler, "epoch_sum", x, y, weight, scores, null_value=0.0)
+    assert_within_4_standard_errors(draws, full_gradient(x, y, weight, null_value=0.0) * 180)
+
+
+def test_observed_nodes_need_their_weights(monkeypatch):
+    """With equal weights a window with few observed nodes would count for as much as one with many."""
+    x, y, weight, observed = with_holes(180)
+    sampler = sampler_of(180, keep_ratio=0.4, num_nodes=12, node_ratio=0.25, node_sampler=stprune.Observed(observed))
+    monkeypatch.setattr(stprune.PruningSampler, "node_weights", lambda self, index, node: None)
+    scores = stprune.score(x @ weight, y, null_value=0.0)
+    draws = window_draws(sampler, "epoch_sum", x, y, weight, scores, null_value=0.0)
+    with pytest.raises(AssertionError):
+        assert_within_4_standard_errors(draws, full_gradient(x, y, weight, null_value=0.0) * 180)
 
 
 @pytest.mark.parametrize("method", ["st-prune", "soft-random"])

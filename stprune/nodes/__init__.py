@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from stprune.nodes.base import Draw, NodeSampler, Uniform
 from stprune.nodes.cluster import Cluster
+from stprune.nodes.observed import Observed
 from stprune.nodes.priority import Priority
 from stprune.nodes.stratified import Stratified
 
-__all__ = ["NODE_SAMPLERS", "Cluster", "Draw", "NodeSampler", "Priority", "Stratified", "Uniform", "resolve"]
+__all__ = ["NODE_SAMPLERS", "Cluster", "Draw", "NodeSampler", "Observed", "Priority", "Stratified", "Uniform", "resolve"]
 
 NODE_SAMPLERS: dict[str, type[NodeSampler]] = {"uniform": Uniform, "priority": Priority}
-"""Node samplers by name; `Stratified` and `Cluster` need to know the nodes' groups or graph and are given as objects."""
+"""Node samplers by name; `Stratified`, `Cluster` and `Observed` need to know the nodes' groups, graph or holes
+and are given as objects."""
 
 
 def resolve(sampler: str | NodeSampler) -> NodeSampler:
@@ -35,9 +37,8 @@ def resolve(sampler: str | NodeSampler) -> NodeSampler:
     if isinstance(sampler, str):
         if sampler not in NODE_SAMPLERS:
             names = ", ".join(sorted(NODE_SAMPLERS))
-            raise ValueError(
-                f"node_sampler must be one of {names}, or Stratified(groups) or Cluster(adjacency), got {sampler!r}"
-            )
+            objects = "Stratified(groups), Cluster(adjacency) or Observed(mask)"
+            raise ValueError(f"node_sampler must be one of {names}, or {objects}, got {sampler!r}")
         return NODE_SAMPLERS[sampler]()
     if not isinstance(sampler, NodeSampler):
         raise TypeError(f"node_sampler must be a name or a NodeSampler, got {type(sampler).__name__}")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from stprune.ops import draw_nodes
+from stprune.ops import _check, draw_nodes
 
 Sampler = TypeVar("Sampler", bound="NodeSampler")
 
@@ -23,7 +23,8 @@ class NodeSampler:
 
     Attributes:
         name: what saved states call it.
-        unbiased: with its weights, the mean over the drawn nodes has the mean over all nodes as its expectation.
+        unbiased: with its weights, the mean over the drawn nodes has the mean over all nodes as its expectation, or that over
+            all observed ones (`Observed`).
         weighted: some draw has weights.
         wants_scores: it draws by the pairs' scores, which `PrunedLoss` hands in through `update`.
         num_windows, num_nodes, count, seed: set by `bind`: windows of the data set, nodes of a window, nodes drawn of each.
@@ -50,7 +51,36 @@ class NodeSampler:
         return bound
 
     def prepare(self) -> None:
-        """Check the settings against the sizes and build what `draw` needs; called once by `bind`."""
+        """Check the settings against the sizes and build what `draw` needs; called by `bind`, and anew by `grow`."""
+
+    def grow(self, num_windows: int, num_nodes: int, count: int) -> None:
+        """Serve more windows or more nodes of each from now on, in place; not in the middle of an epoch.
+
+        Here the sampler is prepared anew for the new sizes. One that has learned something in `prepare`'s tensors keeps it by a
+        method of its own, as `Priority` does; one that must be told about the new nodes takes that as a keyword, as
+        `Stratified` takes `groups`. `to` may have to be called again.
+
+        Args:
+            num_windows, num_nodes, count: as in `bind`; none is less than before.
+
+        Raises:
+            TypeError, ValueError: a size is less than before, or the sampler's settings do not fit; nothing is changed.
+        """
+        self._grow(num_windows, num_nodes, count)
+
+    def _grow(self, num_windows: int, num_nodes: int, count: int, **settings: Any) -> None:
+        """`grow`, with attributes that are replaced before the sampler is prepared anew."""
+        self._check_sizes(num_windows, num_nodes, count)
+        grown = copy.copy(self)
+        grown.__dict__.update(settings)
+        bound = grown.bind(num_windows=num_windows, num_nodes=num_nodes, count=count, seed=self.seed)
+        self.__dict__.update(bound.__dict__)
+
+    def _check_sizes(self, num_windows: int, num_nodes: int, count: int) -> None:
+        op = f"{type(self).__name__}.grow"
+        _check.integer(op, "num_windows", num_windows, self.num_windows)
+        _check.integer(op, "num_nodes", num_nodes, self.num_nodes)
+        _check.integer(op, "count", count, self.count, num_nodes)
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         """The nodes of windows [B] int64, and their weights.

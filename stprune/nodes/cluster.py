@@ -47,13 +47,12 @@ class Cluster(NodeSampler):
     unbiased = True
 
     def __init__(self, adjacency: torch.Tensor, *, cluster_size: int | None = None) -> None:
-        adjacency = _check.tensor(_OP, "adjacency", adjacency).detach()
-        if adjacency.dim() != 2 or adjacency.shape[0] != adjacency.shape[1]:
-            raise ValueError(f"{_OP}: adjacency must be square, got shape {tuple(adjacency.shape)}")
         self.cluster_size = None if cluster_size is None else _check.integer(_OP, "cluster_size", cluster_size, 1)
-        sparse = adjacency.cpu().to_sparse_coo().coalesce()
-        edges = sparse.indices()[:, sparse.values() != 0]
-        self.ring = _ring(edges, adjacency.shape[0])
+        self.ring = _ring_of(adjacency)
+
+    def grow(self, num_windows: int, num_nodes: int, count: int, *, adjacency: torch.Tensor | None = None) -> None:
+        """As `NodeSampler.grow`; `adjacency` [num_nodes, num_nodes] is that of all nodes, needed where there are more nodes."""
+        self._grow(num_windows, num_nodes, count, ring=self.ring if adjacency is None else _ring_of(adjacency))
 
     def prepare(self) -> None:
         if self.ring.numel() != self.num_nodes:
@@ -73,6 +72,14 @@ class Cluster(NodeSampler):
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "ring": self.ring.tolist(), "cluster_size": self.cluster_size}
+
+
+def _ring_of(adjacency: torch.Tensor) -> torch.Tensor:
+    adjacency = _check.tensor(_OP, "adjacency", adjacency).detach()
+    if adjacency.dim() != 2 or adjacency.shape[0] != adjacency.shape[1]:
+        raise ValueError(f"{_OP}: adjacency must be square, got shape {tuple(adjacency.shape)}")
+    sparse = adjacency.cpu().to_sparse_coo().coalesce()
+    return _ring(sparse.indices()[:, sparse.values() != 0], adjacency.shape[0])
 
 
 def _ring(edges: torch.Tensor, num_nodes: int) -> torch.Tensor:

@@ -60,6 +60,15 @@ class PairTable:
         """Move the table."""
         self._values, self._scale = self._values.to(device), self._scale.to(device)
 
+    def grow(self, num_windows: int, num_nodes: int) -> None:
+        """Make room for more windows and nodes; the new pairs are unknown. Both tables are in memory for a moment."""
+        grown = PairTable(num_windows, num_nodes, storage=self.storage, beta=self.beta)
+        grown.to(self.device)
+        for mine, larger in ((self._values, grown._values), (self._scale, grown._scale)):
+            if larger.numel():
+                larger[: mine.shape[0], : mine.shape[1]] = mine
+        self.__dict__.update(grown.__dict__)
+
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The scores of windows [B] int64: [B, num_nodes] float32, +inf where unknown."""
         values = self._values[index]

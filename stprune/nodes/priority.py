@@ -63,6 +63,16 @@ class Priority(NodeSampler):
         self._node = torch.zeros(self.num_windows, self.count, dtype=torch.int32)
         self._score = torch.zeros(self.num_windows, self.count, dtype=torch.float32)
 
+    def grow(self, num_windows: int, num_nodes: int, count: int) -> None:
+        """As `NodeSampler.grow`: the table and the scores that wait are kept; new pairs are unknown."""
+        self._check_sizes(num_windows, num_nodes, count)
+        self.table.grow(num_windows, num_nodes)
+        more_windows, more_nodes = num_windows - self.num_windows, count - self.count
+        # The first node of a row fills the new places, which so store its score once more.
+        node, score = (torch.cat([x, x[:, :1].expand(-1, more_nodes)], 1) for x in (self._node, self._score))
+        self._node, self._score = (torch.nn.functional.pad(x, (0, 0, 0, more_windows)) for x in (node, score))
+        self.num_windows, self.num_nodes, self.count = num_windows, num_nodes, count
+
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         device = index.device
         index = index.to(self.table.device)

@@ -40,10 +40,11 @@ class Stratified(NodeSampler):
     unbiased = True
 
     def __init__(self, groups: torch.Tensor) -> None:
-        groups = _check.index(_OP, "groups", groups).detach().cpu()
-        if groups.numel() and int(groups.min()) < 0:
-            raise ValueError(f"{_OP}: groups must be labels >= 0, got {int(groups.min())}")
-        self.groups = groups.clone()
+        self.groups = _labels(groups)
+
+    def grow(self, num_windows: int, num_nodes: int, count: int, *, groups: torch.Tensor | None = None) -> None:
+        """As `NodeSampler.grow`; `groups` [num_nodes] int64 are the labels of all nodes, needed where there are more nodes."""
+        self._grow(num_windows, num_nodes, count, groups=self.groups if groups is None else _labels(groups))
 
     def prepare(self) -> None:
         if self.groups.numel() != self.num_nodes:
@@ -77,6 +78,13 @@ class Stratified(NodeSampler):
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "groups": self.groups.tolist()}
+
+
+def _labels(groups: torch.Tensor) -> torch.Tensor:
+    groups = _check.index(_OP, "groups", groups).detach().cpu()
+    if groups.numel() and int(groups.min()) < 0:
+        raise ValueError(f"{_OP}: groups must be labels >= 0, got {int(groups.min())}")
+    return groups.clone()
 
 
 def _shares(sizes: list[int], count: int) -> list[int]:
