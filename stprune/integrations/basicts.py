@@ -112,6 +112,10 @@ class Pruning(BasicTSCallback):
             if os.path.exists(old := _path(runner, epoch - 2)):
                 os.remove(old)
 
+    def on_train_end(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Hold what the last epoch trained on against its plan."""
+        self.sampler.finish()
+
 
 def _path(runner: Any, epoch: int) -> str:
     # No name that BasicTS takes for a checkpoint of its own: those end with _<number>.pt.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stprune import BatchQueue, PrunedLoss, PruningSampler, WindowLoader
+from stprune import PrunedLoss, PruningSampler, WindowLoader
 
 Array = np.ndarray[Any, Any]
 
@@ -21,8 +21,8 @@ class EngineLoader:
     the first one after a state was loaded into the sampler goes on where that was saved. Every batch is delivered, the last
     one with fewer windows: nothing is padded and no tail is dropped.
 
-    Such a batch has no place for ids. The loader keeps the ids of every batch it delivered until the loss of that batch is
-    asked for, in order, and refuses a loss whose number of windows is another one.
+    Such a batch has no place for ids: the loader hands them to its loss. Every batch has one training loss, before the next
+    batch is asked for; anything else is refused.
 
     Args:
         loader: yields (index, x, y) and holds the run's PruningSampler as `sampler`: a `WindowLoader`, which cuts the windows
@@ -43,7 +43,7 @@ class EngineLoader:
         if not isinstance(sampler, PruningSampler):
             raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(sampler).__name__}")
         self.sampler, self._loader = sampler, loader
-        self._queue = BatchQueue(sampler, loader)
+        self._index: Tensor | None = None  # of the batch that has had no loss yet
         self._begun = False
 
     @property
@@ -63,10 +63,36 @@ class EngineLoader:
             self._begun = False
 
     def get_iterator(self) -> Iterator[tuple[Array, Array]]:
-        """The epoch's batches x and y, float NumPy arrays in the layout of the engine."""
-        for _, x, y in self._queue:
-            self._begun = True
+        """The epoch's batches x and y, float NumPy arrays in the layout of the engine.
+
+        Raises:
+            RuntimeError: a batch is asked for, and the one before had no training loss.
+        """
+        self._index = None
+        for index, x, y in self._loader:
+            if self._index is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: every batch must have a training loss before the next is asked for, got none: a "
+                    "loop that looks ahead, skips batches or evaluates on this loader cannot use it"
+                )
+            self._index, self._begun = index, True
             yield x.cpu().numpy(), y.cpu().numpy()
+        if self.sampler.epoch + 1 == self.sampler.num_epochs:
+            self.sampler.finish()
+
+    def take(self) -> Tensor:
+        """The ids [B] int64 of the batch that was delivered last; its loss has come, and asks for them.
+
+        Raises:
+            RuntimeError: the batch had its loss already.
+        """
+        index, self._index = self._index, None
+        if index is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: a training loss must be the first one of a batch of this loader, got another: is it "
+                "one of validation, and the model in training mode?"
+            )
+        return index
 
     def loss(self, model: Any, **settings: Any) -> EngineLoss:
         """The engine's training loss, to be put in the place of its masked MAE.
@@ -76,7 +102,7 @@ class EngineLoader:
                 gradients enabled.
             settings: of `PrunedLoss`, such as ``loss="mse"`` or ``null_value=None``; where not given, the engine's own.
         """
-        return EngineLoss(self._queue, PrunedLoss(self.sampler, model=model, **{**self.settings, **settings}))
+        return EngineLoss(self, PrunedLoss(self.sampler, model=model, **{**self.settings, **settings}))
 
 
 class EngineLoss:
@@ -85,8 +111,8 @@ class EngineLoss:
     In training it gives the batch's ids to a `PrunedLoss`; in evaluation it is the plain masked loss.
     """
 
-    def __init__(self, queue: BatchQueue, criterion: PrunedLoss) -> None:
-        self.queue, self.criterion = queue, criterion
+    def __init__(self, loader: EngineLoader, criterion: PrunedLoss) -> None:
+        self.loader, self.criterion = loader, criterion
 
     def __call__(self, prediction: Tensor, target: Tensor, null_value: Any = None) -> Tensor:
         """The batch loss, a scalar.
@@ -95,8 +121,7 @@ class EngineLoss:
             prediction, target: as the engine gives them, in the series' unit.
             null_value: not used: the criterion's own holds for every batch.
         """
-        index = self.queue.take(prediction.shape[0]) if self.criterion.trains(prediction) else None
-        return self.criterion(prediction, target, index)
+        return self.criterion(prediction, target, self.loader.take() if self.criterion.trains(prediction) else None)
 
 
 class LargeSTLoader(EngineLoader):

@@ -180,7 +180,10 @@ def test_largest_copies_of_padding_are_left_out(largest):
     sampler = made_sampler(len(TRAIN))
     loader = LargeSTLoader(padded, sampler)
     assert (loader.num_batch, loader.size) == (10, 300)
-    assert [len(x) for x, _ in loader.get_iterator()] == [32] * 9 + [12]
+    sizes = []
+    for x, _ in loader.get_iterator():
+        sizes.append((len(x), len(loader.take())))
+    assert sizes == [(32, 32)] * 9 + [(12, 12)]
 
 
 def test_largest_refusals(largest):
@@ -192,6 +195,33 @@ def test_largest_refusals(largest):
         LargeSTLoader(largest.loader(TRAIN), made_sampler(299))
     with pytest.raises(TypeError, match="EngineLoader: loader must have a PruningSampler, got NoneType"):
         EngineLoader(stprune.WindowLoader(SERIES, batch_size=BATCH_SIZE))
+
+
+def test_a_loss_without_its_batch_and_a_batch_without_its_loss_are_refused(largest):
+    engine, loader = largest_run(largest, made_sampler(len(TRAIN)))
+    loss, batches = loader.loss(engine.model), loader.get_iterator()
+    _, y = next(batches)
+    prediction = torch.zeros(y.shape, requires_grad=True)
+    loss(prediction, torch.tensor(y))
+    with pytest.raises(RuntimeError, match="a training loss must be the first one of a batch of this loader"):
+        loss(prediction, torch.tensor(y))
+    next(batches)
+    with pytest.raises(RuntimeError, match="every batch must have a training loss before the next is asked for"):
+        next(batches)
+    _, y = next(loader.get_iterator())
+    with pytest.raises(ValueError, match="index must hold one id for each of 31 samples, got 32"):
+        loss(prediction[1:], torch.tensor(y[1:]))
+
+
+def test_chunk_order_keeps_every_loss_on_its_own_window():
+    sampler = made_sampler(len(TRAIN))
+    chunks = {"order": "chunk", "chunk_rows": 50, "memory_chunks": 2}
+    loader = EngineLoader(stprune.WindowLoader(SERIES[:, :, :1], sampler, stop=300 + 23, batch_size=BATCH_SIZE, **chunks))
+    loss, model = loader.loss(torch.nn.Identity(), spatial=0.0, temporal=0.0), torch.ones(1, requires_grad=True)
+    for _, y in loader.get_iterator():
+        loss(0.0 * model * torch.tensor(y), torch.tensor(y))
+    expected = [np.abs(SERIES[i + 12 : i + 24, :, 0]).mean() for i in range(300)]
+    np.testing.assert_allclose(sampler.table.scores.numpy(), expected, rtol=1e-5)
 
 
 def test_a_resumed_run_goes_on_with_the_next_epoch(largest):
