@@ -48,7 +48,7 @@ ALLOWED = {
     "headroom": {"ops", "reference", "headroom"},
     "data": {"ops", "data"},
     "models": {"models", ""},
-    "integrations": {"integrations", ""},
+    "integrations": {"integrations", "checkpoint", ""},
     "checkpoint": {"ops"},
     "demo": {"demo", "models", ""},
     "cli": {"demo", ""},
