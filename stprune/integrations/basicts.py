@@ -11,6 +11,7 @@ from basicts.utils import RunnerStatus  # type: ignore[import-not-found]
 
 from stprune import IndexedDataset, PrunedLoss, PruningSampler, checkpoint, indexed
 from stprune.integrations.lengths import require_constant_length
+from stprune.integrations.whole_windows import require_whole_windows
 
 _OP = "Pruning"
 _INDEX = "stprune_index"
@@ -40,8 +41,9 @@ class Pruning(BasicTSCallback):
         sampler: the run's sampler, from the start of the training on.
 
     Raises:
-        ValueError: at the start of the training: an option breaks its rule, epochs differ in length, the config has
-            `num_steps` in place of `num_epochs`, or its loss has no counterpart; at a batch: the model computes its own loss.
+        ValueError: at the start of the training: an option breaks its rule, epochs differ in length, nodes are drawn, the
+            config has `num_steps` in place of `num_epochs`, or its loss has no counterpart; at a batch: the model computes its
+            own loss.
         FileNotFoundError: at the start of the training: a checkpoint of BasicTS lies in the folder, and no state beside it.
 
     Example:
@@ -64,6 +66,7 @@ class Pruning(BasicTSCallback):
             raise ValueError(f"{_OP}: num_epochs must be given in the config, got None: with num_steps there are no epochs")
         sampler = PruningSampler(len(loader.dataset), num_epochs=runner.num_epochs, **self.options)
         require_constant_length(_OP, sampler, "BasicTS counts epochs in steps")
+        require_whole_windows(_OP, sampler)
         criterion = PrunedLoss(sampler, loss=self._loss_of(runner.cfg.loss))
         if runner.start_epoch > 0:
             sampler.load_state_dict(checkpoint.load(_path(runner, runner.start_epoch)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stprune import PrunedLoss, PruningSampler, WindowLoader
+from stprune.integrations.whole_windows import require_whole_windows
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +31,7 @@ class EngineLoader:
 
     Raises:
         TypeError: `loader` has no PruningSampler.
+        ValueError: the sampler draws nodes.
 
     Example:
         README.md, "LargeST" and "Graph WaveNet"; examples/engine.py.
@@ -42,6 +44,7 @@ class EngineLoader:
         sampler = getattr(loader, "sampler", None)
         if not isinstance(sampler, PruningSampler):
             raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(sampler).__name__}")
+        require_whole_windows(type(self).__name__, sampler)
         self.sampler, self._loader = sampler, loader
         self._index: Tensor | None = None  # of the batch that has had no loss yet
         self._begun = False
@@ -170,8 +173,8 @@ class LargeSTLoader(EngineLoader):
 class GraphWaveNetLoader(EngineLoader):
     """The training loader of Graph WaveNet's loop, over the windows that its own loader holds.
 
-    Its data set is stored as windows, so they are taken from there. With the series at hand,
-    ``EngineLoader(WindowLoader(series, sampler, ...))`` needs a twenty-fourth of the memory.
+    Its data set is stored as windows, so they are taken from there. With the series at hand no window need be stored:
+    ``loader = EngineLoader(WindowLoader(series, sampler, ...))``, ``loader.loss(model, **GraphWaveNetLoader.settings)``.
 
     Args:
         loader: Graph WaveNet's training loader, not shuffled yet; padded copies at its end are left out.

@@ -15,6 +15,7 @@ from basicts.configs import BasicTSForecastingConfig
 from basicts.models.STID import STID, STIDConfig
 from basicts.runners.callback import BasicTSCallback
 from basicts.utils import RunnerStatus
+from torch.utils.data.distributed import DistributedSampler
 
 from stprune.integrations.basicts import Pruning
 from tests.frameworks.readme import code_of
@@ -33,19 +34,19 @@ class Watch(BasicTSCallback):
     def __init__(self):
         self.ids, self.planned, self.validations = {}, {}, []
         self.losses, self.own, self.kept = [], [], None
-        self.stop_before = None
+        self.stop_in = None  # an epoch
 
     def on_train_start(self, runner):
         self.runner = runner
         self.sampler = next(each for each in runner.callback_handler.callbacks if isinstance(each, Pruning)).sampler
 
     def on_epoch_start(self, runner, epoch):
-        if epoch == self.stop_before:
-            raise Stopped
         self.ids[epoch], self.planned[epoch] = [], sorted(self.sampler.plan.indices.tolist())
 
     def on_compute_loss(self, runner, forward_return, **kwargs):
         if runner.status == RunnerStatus.TRAINING:
+            if kwargs["epoch"] == self.stop_in and len(self.ids[self.stop_in]) == 5:
+                raise Stopped
             self.ids[kwargs["epoch"]].append(forward_return["stprune_index"].tolist())
             self.losses.append(forward_return["loss"].item())
             batch = {name: value for name, value in forward_return.items() if name != "loss"}
@@ -96,12 +97,12 @@ def configured(data, pruning, watch=None, model=STID, **settings):
     return BasicTSForecastingConfig(model=model, callbacks=callbacks, **settings_of(data) | settings)
 
 
-def trained(data, pruning=None, stop_before=None, **settings):
-    """What a run did, until it was stopped."""
+def trained(data, pruning=None, stop_in=None, **settings):
+    """What a run did, until it was stopped in the middle of an epoch."""
     watch = Watch()
-    watch.stop_before = stop_before
+    watch.stop_in = stop_in
     config = configured(data, pruning or Pruning(keep_ratio=0.5), watch, **settings)
-    if stop_before is None:
+    if stop_in is None:
         BasicTSLauncher.launch_training(config)
     else:
         with pytest.raises(Stopped):
@@ -117,23 +118,26 @@ def test_every_epoch_has_all_its_batches_and_one_validation(data):
         assert len(watch.planned[epoch]) == NUM_WINDOWS // 2
     assert watch.validations == [1, 2, 3, 4]
     assert watch.sampler.epoch == 3
+    # Of a DistributedSampler BasicTS sets the epoch itself under DDP, counted from 1.
+    assert not isinstance(watch.runner.train_data_loader.sampler, DistributedSampler)
 
 
 def test_a_stopped_run_resumes_with_the_epochs_that_are_left(data):
     whole = trained(data, Pruning(keep_ratio=0.5))
     (data.parent / "checkpoints").rename(data.parent / "of the whole run")
-    stopped = trained(data, Pruning(keep_ratio=0.5), stop_before=3)
+    stopped = trained(data, Pruning(keep_ratio=0.5), stop_in=3)
     resumed = trained(data, Pruning(keep_ratio=0.5))
-    assert (list(stopped.ids), list(resumed.ids)) == ([1, 2], [3, 4])
-    assert stopped.ids | resumed.ids == whole.ids
-    assert stopped.losses + resumed.losses == whole.losses
+    assert (list(stopped.ids), list(resumed.ids)) == ([1, 2, 3], [3, 4])
+    assert {epoch: len(batches) for epoch, batches in resumed.ids.items()} == {3: 12, 4: 12}
+    assert stopped.ids | resumed.ids == whole.ids  # of the third epoch: the resumed run's
+    assert stopped.losses[:24] + resumed.losses == whole.losses
     assert resumed.validations == [3, 4]
     for name, value in whole.runner.model.state_dict().items():
         assert torch.equal(value, resumed.runner.model.state_dict()[name]), name
 
 
 def test_a_run_killed_between_the_two_files_of_an_epoch_resumes(data):
-    trained(data, stop_before=3)
+    trained(data, stop_in=3)
     (folder,) = (data.parent / "checkpoints").iterdir()
     assert sorted(path.name for path in folder.glob("*.state")) == ["stprune-1.state", "stprune-2.state"]
     (folder / "STID_2.pt").unlink()
@@ -142,7 +146,7 @@ def test_a_run_killed_between_the_two_files_of_an_epoch_resumes(data):
 
 
 def test_a_checkpoint_without_the_samplers_state_is_refused(data):
-    trained(data, stop_before=3)
+    trained(data, stop_in=3)
     (folder,) = (data.parent / "checkpoints").iterdir()
     (folder / "stprune-2.state").unlink()
     with pytest.raises(FileNotFoundError, match=r"stprune-2\.state"):
@@ -172,6 +176,7 @@ def test_options_are_part_of_the_config(data):
         (Pruning(fixed_length=False), {}, "sampler must have fixed_length=True, as BasicTS counts epochs in steps"),
         (Pruning(), {"num_epochs": None, "num_steps": 10}, "num_epochs must be given in the config, got None"),
         (Pruning(), {"loss": "HUBER"}, r"loss must be given where the config's is not one of \['MAE', 'MSE'\], got 'HUBER'"),
+        (Pruning(num_nodes=3, node_ratio=0.5), {}, "sampler must have granularity 'window', .* got 'node'"),
         (Pruning(keep_ratio=2.0), {}, r"keep_ratio must lie in \(0, 1\], got 2"),
     ],
 )

@@ -193,6 +193,8 @@ def test_largest_refusals(largest):
         LargeSTLoader(shuffled, made_sampler(len(TRAIN)))
     with pytest.raises(ValueError, match="sampler must have one sample for each of the loader's windows .*most 300., got 299"):
         LargeSTLoader(largest.loader(TRAIN), made_sampler(299))
+    with pytest.raises(ValueError, match="LargeSTLoader: sampler must have granularity 'window', .* got 'node'"):
+        LargeSTLoader(largest.loader(TRAIN), made_sampler(len(TRAIN), num_nodes=NUM_NODES, node_ratio=0.4))
     with pytest.raises(TypeError, match="EngineLoader: loader must have a PruningSampler, got NoneType"):
         EngineLoader(stprune.WindowLoader(SERIES, batch_size=BATCH_SIZE))
 
