@@ -5,7 +5,6 @@ import copy
 
 import pytest
 from loops import NUM_EPOCHS, STEPS, Run, uninterrupted
-from readme import code_of
 
 package = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is missing: pip install stprune[frameworks]")
 
