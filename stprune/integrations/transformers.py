@@ -33,7 +33,7 @@ length, and counts epochs by that of the first."""
 
 
 class PruningTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that trains on a PruningSampler's plans; as a mixin before another Trainer, `class Mine(PruningTrainer, Other)`.
+    """A Trainer that trains on a PruningSampler's plans, or a mixin before another Trainer: `class Mine(PruningTrainer, Other)`.
 
     Epochs may change in length: `max_steps` and the schedule are `sampler.total_steps`, every epoch has the steps it really
     has, and evaluation and checkpoints come as the arguments say. Each checkpoint holds the sampler's state, and a run that
@@ -70,7 +70,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             )
         if self.args.num_train_epochs != sampler.num_epochs:
             raise ValueError(
-                f"{_OP}: num_train_epochs must be the sampler's num_epochs {sampler.num_epochs}, got {self.args.num_train_epochs}"
+                f"{_OP}: num_train_epochs must be the sampler's num_epochs {sampler.num_epochs}, got "
+                f"{self.args.num_train_epochs}"
             )
         if self.args.dataloader_drop_last != sampler.drop_last:
             raise ValueError(

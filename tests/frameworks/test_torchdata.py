@@ -1,5 +1,4 @@
-"""torchdata's StatefulDataLoader needs no line of ours: its state holds the sampler's, and a resumed run goes on as with torch's
-own DistributedSampler."""
+"""torchdata's StatefulDataLoader needs no line of ours: a resumed run goes on as it does with torch's own DistributedSampler."""
 
 import copy
 
