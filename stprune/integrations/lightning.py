@@ -49,6 +49,8 @@ class Pruning:
         if not isinstance(sampler, PruningSampler):
             raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
         self.sampler = sampler
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"{_OP}: batch_size must be an integer of at least 1, got {batch_size!r}")
         self.batch_size = batch_size
         self._state: dict[str, Any] | None = None  # a checkpoint's, until training has gone on from it
         self._length = 0  # of the sampler when Lightning last read that of the loader
@@ -121,8 +123,10 @@ class Pruning:
         self.sampler.set_epoch(epoch)
         self._read_length(trainer)
         if epoch > state["epoch"]:
-            # Lightning begins an epoch anew where its count of batches has reached the length: that of the epoch before.
+            # Lightning begins to count batches anew where its count has reached the length: that of the epoch before. And it
+            # takes this epoch for the one before, so that checkpoints of the continued run would continue at wrong places.
             fit.epoch_loop.batch_progress.current.completed = trainer.num_training_batches
+            fit.reset_restart_stage()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Where Lightning only had to end a checkpoint's epoch: leave the sampler as it was at its end."""
@@ -131,8 +135,9 @@ class Pruning:
             self._state = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let the sampler hold the samples counted in the last epoch against its plan."""
-        self.sampler.finish()
+        """Let the sampler hold the samples counted in the last epoch against its plan, unless `max_steps` cut it short."""
+        if trainer.is_last_batch:
+            self.sampler.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state. A collective where ranks exchange scores: Lightning saves a checkpoint on every rank."""

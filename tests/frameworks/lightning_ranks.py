@@ -19,7 +19,7 @@ from loops import BATCH_SIZE, DATA, NUM_EPOCHS, Run  # noqa: E402
 
 from stprune.integrations.lightning import Pruning  # noqa: E402
 
-FILES = ("step 2", "step 4", "validation 4", "epoch 4", "step 5", "step 8", "validation 8", "epoch 8")
+FILES = ("step 2", "validation 4", "epoch 4", "step 8")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.simplefilter("ignore")
 
