@@ -8,8 +8,9 @@ Two changed lines in a PyTorch loop:
 Docstrings cite equations by number ("eq. 7"); methods/README.md, which is installed beside this file, states them.
 """
 
-from stprune import _load, models
+from stprune import _load, checkpoint, models
 from stprune._load import LibraryStatus, library_status
+from stprune.batch_queue import BatchQueue
 from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "NODE_SAMPLERS",
+    "BatchQueue",
     "ChunkedSeries",
     "Cluster",
     "EpochPlan",
@@ -73,6 +75,7 @@ __all__ = [
     "WindowLoader",
     "WindowStats",
     "__version__",
+    "checkpoint",
     "chunk_order",
     "draw",
     "draw_nodes",

@@ -14,7 +14,7 @@ from stprune.ops import _check
 from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import EpochPlan, Plan, UniformPlan, make_plan
 from stprune.plan_memory import PlanMemory
-from stprune.quota import Quota, least_kept
+from stprune.quota import Quota, checked_quota, least_kept
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -59,7 +59,9 @@ class Planner:
             raise ValueError(f"{op}: strata must have one label for each of {new} new samples, got {strata.numel()}")
         old = self.strata.labels.long().view(rows, -1)
         labels = torch.cat([old, strata.to(old.device).view(rows, -1)], 1).flatten()
-        return replace(self, strata=checked_strata(op, labels, labels.numel()))
+        grown = checked_strata(op, labels, labels.numel())
+        checked_quota(op, self.min_per_stratum or None, grown, self.method)
+        return replace(self, strata=grown)
 
     @functools.cached_property
     def _strata_digest(self) -> str | None:
@@ -137,6 +139,17 @@ class Planner:
         memory.made(len(plan))
         # Loaders ask for ids on the host: from another device they come over once an epoch.
         return plan if on_host else plan.copied_into(out)
+
+    def dealt(self, table: ScoreTable, plan: Plan, *, position: int, share: int, drop_last: bool) -> tuple[ScoreTable, Plan]:
+        """The table that this rank's steps write into, and its plan: just these, as every rank has the whole of both.
+
+        Args:
+            table, plan: the sampler's.
+            position: of the order, at which the next pass begins.
+            share: samples that each rank delivers in the whole epoch.
+            drop_last: the order's tail goes to nobody.
+        """
+        return table, plan
 
     def saved(self, plan: Plan) -> dict[str, Any]:
         """What a state holds of a plan: `restored` makes it anew."""

@@ -4,27 +4,16 @@ In a plain loop, and in real Lightning and torchdata as their users use them: wh
 are skipped (`pip install stprune[frameworks]`).
 """
 
-import copy
 import logging
 import warnings
 
 import pytest
 import torch
-from loops import BATCH_SIZE, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved
+from loops import BATCH_SIZE, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved, uninterrupted
 
 import stprune
 
 KINDS = ["sampler", "batches", "windows"]
-
-
-def uninterrupted(kind, save, loader=None, **options):
-    """The whole run's ids, and what `save(run)` gave after every step and after every epoch."""
-    run = Run(kind, **({} if loader is None else {"loader": loader}), **options)
-    after_step, after_epoch = [], []
-    for epoch in range(NUM_EPOCHS):
-        run.epoch(epoch, lambda: after_step.append(save(run)))
-        after_epoch.append(save(run))
-    return run.ids, after_step, after_epoch
 
 
 # --- a plain loop ----------------------------------------------------------------------------------------------------
@@ -170,32 +159,6 @@ def test_lightning_continues_from_every_checkpoint(name, kind, hooks, tmp_path):
             assert len(resumed) == sum(steps) - step, file
         else:
             assert resumed == ids[step:], file
-
-
-# --- torchdata -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("kind", ["torch", "sampler", "batches"])
-def test_torchdata_continues_from_every_state(kind, num_workers):
-    """Nothing is saved but what StatefulDataLoader saves itself: with workers, four batches before they are trained on."""
-    package = pytest.importorskip(
-        "torchdata.stateful_dataloader", reason="torchdata is missing: pip install stprune[frameworks]"
-    )
-    options = {"loader": package.StatefulDataLoader, "num_workers": num_workers}
-    ids, after_step, after_epoch = uninterrupted(kind, lambda run: copy.deepcopy(run.loader.state_dict()), **options)
-    steps = (8, 8, 8, 8) if kind == "torch" else STEPS
-    ends = [sum(steps[: epoch + 1]) for epoch in range(NUM_EPOCHS)]
-    cases = [(end, epoch + 1, state) for epoch, (end, state) in enumerate(zip(ends, after_epoch, strict=True))]
-    # Workers take long to start: a few states are enough to see that they make no difference.
-    for step in range(1, sum(steps) + 1) if num_workers == 0 else (3, 8, ends[1] - 1, ends[2]):
-        cases.append((step, next(epoch for epoch, end in enumerate(ends) if step <= end), after_step[step - 1]))
-    for step, first, state in cases:
-        run = Run(kind, **options)
-        run.loader.load_state_dict(state)
-        for epoch in range(first, NUM_EPOCHS):
-            run.epoch(epoch)
-        assert run.ids == ids[step:], f"after step {step}, continued in epoch {first}"
 
 
 # --- a forgotten set_epoch ---------------------------------------------------------------------------------------------
