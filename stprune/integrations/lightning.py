@@ -16,14 +16,17 @@ class Pruning:
 
     It is a `Callback` of `lightning.pytorch` or of `pytorch_lightning`, whichever is imported: import nothing but the one
     whose Trainer runs. Lightning reads the length of the training loader once; the callback lets it read the length again
-    in every epoch that has another one, so that every epoch is whole and has its validation. `trainer.estimated_stepping_batches`
-    in `configure_optimizers` is then the run's number of steps, as long as no epoch is longer than the first.
+    in every epoch that has another one, so that every epoch is whole and has its validation; Lightning asks for the loader
+    anew then, as with `reload_dataloaders_every_n_epochs`. `trainer.estimated_stepping_batches` in `configure_optimizers` is
+    the run's number of steps, as long as no epoch is longer than the first and the trainer runs all of the sampler's epochs.
 
-    The sampler's state is in every checkpoint, and `trainer.fit(ckpt_path=...)` goes on from each of them, written in the middle
-    of an epoch or at its end, with the samples of the uninterrupted run. On several ranks the sampler shares the samples out
-    itself; Lightning leaves it alone where the loader was given `sampler=sampler`.
+    The sampler's state is in every checkpoint, and `trainer.fit(ckpt_path=...)` goes on from each of them, written in the
+    middle of an epoch or at its end, with the samples of the uninterrupted run. On several ranks the sampler shares the
+    samples out itself; Lightning leaves it alone where the loader was given `sampler=sampler`, and must be told to
+    (`use_distributed_sampler=False`) where it was given `batch_sampler=sampler.batches(...)`.
 
-    Where Lightning cuts epochs short (`limit_train_batches`, `max_steps`, `fast_dev_run`), the rest of the plan is left out.
+    Where Lightning cuts epochs short (`limit_train_batches`, `max_steps`, `fast_dev_run`), the rest of the plan is left out;
+    the sampler tells it once, except of `max_steps`.
 
     Args:
         sampler: the run's sampler, which the training loader was given.
@@ -154,8 +157,8 @@ class Pruning:
         theirs = getattr(source, "sampler", self.sampler)
         if theirs is not self.sampler:
             raise ValueError(
-                f"{_OP}: the training loader must have the callback's sampler, got {type(theirs).__name__}. Where Lightning has "
-                "replaced it: Trainer(use_distributed_sampler=False, overfit_batches=0)"
+                f"{_OP}: the training loader must have the callback's sampler, got {type(theirs).__name__}. Where Lightning "
+                "has replaced it: Trainer(use_distributed_sampler=False, overfit_batches=0)"
             )
         size = getattr(source, "batch_size", None)
         if size not in (None, self.batch_size):

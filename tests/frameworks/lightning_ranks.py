@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from loops import BATCH_SIZE, DATA, NUM_EPOCHS, Run  # noqa: E402
+from loops import BATCH_SIZE, DATA, NUM_EPOCHS, Run
 
-from stprune.integrations.lightning import Pruning  # noqa: E402
+from stprune.integrations.lightning import Pruning
 
 FILES = ("step 2", "validation 4", "epoch 4", "step 8")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
