@@ -225,9 +225,7 @@ def test_an_epoch_that_is_cut_short_is_told(nodes):
     settings = {"method": "soft-random", "keep_ratio": 1.0} | nodes
     said = words(run, sampler_of(48 if nodes else 96, **settings))
     assert len(said) == 1
-    assert (
-        "epoch 1 has 96 samples for this rank, and 64 losses of 64 distinct samples came: 32 were left out, as the" in said[0]
-    )
+    assert "epoch 1 has 96 samples for this rank, and 64 losses of 64 distinct samples came: 32 were left out" in said[0]
 
 
 @pytest.mark.parametrize("skipped", [0, 3, 10])
@@ -282,9 +280,7 @@ def test_ids_that_collide_are_refused_by_set_epoch_and_told_by_finish(workers):
     for index, _ in DataLoader(joined, batch_size=4, sampler=sampler, num_workers=workers):
         losses_of(sampler, index)
     before = str(sampler.state_dict())
-    with pytest.raises(
-        ValueError, match="index must name every sample of epoch 0 by an id of its own, got 6 ids for 12 samples"
-    ):
+    with pytest.raises(ValueError, match="index must name every sample of epoch 0 by an id of its own, got 6 ids for 12"):
         sampler.set_epoch(1)
     assert str(sampler.state_dict()) == before
     with pytest.warns(RuntimeWarning, match="got 6 ids for 12 samples"):
