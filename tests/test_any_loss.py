@@ -67,7 +67,8 @@ def test_weights_of_one_give_the_plain_mean_bit_for_bit(dtype, shape, masked, or
     if masked is not None:
         mask = torch.rand(shape if masked == "entries" else shape[:1], generator=generator(1)) < 0.7
         mask.view(-1)[0] = True
-    expected = wide.mean() if mask is None else wide[mask].mean()
+    whole = None if mask is None else mask.view(*mask.shape, *[1] * (len(shape) - mask.dim())).expand(shape)
+    expected = wide.mean() if mask is None else wide[whole].mean()
     criterion = stprune.PrunedMean(sampler)
     ours = criterion(values, index, mask=mask)
     assert ours.dtype == wide.dtype
@@ -451,6 +452,8 @@ def test_checkpointed_losses_are_recomputed_without_a_second_score(kind, reentra
     sampler.table.restart()
     before = state(sampler)[0][index]
     value = checkpoint(lambda p: call(p * 2, index), prediction / 2, use_reentrant=reentrant)
+    # Made with gradients off at first, it is the plain mean.
+    torch.testing.assert_close(value, prediction.abs().mean() if reentrant else call(prediction, index))
     assert_same(gradient_of(value, prediction), expected) if not reentrant else value.backward()
     if reentrant:
         torch.testing.assert_close(prediction.grad, expected[0])
