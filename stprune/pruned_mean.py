@@ -123,9 +123,9 @@ class PrunedMean(Criterion):
             return _mean(wide, weight, mask)
 
         index = self.ids(index, values.shape[0], values.device)
-        arguments = self.step_arguments()
+        arguments, place = self.step_arguments(), self.sampler.places(index)
         shares = self.node_shares(index, node, node_weight)
-        factor = self.weights(index, arguments).to(wide.dtype).view(-1, *[1] * (values.dim() - 1))
+        factor = self.weights(place, arguments).to(wide.dtype).view(-1, *[1] * (values.dim() - 1))
         if shares is not None:
             factor = factor * shares.to(wide).view(*shares.shape, *[1] * (values.dim() - 2))
         if weight is not None:
@@ -133,7 +133,7 @@ class PrunedMean(Criterion):
         value = _mean(wide, factor, mask)
         wanted = node is not None and self.sampler.wants_pair_scores
         scores, entries, pairs = _scores(wide.detach(), mask, score, wanted)
-        self.take_scores(arguments, index, scores, entries)
+        self.take_scores(arguments, place, scores, entries)
         self.sampler.take_in(index, node, pairs)
         return value
 

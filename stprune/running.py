@@ -10,7 +10,7 @@ from stprune.ops import _check
 from stprune.plan import Plan
 from stprune.table import ScoreTable
 
-_VALIDATION = "Is the criterion called in validation? Call criterion.eval() before it"
+_VALIDATION = "probably the criterion is called in validation, without criterion.eval() before"
 
 
 class Running:
@@ -58,6 +58,19 @@ class Running:
         # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
         mean = torch.tensor(self.plan.mean_weight, dtype=torch.float32, device=device)
         self._columns = None if ids is None else ids.to(device), weights.to(device), mean
+        self._local = None if self.plan.local is None else self.plan.local.to(device)
+
+    def places(self, index: torch.Tensor) -> torch.Tensor:
+        """See `PruningSampler.places`."""
+        local = self._local
+        if local is None:
+            return index
+        place = torch.searchsorted(local, index)
+        found = local[place.clamp_max(len(local) - 1)] == index if len(local) else torch.zeros_like(index, dtype=torch.bool)
+        if not torch.compiler.is_compiling() and index.is_cpu and not bool(found.all()):
+            bad = int(index[~found][0])
+            raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
+        return torch.where(found, place, len(local))
 
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""
@@ -165,39 +178,45 @@ class Running:
             return None
         return "counts", self._words(self._seen, self._seen - size, _VALIDATION)
 
-    def fault(self, *, needs_scores: bool) -> tuple[str, bool] | None:
+    def fault(self, *, scores_awaited: bool) -> tuple[str, bool] | None:
         """What the samples counted in the epoch say against its plan, and whether it is beyond doubt; None where they agree.
 
         They agree where all that were trained on were planned and had the same number of losses (two criteria, SAM, gradient
         checkpointing), and less than a batch is missing (which loaders drop). An epoch without any loss was only looked at,
-        unless all its samples were delivered and the method `needs_scores`.
+        unless `scores_awaited` and all its samples were delivered.
         """
         planned, losses, trained = self.planned, self.table.num_losses, self.num_trained
         if losses == 0:
-            unscored = needs_scores and planned > 0 and self._end is not None
+            unscored = scores_awaited and planned > 0 and self._end is not None
             return (
-                (self._words(0, 0, "Has the criterion this sampler, and is it in training mode?"), False) if unscored else None
+                (self._words(0, 0, "the criterion has another sampler, or is not in training mode"), False)
+                if unscored
+                else None
             )
         ids, missing = self._columns[0], planned - trained
         foreign = 0 if ids is None else trained - self.table.num_trained_of(ids)
         if foreign:
-            return self._words(losses, trained, f"{foreign} of these are not in the plan: of another data set or epoch?"), False
+            return self._words(
+                losses, trained, f"{foreign} of these are not in the plan, but of another data set or epoch"
+            ), False
         if self.table.stored and trained < losses == planned:
             # Passes that were broken off may give the same numbers, but train on the first samples of the order.
-            order = self.plan.order(self._base, min(self.reach, len(self.plan)))[self.rank :: self.num_replicas]
-            if self.table.num_trained_of(order[:trained]) < trained:
-                return self._words(
-                    losses,
-                    trained,
-                    "index must name every sample by an id of its own: joined data sets go inside, "
-                    "IndexedDataset(ConcatDataset([a, b]))",
+            left = min(self.reach, len(self.plan)) - self._base - self.rank
+            number = min(trained, max(0, -(-left // self.num_replicas)))
+            first = self.plan.share(self._base, number, self.rank, self.num_replicas)
+            if self.table.num_trained_of(self.places(first.to(self.table.device))) < trained:
+                return (
+                    f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got "
+                    f"{trained} ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"
                 ), True
         if 0 < self._batch <= missing:
-            return self._words(losses, trained, f"{missing} were left out: was the epoch cut short, or a batch skipped?"), False
+            return self._words(
+                losses, trained, f"{missing} were left out, as the epoch was cut short or a batch skipped"
+            ), False
         return (self._words(losses, trained, _VALIDATION), False) if losses % trained else None
 
-    def _words(self, losses: int, trained: int, rest: str) -> str:
+    def _words(self, losses: int, trained: int, why: str) -> str:
         return (
-            f"PruningSampler: epoch {self.plan.epoch} has {self.planned} samples to train on, and {losses} losses of {trained} "
-            f"distinct samples came. {rest}"
+            f"PruningSampler: epoch {self.plan.epoch} has {self.planned} samples for this rank, and {losses} losses of "
+            f"{trained} distinct samples came: {why}"
         )

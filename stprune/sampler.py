@@ -24,6 +24,8 @@ from stprune.quota import checked_quota
 from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
+from stprune.sharded.plan import ShardedPlanner, check_sharded
+from stprune.sharded.table import ShardedTable
 from stprune.table import ScoreTable
 
 _OP = "PruningSampler"
@@ -75,6 +77,8 @@ class PruningSampler(DistributedSampler[int]):
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
             `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
+        sharded: every rank keeps the scores of its own range of the samples only, and the ids that it trains on; the plan is
+            the same, bit for bit. For "full", "soft-random", "st-prune", "infobatch" and "top-k".
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -112,6 +116,7 @@ class PruningSampler(DistributedSampler[int]):
         node_ratio: float = 1.0,
         granularity: str | None = None,
         node_sampler: str | NodeSampler = "uniform",
+        sharded: bool = False,
     ) -> None:
         # DistributedSampler.__init__ is not called: it would ask for a process group and fix the length.
         size = length_of(_OP, data_source)
@@ -133,21 +138,29 @@ class PruningSampler(DistributedSampler[int]):
         self.fixed_length = _check.flag(_OP, "fixed_length", fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
-        self._planner = Planner(self.method, self.schedule, self.seed, self.fixed_length, labels, self.min_per_stratum)
-        self.table = ScoreTable(
-            units.num_samples,
-            beta=self.method.beta,
-            decay=self.method.decay,
-            track_variance=self.method.track_variance,
-            # Pairs are too many to keep scores that nobody reads.
-            stored=not (self.granularity == "pair" and labels is None and self.method.uniform),
+        self.sharded = _check.flag(_OP, "sharded", sharded)
+        # Of methods that look at no score there is nothing to spread over ranks.
+        spread = self.sharded and not self.method.uniform
+        self._planner = (ShardedPlanner if spread else Planner)(
+            self.method, self.schedule, self.seed, self.fixed_length, labels, self.min_per_stratum
         )
+        if self.sharded:
+            check_sharded(_OP, self._planner, self._ranks, self.node_sampler)
+        size, beta, decay = units.num_samples, self.method.beta, self.method.decay
+        if spread:
+            self.table: Any = ShardedTable(size, self._ranks, beta=beta, decay=decay)
+        else:
+            # Pairs are too many to keep scores that nobody reads.
+            stored = not (labels is None and self.method.uniform and (self.sharded or self.granularity == "pair"))
+            variance = self.method.track_variance
+            self.table = ScoreTable(size, beta=beta, decay=decay, track_variance=variance, stored=stored)
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
+        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return (
@@ -210,11 +223,11 @@ class PruningSampler(DistributedSampler[int]):
         framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
-        self._hold_against_plan(raises=False)
+        self._hold_against_plan(at_end=True)
 
-    def _hold_against_plan(self, *, raises: bool = True) -> None:
-        fault = None if self._running is None else self._running.fault(needs_scores=self._needs_scores)
-        if fault is not None and fault[1] and raises:
+    def _hold_against_plan(self, *, at_end: bool = False) -> None:
+        fault = None if self._running is None else self._running.fault(scores_awaited=at_end and self._needs_scores)
+        if fault is not None and fault[1] and not at_end:
             raise ValueError(fault[0])
         if fault is not None:
             self._warn("counts", fault[0])
@@ -223,7 +236,8 @@ class PruningSampler(DistributedSampler[int]):
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
         (replicas, rank), share = self._ranks.both, self._share(len(plan))
         position = share * replicas if finished else position
-        self._running = Running(self.table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
+        table, plan = self._planner.dealt(self.table, plan, position=position, share=share, drop_last=self.drop_last)
+        self._running = Running(table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
         return self._running
 
     def _share(self, count: int) -> int:
@@ -255,10 +269,18 @@ class PruningSampler(DistributedSampler[int]):
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
-    def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+    def grow(
+        self,
+        num_samples: int,
+        strata: torch.Tensor | None = None,
+        *,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
+        **node_settings: Any,
+    ) -> None:
         """Take in new samples, which follow the old ones. All that is known of the old ones stays.
 
         The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
@@ -269,6 +291,7 @@ class PruningSampler(DistributedSampler[int]):
         Args:
             num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.
             strata: [new samples] int64 labels of the new samples, where the sampler has strata; else None.
+            min_per_stratum: another quota from now on, as a quota of each stratum needs where there are new strata.
             node_settings: what the node sampler must be told about the new windows.
 
         Raises:
@@ -286,7 +309,7 @@ class PruningSampler(DistributedSampler[int]):
         op, size = f"{_OP}.grow", self.table.num_samples
         num_samples = _check.integer(op, "num_samples", num_samples, size, 2**62)
         windows = self._units.windows_in(op, num_samples)
-        planner = self._planner.grown(op, strata, num_samples - size, 1)
+        planner = self._planner.grown(op, strata, num_samples - size, 1, min_per_stratum)
         self._units.grow(windows, self.num_nodes, **node_settings)
         self._take_size(planner, 1)
 
@@ -324,7 +347,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _take_size(self, planner: Planner, rows: int) -> None:
         """Come to the size that the granularity has grown to."""
-        self._planner, units = planner, self._units
+        self._planner, self.min_per_stratum, units = planner, planner.min_per_stratum, self._units
         self.num_windows, self.num_nodes = units.num_windows, units.num_nodes
         units.node_sampler.to(self.table.device)
         self.table.grow(units.num_samples, rows=rows)
@@ -333,7 +356,9 @@ class PruningSampler(DistributedSampler[int]):
             self._running.place()
 
     def forget(self, index: torch.Tensor) -> None:
-        """Make samples unknown: their slots hold other data from now on. See `ScoreTable.forget`; every rank forgets alike.
+        """Make samples unknown, as if never scored: their slots hold other data from now on. Every rank forgets alike.
+
+        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -342,6 +367,8 @@ class PruningSampler(DistributedSampler[int]):
             TypeError, ValueError: `index` is no such vector; nothing is changed.
         """
         self.table.forget(index)
+        if self.granularity == "node":
+            self.node_sampler.forget(index)
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
@@ -349,8 +376,9 @@ class PruningSampler(DistributedSampler[int]):
         Call it on every rank before `state_dict()` in the middle of a distributed epoch, so that the state holds every
         rank's scores.
         """
-        if self._ranks.exchange:
+        if self._ranks.exchange or self.sharded:
             self.table.synchronize(self._ranks.group)
+        if self._ranks.exchange:
             self.node_sampler.synchronize(self._ranks.group)
 
     @property
@@ -437,7 +465,8 @@ class PruningSampler(DistributedSampler[int]):
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        return running.plan, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        return running.plan, self.last_pass[1]
 
     @property
     def begin_position(self) -> int:
@@ -551,8 +580,21 @@ class PruningSampler(DistributedSampler[int]):
         """
         return self._now.step_arguments(per_step)
 
+    def places(self, index: torch.Tensor) -> torch.Tensor:
+        """What an op takes as index beside `step_arguments`: rows of the table, which are the ids unless it is sharded.
+
+        Args:
+            index: [B] int64 sample ids on the table's device; not modified.
+
+        Raises:
+            ValueError: an id is not in this rank's share of a sharded plan (looked at on the CPU).
+        """
+        return self._now.places(index)
+
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan.
+        """The weights of samples in the current plan, for losses that no criterion of stprune can compute.
+
+        `PrunedMean` is made of this, a mean of weight x loss, and `update`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -572,7 +614,7 @@ class PruningSampler(DistributedSampler[int]):
         return self.node_sampler.wants_scores and self.granularity == "node"
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch that was trained on, for loops without `PrunedLoss`.
+        """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
 
         Args:
             index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified. Samples that were trained
@@ -582,7 +624,7 @@ class PruningSampler(DistributedSampler[int]):
         self.take_in(index)
 
     def take_in(self, index: torch.Tensor, node: torch.Tensor | None = None, pair_scores: torch.Tensor | None = None) -> None:
-        """End a training step whose scores the table has: PrunedLoss calls it.
+        """End a training step whose scores the table has; criteria call it.
 
         Args:
             index: [B] int64 ids of the batch; not modified.
@@ -597,7 +639,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
-            self._warned.add(name)
+            self._warned |= {name}
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
@@ -610,7 +652,7 @@ class PruningSampler(DistributedSampler[int]):
             )
 
     def to(self, device: torch.device | str) -> PruningSampler:
-        """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
+        """Move the table to the training device, in place; criteria do it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
         self._planner = self._planner.to(self.table.device)
@@ -625,6 +667,7 @@ class PruningSampler(DistributedSampler[int]):
         return {
             "num_samples": self.table.num_samples,
             "drop_last": self.drop_last,
+            "sharded": self.sharded,
             "num_nodes": self.num_nodes,
             "node_ratio": self.node_ratio,
             "granularity": self.granularity,
@@ -678,7 +721,7 @@ class PruningSampler(DistributedSampler[int]):
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
-        self._warned = set(state["warned"])
+        self._warned = frozenset(state["warned"])
         self._agreed = False
         self._memory.keep()
         self.table.restart()
