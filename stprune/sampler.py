@@ -272,7 +272,14 @@ class PruningSampler(DistributedSampler[int]):
         self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
-    def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+    def grow(
+        self,
+        num_samples: int,
+        strata: torch.Tensor | None = None,
+        *,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
+        **node_settings: Any,
+    ) -> None:
         """Take in new samples, which follow the old ones. All that is known of the old ones stays.
 
         The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
@@ -283,6 +290,7 @@ class PruningSampler(DistributedSampler[int]):
         Args:
             num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.
             strata: [new samples] int64 labels of the new samples, where the sampler has strata; else None.
+            min_per_stratum: another quota from now on, as a quota of each stratum needs where there are new strata.
             node_settings: what the node sampler must be told about the new windows.
 
         Raises:
@@ -300,7 +308,7 @@ class PruningSampler(DistributedSampler[int]):
         op, size = f"{_OP}.grow", self.table.num_samples
         num_samples = _check.integer(op, "num_samples", num_samples, size, 2**62)
         windows = self._units.windows_in(op, num_samples)
-        planner = self._planner.grown(op, strata, num_samples - size, 1)
+        planner = self._planner.grown(op, strata, num_samples - size, 1, min_per_stratum)
         self._units.grow(windows, self.num_nodes, **node_settings)
         self._take_size(planner, 1)
 
@@ -338,7 +346,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _take_size(self, planner: Planner, rows: int) -> None:
         """Come to the size that the granularity has grown to."""
-        self._planner, units = planner, self._units
+        self._planner, self.min_per_stratum, units = planner, planner.min_per_stratum, self._units
         self.num_windows, self.num_nodes = units.num_windows, units.num_nodes
         units.node_sampler.to(self.table.device)
         self.table.grow(units.num_samples, rows=rows)
