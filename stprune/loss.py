@@ -241,8 +241,8 @@ class PrunedLoss(Criterion):
         weight = arranged(weight.to(_accumulator(prediction)), self.dims)
         batch, steps, *columns = arranged_prediction.shape
         if weight.shape[1] == 1:
-            return weight.squeeze(1).expand(batch, *columns).reshape(batch, math.prod(columns)), None
-        return None, weight.expand(batch, steps, *columns).reshape(batch, steps, math.prod(columns))
+            return weight.squeeze(1).expand(batch, *columns).reshape(batch, math.prod(columns)).contiguous(), None
+        return None, weight.expand(batch, steps, *columns).reshape(batch, steps, math.prod(columns)).contiguous()
 
     def _horizon(self, prediction: torch.Tensor) -> torch.Tensor | None:
         """The weights of the steps, [T] beside the prediction."""

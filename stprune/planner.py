@@ -140,7 +140,7 @@ class Planner:
         )
         memory.made(len(plan))
         # Loaders ask for ids on the host: from another device they come over once an epoch.
-        return plan if on_host else plan.copied_into(out)
+        return plan if on_host else plan.to("cpu") if out is None else plan.copied_into(out)
 
     def dealt(self, table: ScoreTable, plan: Plan, *, position: int, share: int, drop_last: bool) -> tuple[ScoreTable, Plan]:
         """The table that this rank's steps write into, and its plan: just these, as every rank has the whole of both.

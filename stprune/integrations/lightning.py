@@ -16,14 +16,17 @@ class Pruning:
 
     It is a `Callback` of `lightning.pytorch` or of `pytorch_lightning`, whichever is imported: import nothing but the one
     whose Trainer runs. Lightning reads the length of the training loader once; the callback lets it read the length again
-    in every epoch that has another one, so that every epoch is whole and has its validation. `trainer.estimated_stepping_batches`
-    in `configure_optimizers` is then the run's number of steps, as long as no epoch is longer than the first.
+    in every epoch that has another one, so that every epoch is whole and has its validation; Lightning asks for the loader
+    anew then, as with `reload_dataloaders_every_n_epochs`. `trainer.estimated_stepping_batches` in `configure_optimizers` is
+    the run's number of steps, as long as no epoch is longer than the first and the trainer runs all of the sampler's epochs.
 
-    The sampler's state is in every checkpoint, and `trainer.fit(ckpt_path=...)` goes on from each of them, written in the middle
-    of an epoch or at its end, with the samples of the uninterrupted run. On several ranks the sampler shares the samples out
-    itself; Lightning leaves it alone where the loader was given `sampler=sampler`.
+    The sampler's state is in every checkpoint, and `trainer.fit(ckpt_path=...)` goes on from each of them, written in the
+    middle of an epoch or at its end, with the samples of the uninterrupted run. On several ranks the sampler shares the
+    samples out itself; Lightning leaves it alone where the loader was given `sampler=sampler`, and must be told to
+    (`use_distributed_sampler=False`) where it was given `batch_sampler=sampler.batches(...)`.
 
-    Where Lightning cuts epochs short (`limit_train_batches`, `max_steps`, `fast_dev_run`), the rest of the plan is left out.
+    Where Lightning cuts epochs short (`limit_train_batches`, `max_steps`, `fast_dev_run`), the rest of the plan is left out;
+    the sampler tells it once, except of `max_steps`.
 
     Args:
         sampler: the run's sampler, which the training loader was given.
@@ -49,6 +52,8 @@ class Pruning:
         if not isinstance(sampler, PruningSampler):
             raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
         self.sampler = sampler
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"{_OP}: batch_size must be an integer of at least 1, got {batch_size!r}")
         self.batch_size = batch_size
         self._state: dict[str, Any] | None = None  # a checkpoint's, until training has gone on from it
         self._length = 0  # of the sampler when Lightning last read that of the loader
@@ -121,8 +126,10 @@ class Pruning:
         self.sampler.set_epoch(epoch)
         self._read_length(trainer)
         if epoch > state["epoch"]:
-            # Lightning begins an epoch anew where its count of batches has reached the length: that of the epoch before.
+            # Lightning begins to count batches anew where its count has reached the length: that of the epoch before. And it
+            # takes this epoch for the one before, so that checkpoints of the continued run would continue at wrong places.
             fit.epoch_loop.batch_progress.current.completed = trainer.num_training_batches
+            fit.reset_restart_stage()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Where Lightning only had to end a checkpoint's epoch: leave the sampler as it was at its end."""
@@ -131,8 +138,9 @@ class Pruning:
             self._state = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let the sampler hold the samples counted in the last epoch against its plan."""
-        self.sampler.finish()
+        """Let the sampler hold the samples counted in the last epoch against its plan, unless `max_steps` cut it short."""
+        if trainer.is_last_batch:
+            self.sampler.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state. A collective where ranks exchange scores: Lightning saves a checkpoint on every rank."""
@@ -149,8 +157,8 @@ class Pruning:
         theirs = getattr(source, "sampler", self.sampler)
         if theirs is not self.sampler:
             raise ValueError(
-                f"{_OP}: the training loader must have the callback's sampler, got {type(theirs).__name__}. Where Lightning has "
-                "replaced it: Trainer(use_distributed_sampler=False, overfit_batches=0)"
+                f"{_OP}: the training loader must have the callback's sampler, got {type(theirs).__name__}. Where Lightning "
+                "has replaced it: Trainer(use_distributed_sampler=False, overfit_batches=0)"
             )
         size = getattr(source, "batch_size", None)
         if size not in (None, self.batch_size):

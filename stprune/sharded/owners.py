@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from stprune.exchange import message_device, packed, unpacked
+from stprune.exchange import gathered, message_device, packed, unpacked
 from stprune.reference.finite_stats import BLOCK
 
 
@@ -44,9 +44,7 @@ class Owners:
         if self.num_ranks == 1:
             return values.unsqueeze(0)
         there = message_device(self.group, torch.device("cpu"))
-        everyone = torch.empty(self.num_ranks * len(values), dtype=values.dtype, device=there)
-        distributed.all_gather_into_tensor(everyone, values.to(there), group=self.group)
-        return everyone.cpu().view(self.num_ranks, -1)
+        return gathered(values.to(there), self.num_ranks, self.group).cpu().view(self.num_ranks, -1)
 
     def numbers(self, *values: int) -> list[list[int]]:
         """Every rank's whole numbers, by rank."""

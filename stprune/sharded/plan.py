@@ -170,7 +170,13 @@ class ShardedPlanner(Planner):
         raise ValueError(f"{op}: sharded must be False to grow, as the ranks' ranges would change, got True")
 
     def saved(self, plan: ShardedPlan) -> dict[str, Any]:  # type: ignore[override]
-        return {"count": len(plan), "indices": plan.own, "weights": plan.own_weights, "mean_weight": plan.mean_weight}
+        return {
+            "count": len(plan),
+            "planned": plan.num_samples,
+            "indices": plan.own,
+            "weights": plan.own_weights,
+            "mean_weight": plan.mean_weight,
+        }
 
     def restored(self, op: str, table: ShardedTable, state: dict[str, Any]) -> ShardedPlan:  # type: ignore[override]
         owners, own = table.owners, state["indices"]

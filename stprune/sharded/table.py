@@ -75,7 +75,7 @@ class ShardedTable:
 
     def to(self, device: torch.device | str) -> ShardedTable:
         """Move the table to `device` in place."""
-        self.own.to(device)
+        self._own.to(device)
         self.share.to(device)
         self.ids = self.ids.to(device)
         return self

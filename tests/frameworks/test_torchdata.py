@@ -1,11 +1,9 @@
-"""torchdata's StatefulDataLoader needs no line of ours: its state holds the sampler's, and a resumed run goes on as with torch's
-own DistributedSampler."""
+"""torchdata's StatefulDataLoader needs no line of ours: a resumed run goes on as it does with torch's own DistributedSampler."""
 
 import copy
 
 import pytest
 from loops import NUM_EPOCHS, STEPS, Run, uninterrupted
-from readme import code_of
 
 package = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is missing: pip install stprune[frameworks]")
 
