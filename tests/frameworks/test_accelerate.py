@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from loops import BATCH_SIZE, DATA, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, place
+from loops import BATCH_SIZE, DATA, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved
 from processes import WORLD, on_two_processes
 from readme import README, code_of
 from torch.utils.data import DataLoader, TensorDataset
@@ -73,6 +73,27 @@ def test_ids_are_the_plan_and_every_loss_is_its_own_samples(batches):
                 expected = torch.cat([loop.model(x[ids]) - y[ids] for ids in loop.ids]).abs().flatten()
             # Weights move by less than 0.01 a step, scores of other samples differ by far more.
             assert torch.allclose(loop.sampler.table.scores[joined(loop.ids)], expected, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["windows", "stateful"])
+def test_other_loaders_continue_too(kind):
+    """WindowLoader, and torchdata's StatefulDataLoader, of whose own state nothing is needed."""
+    if kind == "stateful":
+        package = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is missing")
+    whole, first, second = (
+        Run("windows") if kind == "windows" else Run("sampler", loader=package.StatefulDataLoader) for _ in range(3)
+    )
+    for run in (whole, first, second):
+        run.loader = PruningLoader(accelerate.Accelerator(cpu=True), run.loader)
+    for epoch in range(NUM_EPOCHS):
+        whole.epoch(epoch)
+    first.epoch(0)
+    first.sampler.set_epoch(1)
+    first.train(next(iter(first.loader)))
+    second.loader.load_state_dict(saved(first.loader.state_dict()))
+    for epoch in range(1, NUM_EPOCHS):
+        second.epoch(epoch)
+    assert second.ids == whole.ids[9:]
 
 
 def test_a_run_continues_from_every_checkpoint(tmp_path):
@@ -179,7 +200,7 @@ def test_two_processes_accumulate(ranks):
 
 
 def test_without_our_loader_half_of_the_plan_is_lost(ranks):
-    """And the sampler says so. This test turns red when Accelerate shares nothing out, and our loader is not needed any more."""
+    """And the sampler says so. Red as soon as Accelerate shares nothing out: our loader is not needed then."""
     assert [rank["not wrapped"] for rank in ranks] == [NUM_WINDOWS // 4] * WORLD
     for rank in ranks:
         assert any("16" in said and "32" in said for said in rank["said"]), rank["said"]
