@@ -8,8 +8,9 @@ Two changed lines in a PyTorch loop:
 Docstrings cite equations by number ("eq. 7"); methods/README.md, which is installed beside this file, states them.
 """
 
-from stprune import _load, models
+from stprune import _load, checkpoint, models
 from stprune._load import LibraryStatus, library_status
+from stprune.batch_queue import BatchQueue
 from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
@@ -39,6 +40,7 @@ from stprune.plan import EpochPlan, Plan, UniformPlan, plan_epoch
 from stprune.pruned_mean import PrunedMean
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
+from stprune.sharded.reshard import reshard
 from stprune.table import ScoreTable
 from stprune.windows import ChunkedSeries, WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
 
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "NODE_SAMPLERS",
+    "BatchQueue",
     "ChunkedSeries",
     "Cluster",
     "EpochPlan",
@@ -73,6 +76,7 @@ __all__ = [
     "WindowLoader",
     "WindowStats",
     "__version__",
+    "checkpoint",
     "chunk_order",
     "draw",
     "draw_nodes",
@@ -89,6 +93,7 @@ __all__ = [
     "permute",
     "plan_epoch",
     "read_series",
+    "reshard",
     "residual_stats",
     "score",
     "score_dataset",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
@@ -53,13 +53,36 @@ class Granularity:
             raise ValueError(f"{op}: node_ratio must be 1 for granularity {self.kind!r}, got {self.node_ratio:g}")
         nodes = self._nodes = self.num_nodes or 1
         self.num_windows = num_windows
-        self.num_samples = num_windows * nodes if self.kind == "pair" else num_windows
-        # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
-        self.count = 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * nodes, 9)))
+        self.count = self._count(nodes)
         chosen = resolve(node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
         self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
+
+    def _count(self, num_nodes: int) -> int:
+        # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
+        return 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * num_nodes, 9)))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the data set."""
+        return self.num_windows * self._nodes if self.kind == "pair" else self.num_windows
+
+    def windows_in(self, op: str, num_samples: int) -> int:
+        """How many windows so many samples are."""
+        if self.kind == "pair" and num_samples % self._nodes:
+            raise ValueError(f"{op}: num_samples must be a multiple of num_nodes {self._nodes}, got {num_samples}")
+        return num_samples // self._nodes if self.kind == "pair" else num_samples
+
+    def grow(self, num_windows: int, num_nodes: int | None, **settings: Any) -> None:
+        """Take in more windows or nodes; `settings` are for the node sampler.
+
+        Raises:
+            TypeError, ValueError: the node sampler refuses them; nothing is changed.
+        """
+        nodes = num_nodes or 1
+        self.node_sampler.grow(num_windows, nodes, self._count(nodes), **settings)
+        self.num_windows, self.num_nodes, self._nodes, self.count = num_windows, num_nodes, nodes, self._count(nodes)
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows [B] of samples [B]."""
@@ -76,6 +99,29 @@ class Granularity:
         if self.count == self.num_nodes:
             return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous(), None
         return self.node_sampler.draw(index, epoch)
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether scores of pairs decide what is drawn."""
+        return self.node_sampler.wants_scores and self.kind == "node"
+
+    def drawn_in(self, epoch: int, now: Callable[[], int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The draw of nodes in an epoch, of which `now` tells whether it is still under way."""
+
+        def drawn(index: torch.Tensor) -> torch.Tensor:
+            if epoch != now() and self.wants_scores:
+                raise RuntimeError(
+                    f"{self._op}: an iterator over epoch {epoch} must end before epoch {now()} begins, whose scores decide "
+                    f"what the node sampler {self.node_sampler.name!r} draws"
+                )
+            return self.draw(index, epoch)[0]
+
+        return drawn
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same on every rank, and in a sampler that continues."""
+        own = {"num_nodes": self.num_nodes, "node_ratio": self.node_ratio, "granularity": self.kind}
+        return own | {f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()}
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
         """What each of the nodes [B, m] that `draw` gave counts for; None where all count 1."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stprune.ops import _check
-from stprune.plan import Plan
+from stprune.plan import Plan, share_of
 
 _STRETCH = 1 << 16
 """Ids taken from the plan at a time: 0.5 MB of int64, enough to hide the call."""
@@ -152,17 +152,17 @@ class Pass:
         count = len(plan)
         if order is not None and _check.index("PruningSampler.batches", "order", order).numel() != count:
             raise ValueError(f"PruningSampler.batches: order must have the plan's {count} ids, got {order.numel()}")
-        ordered = plan.order if order is None else lambda begin, end: order[begin:end]
         # Whole batches, so that none straddles two stretches.
         step = _STRETCH if size is None else max(1, _STRETCH // size) * size
         with self._sampler.reading():
             for first in range(0, left, step):
                 begin = start + first * replicas
-                end = begin + min(step, left - first) * replicas
-                parts = [ordered(min(begin, count), min(end, count))]
-                # Padding: the order's first ids again (they may have to go round more than once on tiny epochs).
-                parts += [ordered(at % count, at % count + 1) for at in range(max(begin, count), end)]
-                ids = torch.cat(parts)[rank::replicas].contiguous().cpu().numpy()
+                number = min(step, left - first)
+                if order is None:
+                    part = plan.share(begin, number, rank, replicas)
+                else:
+                    part = share_of(lambda start, stop: order[start:stop], count, begin, number, rank, replicas)
+                ids = part.cpu().numpy()
                 items = ids.tolist() if size is None else [ids[at : at + size] for at in range(0, len(ids), size)]
                 if first + step < left:
                     yield items

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -47,6 +47,16 @@ class Plan(Protocol):
     def order(self, start: int, stop: int) -> torch.Tensor:
         """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64."""
 
+    def share(self, start: int, number: int, rank: int, num_replicas: int) -> torch.Tensor:
+        """A rank's ids from position `start` of that order on, [number] int64: every num_replicas-th one.
+
+        Past the order's end they are its first ids again: padding.
+        """
+
+    @property
+    def local(self) -> torch.Tensor | None:
+        """[m] int64 ids, ascending, that the rows of this rank's table stand for; None where row i is sample i."""
+
     def positions(self, index: torch.Tensor) -> torch.Tensor:
         """[B] int64: where the kept ids [B] stand in that order."""
 
@@ -56,9 +66,39 @@ class Plan(Protocol):
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: kept ids, or None where every id may come, and weights [K] or [1]."""
 
+    def renumbered(self, before: int, after: int) -> Plan:
+        """The plan for windows of `after` nodes instead of `before`: the same pairs where it lists them."""
+
+
+def share_of(
+    order: Callable[[int, int], torch.Tensor], count: int, start: int, number: int, rank: int, num_replicas: int
+) -> torch.Tensor:
+    """`Plan.share` of an order of `count` ids, of which `order` gives any stretch."""
+    end = start + number * num_replicas
+    parts = [order(min(start, count), min(end, count))]
+    # Padding may have to go round more than once on tiny epochs.
+    parts += [order(at % count, at % count + 1) for at in range(max(start, count), end)]
+    return torch.cat(parts)[rank::num_replicas].contiguous()
+
+
+class _Whole:
+    """What plans have in common of which every rank knows the whole order."""
+
+    local = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def order(self, start: int, stop: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def share(self, start: int, number: int, rank: int, num_replicas: int) -> torch.Tensor:
+        """A rank's ids from position `start` of the order on, [number] int64; past the end its first ids again."""
+        return share_of(self.order, len(self), start, number, rank, num_replicas)
+
 
 @dataclass(frozen=True)
-class EpochPlan:
+class EpochPlan(_Whole):
     """The kept samples of one epoch, as a list.
 
     Attributes:
@@ -119,6 +159,11 @@ class EpochPlan:
         constant = self.is_full and self.weights.numel() > 0 and self.weights.stride(0) == 0
         return None if self.is_full else self.indices, self.weights[:1] if constant else self.weights
 
+    def renumbered(self, before: int, after: int) -> EpochPlan:
+        """The plan for windows of `after` nodes instead of `before`: the same pairs, by their new numbers."""
+        indices = torch.div(self.indices, before, rounding_mode="floor") * after + self.indices % before
+        return replace(self, indices=indices, num_samples=self.num_samples // before * after)
+
     def shard(self, rank: int, num_replicas: int) -> EpochPlan:
         """This rank's share: every num_replicas-th sample of the order. Shares are disjoint and of equal size.
 
@@ -147,7 +192,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class UniformPlan:
+class UniformPlan(_Whole):
     """The first `count` samples of the epoch's counter-based permutation: an exact uniform draw without a list of it.
 
     `indices` is made when somebody asks, of `count` elements; training does not.
@@ -199,6 +244,10 @@ class UniformPlan:
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Every id may come, at one weight: which ids the plan holds is not stored, so a step checks their range alone."""
         return None, torch.full((1,), self.mean_weight, dtype=torch.float32)
+
+    def renumbered(self, before: int, after: int) -> UniformPlan:
+        """As large a plan for windows of `after` nodes instead of `before`: another draw, as nothing is listed."""
+        return replace(self, num_samples=self.num_samples // before * after)
 
 
 def plan_epoch(

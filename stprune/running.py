@@ -10,6 +10,8 @@ from stprune.ops import _check
 from stprune.plan import Plan
 from stprune.table import ScoreTable
 
+_VALIDATION = "probably the criterion is called in validation, without criterion.eval() before"
+
 
 class Running:
     """An epoch under way.
@@ -42,20 +44,39 @@ class Running:
         self._passes = 0  # passes that came to their end
         self._again = False  # another one has begun since
         self._losses = 0  # samples of losses since then
+        self._open = False  # a pass has begun and has ids left
+        self._batch = 0  # samples of the last batch of losses; 0: not known
+        self._seen = 0  # samples of all batches that came here: no compiled or captured step's
         self.place()
 
     def place(self) -> None:
         """Bring what steps look up to the table's device."""
         ids, weights = self.plan.columns()
+        if ids is None and self.table.stored and self.table.num_samples > self.plan.num_samples:
+            ids = self.plan.indices  # of every sample that there was when the epoch was planned
         device = self.table.device
         # A tensor: a number would be a constant of a compiled step, which would be compiled again every epoch.
         mean = torch.tensor(self.plan.mean_weight, dtype=torch.float32, device=device)
         self._columns = None if ids is None else ids.to(device), weights.to(device), mean
+        self._local = None if self.plan.local is None else self.plan.local.to(device)
+
+    def places(self, index: torch.Tensor) -> torch.Tensor:
+        """See `PruningSampler.places`."""
+        local = self._local
+        if local is None:
+            return index
+        place = torch.searchsorted(local, index)
+        found = local[place.clamp_max(len(local) - 1)] == index if len(local) else torch.zeros_like(index, dtype=torch.bool)
+        if not torch.compiler.is_compiling() and index.is_cpu and not bool(found.all()):
+            bad = int(index[~found][0])
+            raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
+        return torch.where(found, place, len(local))
 
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""
         ids, weights, mean = self._columns
-        return ids, weights, mean if per_step else None, self.table.num_samples, *self.table.columns, self.table.beta
+        size = self.plan.num_samples if ids is None and self._local is None else self.table.num_samples
+        return ids, weights, mean if per_step else None, size, *self.table.columns, self.table.beta
 
     def weights_of(self, index: torch.Tensor, per_step: bool) -> torch.Tensor:
         """See `PruningSampler.weights_of`."""
@@ -79,7 +100,7 @@ class Running:
         for index in self._recent:
             at = self.plan.positions(index.cpu())
             # Padding, which belongs to another rank or comes a second time, ends the share.
-            padding = (at % self.num_replicas != self.rank) | (at < self._base)
+            padding = ((at - self._base) % self.num_replicas != self.rank) | (at < self._base)
             self._furthest = max(
                 self._furthest, self.reach if bool(padding.any()) else int(at.max()) + self.num_replicas - self.rank
             )
@@ -92,52 +113,110 @@ class Running:
         position = self._base + self.num_trained * self.num_replicas
         return self.reach if self._end is not None and position >= self._end else min(position, self.reach)
 
+    @property
+    def planned(self) -> int:
+        """Samples that this rank delivers from where the epoch was resumed."""
+        return -(-((self.reach if self._end is None else self._end) - self._base) // self.num_replicas)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether ids of the epoch are handed out, or some samples were trained on and whole batches were not."""
+        trained = self.num_trained
+        return self._open or (self._base + trained > 0 and self.planned - trained >= max(1, self._batch))
+
+    def renumber(self, before: int, after: int) -> None:
+        """Go on with windows of `after` nodes instead of `before`."""
+        _ = self.num_trained  # of batches that hold old ids
+        self.plan = self.plan.renumbered(before, after)
+        self.place()
+
     def begin_pass(self) -> int:
         """A pass over the epoch begins; the position at which it does."""
         if self._end is not None and self.table.num_losses == 0 and not self._recent:
             # Somebody only looked at the ids of the last pass: what is trained on now comes from a pass over the whole epoch.
             self._base, self._furthest, self._end = 0, 0, None
-        self._again, self._losses = self._passes > 0, 0
+        self._again, self._losses, self._open = self._passes > 0, 0, True
         return self.begin_position
 
     def end_pass(self, end: int) -> None:
         """A pass has delivered its last id, up to position `end`; the next one delivers the whole epoch."""
-        self._end, self.begin_position = end, 0
+        self._end, self.begin_position, self._open = end, 0, False
         if self.table.num_losses > 0:
             self._passes += 1
 
-    def take_in(self, index: torch.Tensor) -> bool:
-        """Notice a batch of losses; True where with it a whole second pass over the epoch's ids was trained on."""
-        if not self.table.stored and index.numel() > 0:
+    # --- what came in, against the plan --------------------------------------------------------------------------------
+
+    def take_in(self, index: torch.Tensor) -> tuple[str, str] | None:
+        """Notice a batch of losses; what is to be said about it, by a name and in words, or None."""
+        size = index.numel()
+        if size == 0:
+            return None
+        if not self.table.stored:
             # A compiled step keeps the last batch alone, as it would be compiled anew for each length of the list.
             self._recent = [index] if torch.compiler.is_compiling() else [*self._recent, index]
+        self._batch = size
         if torch.compiler.is_compiling():
-            return False
+            return None
         if len(self._recent) > 64:
             _ = self.num_trained  # which empties the list
-        if not self._again:
-            return False
-        self._losses += index.numel()
-        if self._losses < self.share:
-            return False
-        self._losses = self.table.num_losses - self.num_trained
-        return self._losses >= self.share
-
-    def check_ids(self) -> None:
-        """Refuse an epoch of which every delivered sample had one loss, but ids came back: they do not name samples.
-
-        Raises:
-            ValueError: it is so.
-        """
-        if self._passes != 1 or not self.table.stored:
-            return
-        losses, trained = self.table.num_losses, self.table.num_trained
-        if losses != self.share or trained >= losses - self.num_replicas:
-            return
-        # The first half of the epoch trained on with two losses a batch gives the same numbers, and is in order.
-        first = self.plan.order(0, self.reach)[self.rank :: self.num_replicas][:trained]
-        if not self.table.were_trained(first):
-            raise ValueError(
-                f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got {trained} "
-                f"ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"
+        left = self.planned - self._seen
+        self._seen += size
+        if self._again:
+            self._losses += size
+            if self._losses >= self.share:
+                self._losses = self.table.num_losses - self.num_trained
+            if self._losses < self.share:
+                return None
+            return "set_epoch", (
+                f"PruningSampler: epoch {self.plan.epoch} was trained on a second time. Nothing is pruned or scored anew until "
+                "sampler.set_epoch(epoch) begins the next epoch"
             )
+        # Every id was handed out, and this batch brings more than can be left of them. Where a batch has two losses or more,
+        # at most half of the samples seen, and this batch, were trained on.
+        last = self._end is not None and not self._open and 0 <= left < size
+        if not last or self._seen <= 4 * size or self.num_trained < self._seen - size:
+            return None
+        return "counts", self._words(self._seen, self._seen - size, _VALIDATION)
+
+    def fault(self, *, scores_awaited: bool) -> tuple[str, bool] | None:
+        """What the samples counted in the epoch say against its plan, and whether it is beyond doubt; None where they agree.
+
+        They agree where all that were trained on were planned and had the same number of losses (two criteria, SAM, gradient
+        checkpointing), and less than a batch is missing (which loaders drop). An epoch without any loss was only looked at,
+        unless `scores_awaited` and all its samples were delivered.
+        """
+        planned, losses, trained = self.planned, self.table.num_losses, self.num_trained
+        if losses == 0:
+            unscored = scores_awaited and planned > 0 and self._end is not None
+            return (
+                (self._words(0, 0, "the criterion has another sampler, or is not in training mode"), False)
+                if unscored
+                else None
+            )
+        ids, missing = self._columns[0], planned - trained
+        foreign = 0 if ids is None else trained - self.table.num_trained_of(ids)
+        if foreign:
+            return self._words(
+                losses, trained, f"{foreign} of these are not in the plan, but of another data set or epoch"
+            ), False
+        if self.table.stored and trained < losses == planned:
+            # Passes that were broken off may give the same numbers, but train on the first samples of the order.
+            left = min(self.reach, len(self.plan)) - self._base - self.rank
+            number = min(trained, max(0, -(-left // self.num_replicas)))
+            first = self.plan.share(self._base, number, self.rank, self.num_replicas)
+            if self.table.num_trained_of(self.places(first.to(self.table.device))) < trained:
+                return (
+                    f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got "
+                    f"{trained} ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"
+                ), True
+        if 0 < self._batch <= missing:
+            return self._words(
+                losses, trained, f"{missing} were left out, as the epoch was cut short or a batch skipped"
+            ), False
+        return (self._words(losses, trained, _VALIDATION), False) if losses % trained else None
+
+    def _words(self, losses: int, trained: int, why: str) -> str:
+        return (
+            f"PruningSampler: epoch {self.plan.epoch} has {self.planned} samples for this rank, and {losses} losses of "
+            f"{trained} distinct samples came: {why}"
+        )

@@ -24,17 +24,18 @@ from stprune.quota import checked_quota
 from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
-from stprune.table import ScoreTable
+from stprune.sharded.plan import ShardedPlanner, check_sharded
 
 _OP = "PruningSampler"
-_VERSION = 2
+_VERSION = 3
 
 
 class PruningSampler(DistributedSampler[int]):
     """Yields, each epoch, the ids of the samples that still teach something, in a fresh random order.
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
-    compute the loss with `stprune.PrunedLoss(sampler)`, which scores the samples and weighs their gradients. Only
+    compute the loss with `stprune.PrunedLoss(sampler)`, or any loss of your own with `stprune.PrunedMean(sampler)`, which
+    score the samples and weigh their gradients. Only
     `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
     this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
     and touches no global random state.
@@ -46,7 +47,8 @@ class PruningSampler(DistributedSampler[int]):
 
     Args:
         data_source: the training set, or its length: the number of windows.
-        num_epochs: length of the run, at least 1.
+        num_epochs: length of the run, at least 1; None for a run without an end, such as a stream or rounds of federated
+            training. Nothing anneals then: the default schedule keeps the ratio throughout, and "cosine" is refused.
         keep_ratio: share of the samples an epoch keeps, in (0, 1].
         method: "st-prune", "infobatch", "soft-random", "rs2", "epsilon-greedy", "ucb", "seta", "top-k", "spaced", "full", or
             an object with the functions `inclusion` and `weights`.
@@ -74,6 +76,8 @@ class PruningSampler(DistributedSampler[int]):
             keep_ratio is the share of the pairs. None: "node" where num_nodes is given, else "window".
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
             `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
+        sharded: every rank keeps the scores of its own range of the samples only, and the ids that it trains on; the plan is
+            the same, bit for bit. For "full", "soft-random", "st-prune", "infobatch" and "top-k".
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -94,7 +98,7 @@ class PruningSampler(DistributedSampler[int]):
         self,
         data_source: int | Sized,
         *,
-        num_epochs: int,
+        num_epochs: int | None,
         keep_ratio: float = 0.5,
         method: str | Method = "st-prune",
         schedule: str | Callable[[int], float] = "step",
@@ -111,10 +115,11 @@ class PruningSampler(DistributedSampler[int]):
         node_ratio: float = 1.0,
         granularity: str | None = None,
         node_sampler: str | NodeSampler = "uniform",
+        sharded: bool = False,
     ) -> None:
         # DistributedSampler.__init__ is not called: it would ask for a process group and fix the length.
         size = length_of(_OP, data_source)
-        self.num_epochs = _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
+        self.num_epochs = None if num_epochs is None else _check.integer(_OP, "num_epochs", num_epochs, 1, 2**32 - 1)
         self.keep_ratio = _check.real(_OP, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
         self.seed, _ = _check.seed_and_epoch(_OP, seed, 0)
         units = self._units = Granularity(
@@ -132,25 +137,28 @@ class PruningSampler(DistributedSampler[int]):
         self.fixed_length = _check.flag(_OP, "fixed_length", fixed_length)
         if self.fixed_length and not self.method.exact_count:
             raise ValueError(f"{_OP}: fixed_length must be False for a method without an exact count, got {self.method.name!r}")
-        self._planner = Planner(self.method, self.schedule, self.seed, self.fixed_length, labels, self.min_per_stratum)
-        self.table = ScoreTable(
-            units.num_samples,
-            beta=self.method.beta,
-            decay=self.method.decay,
-            track_variance=self.method.track_variance,
-            # Pairs are too many to keep scores that nobody reads.
-            stored=not (self.granularity == "pair" and labels is None and self.method.uniform),
+        self.sharded = _check.flag(_OP, "sharded", sharded)
+        # Of methods that look at no score there is nothing to spread over ranks.
+        spread = self.sharded and not self.method.uniform
+        self._planner = (ShardedPlanner if spread else Planner)(
+            self.method, self.schedule, self.seed, self.fixed_length, labels, self.min_per_stratum
         )
+        if self.sharded:
+            check_sharded(_OP, self._planner, self._ranks, self.node_sampler)
+        # Pairs are too many to keep scores that nobody reads.
+        lean = self.sharded or self.granularity == "pair"
+        self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
+        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return (
-            f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs}, "
+            f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs or 'a stream'}, "
             f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, rank {self.rank} of {self.num_replicas})"
         )
 
@@ -164,17 +172,19 @@ class PruningSampler(DistributedSampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: exchange scores between ranks, age the table, and plan. A second call for it does nothing.
 
+        Where another epoch ends with it, the samples counted in that one are held against its plan, as by `finish`.
+
         A collective where ranks exchange scores: every rank calls it, for the same epoch. After `load_state_dict` of a state
         from the middle of this epoch it goes on there; of a state whose epoch was over it begins that epoch anew.
 
         Args:
-            epoch: in [0, num_epochs).
+            epoch: in [0, num_epochs), or [0, 2^32) without it.
 
         Raises:
             ValueError: `epoch` lies outside the run; on every rank: a setting is not the same on every rank; or the last
                 epoch's ids did not tell samples apart.
         """
-        epoch = _check.integer(f"{_OP}.set_epoch", "epoch", epoch, 0, self.num_epochs - 1)
+        epoch = self._checked_epoch(f"{_OP}.set_epoch", epoch)
         running = self._running
         if running is not None and epoch == self.epoch:
             if not self._agreed:
@@ -182,8 +192,7 @@ class PruningSampler(DistributedSampler[int]):
             if running.finished:
                 self.resume_at(0)
             return
-        if running is not None:
-            running.check_ids()
+        self._hold_against_plan()
         scheduled = self.schedule(epoch)  # a user's function: what it raises is raised before anything has changed
         self._agree(epoch)
         if epoch != self.epoch:
@@ -198,11 +207,31 @@ class PruningSampler(DistributedSampler[int]):
         self._begin(self._make_plan(scheduled))
         self._report_nonfinite()
 
+    def _checked_epoch(self, op: str, epoch: Any) -> int:
+        return _check.integer(op, "epoch", epoch, 0, (self.num_epochs or 2**32) - 1)
+
+    def finish(self) -> None:
+        """End the run: hold the samples counted in its last epoch against the plan. A second call changes nothing.
+
+        One warning a run tells that they differ, by all numbers: validation losses that came in as training, steps that a
+        framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
+        (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
+        """
+        self._hold_against_plan(at_end=True)
+
+    def _hold_against_plan(self, *, at_end: bool = False) -> None:
+        fault = None if self._running is None else self._running.fault(scores_awaited=at_end and self._needs_scores)
+        if fault is not None and fault[1] and not at_end:
+            raise ValueError(fault[0])
+        if fault is not None:
+            self._warn("counts", fault[0])
+
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
         (replicas, rank), share = self._ranks.both, self._share(len(plan))
         position = share * replicas if finished else position
-        self._running = Running(self.table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
+        table, plan = self._planner.dealt(self.table, plan, position=position, share=share, drop_last=self.drop_last)
+        self._running = Running(table, plan, share=share, num_replicas=replicas, rank=rank, position=position)
         return self._running
 
     def _share(self, count: int) -> int:
@@ -227,15 +256,113 @@ class PruningSampler(DistributedSampler[int]):
 
     @property
     def _needs_scores(self) -> bool:
-        return self.method.needs_scores or (self.node_sampler.wants_scores and self.granularity == "node")
+        return self.method.needs_scores or self.wants_pair_scores
 
     def _agree(self, epoch: int) -> None:
         """Compare settings, and where each rank stands, with the other ranks; a collective."""
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
+
+    def grow(
+        self,
+        num_samples: int,
+        strata: torch.Tensor | None = None,
+        *,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
+        **node_settings: Any,
+    ) -> None:
+        """Take in new samples, which follow the old ones. All that is known of the old ones stays.
+
+        The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
+        one. The epoch under way goes on as planned. With ranks, every rank grows alike before the next `set_epoch`. A loader
+        asks its data set for the new ids, so that grows too. A state loads into a sampler of its size only. Cost: a copy of
+        the table. What was captured in a CUDA graph must be captured anew.
+
+        Args:
+            num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.
+            strata: [new samples] int64 labels of the new samples, where the sampler has strata; else None.
+            min_per_stratum: another quota from now on, as a quota of each stratum needs where there are new strata.
+            node_settings: what the node sampler must be told about the new windows.
+
+        Raises:
+            TypeError, ValueError: an argument breaks its rule; nothing is changed.
+
+        Example:
+            >>> import stprune
+            >>> sampler = stprune.PruningSampler(100, num_epochs=None, keep_ratio=0.5)
+            >>> sampler.update(sampler.plan.indices, 1.0 + sampler.plan.indices)
+            >>> sampler.grow(120)
+            >>> sampler.set_epoch(1)
+            >>> len(sampler), int((sampler.plan.indices >= 100).sum())
+            (60, 20)
+        """
+        op, size = f"{_OP}.grow", self.table.num_samples
+        num_samples = _check.integer(op, "num_samples", num_samples, size, 2**62)
+        windows = self._units.windows_in(op, num_samples)
+        planner = self._planner.grown(op, strata, num_samples - size, 1, min_per_stratum)
+        self._units.grow(windows, self.num_nodes, **node_settings)
+        self._take_size(planner, 1)
+
+    def grow_nodes(self, num_nodes: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+        """Give every window more nodes, which follow the old ones; between epochs.
+
+        Under granularity "node" ceil(node_ratio * num_nodes) nodes are drawn from then on. Under "pair" the scores move to the
+        samples' new ids, new pairs are unknown, and the plan holds the same pairs by their new ids (a plan that lists nothing
+        is as large, another draw). Otherwise as `grow`.
+
+        Args:
+            num_nodes: nodes in every window then, at least as many as now.
+            strata: [new samples] int64 labels of the new pairs, window by window, where the sampler has strata; else None.
+            node_settings: what the node sampler must be told about the new nodes: `groups` of "stratified".
+
+        Raises:
+            TypeError, ValueError: an argument breaks its rule; nothing is changed.
+            RuntimeError: in the middle of an epoch, whose batches would change their meaning.
+        """
+        op, before, pairs = f"{_OP}.grow_nodes", self.num_nodes, self.granularity == "pair"
+        if before is None:
+            raise ValueError(f"{op}: num_nodes must be given to the sampler first, got None")
+        num_nodes = _check.integer(op, "num_nodes", num_nodes, before, 2**31 - 1)
+        if self._running is not None and self._running.under_way:
+            raise RuntimeError(
+                f"{op}: the epoch must be over or not begun, got epoch {self.epoch} in the middle: set_epoch first"
+            )
+        rows = max(1, self.num_windows) if pairs else 1
+        new = self.num_windows * (num_nodes - before) if pairs else 0
+        planner = self._planner.grown(op, strata, new, rows)
+        self._units.grow(self.num_windows, num_nodes, **node_settings)
+        self._take_size(planner, rows)
+        if pairs and self._running is not None:
+            self._running.renumber(before, num_nodes)
+
+    def _take_size(self, planner: Planner, rows: int) -> None:
+        """Come to the size that the granularity has grown to."""
+        self._planner, self.min_per_stratum, units = planner, planner.min_per_stratum, self._units
+        self.num_windows, self.num_nodes = units.num_windows, units.num_nodes
+        units.node_sampler.to(self.table.device)
+        self.table.grow(units.num_samples, rows=rows)
+        self._memory = PlanMemory(units.num_samples)
+        if self._running is not None:
+            self._running.place()
+
+    def forget(self, index: torch.Tensor) -> None:
+        """Make samples unknown, as if never scored: their slots hold other data from now on. Every rank forgets alike.
+
+        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`.
+
+        Args:
+            index: [B] int64 sample ids; not modified.
+
+        Raises:
+            TypeError, ValueError: `index` is no such vector; nothing is changed.
+        """
+        self.table.forget(index)
+        if self.granularity == "node":
+            self.node_sampler.forget(index)
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
@@ -243,8 +370,9 @@ class PruningSampler(DistributedSampler[int]):
         Call it on every rank before `state_dict()` in the middle of a distributed epoch, so that the state holds every
         rank's scores.
         """
-        if self._ranks.exchange:
+        if self._ranks.exchange or self.sharded:
             self.table.synchronize(self._ranks.group)
+        if self._ranks.exchange:
             self.node_sampler.synchronize(self._ranks.group)
 
     @property
@@ -325,13 +453,14 @@ class PruningSampler(DistributedSampler[int]):
             position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
                 the state of a finished one was loaded.
         """
-        if position is None and self._now.finished and self.epoch + 1 < self.num_epochs:
+        if position is None and self._now.finished and self.epoch + 1 < (self.num_epochs or 2**32):
             self.set_epoch(self.epoch + 1)
         if not self._agreed:
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        return running.plan, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        return running.plan, self.last_pass[1]
 
     @property
     def begin_position(self) -> int:
@@ -378,17 +507,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
-        epoch = self.epoch
-
-        def draw(index: torch.Tensor) -> torch.Tensor:
-            if epoch != self.epoch and self.wants_pair_scores:
-                raise RuntimeError(
-                    f"{_OP}: an iterator over epoch {epoch} must end before epoch {self.epoch} begins, whose scores decide "
-                    f"what the node sampler {self.node_sampler.name!r} draws"
-                )
-            return self._units.draw(index, epoch)[0]
-
-        return draw
+        return self._units.drawn_in(self.epoch, lambda: self.epoch)
 
     def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
@@ -403,18 +522,33 @@ class PruningSampler(DistributedSampler[int]):
         """Whether every epoch has the same number of samples, whatever the scores."""
         return self._planner.constant_length
 
-    def total_steps(self, batch_size: int) -> int:
+    def total_steps(self, batch_size: int, accumulate: int = 1) -> int:
         """Optimizer steps of the whole run on this rank: what OneCycleLR asks for.
 
         Exact for methods with an exact count as long as every sample of a full epoch gets a score; an upper bound for
-        methods whose counts depend on the scores.
+        methods whose counts depend on the scores. For the data set as large as it is now.
+
+        Args:
+            batch_size: samples of a batch on this rank, at least 1.
+            accumulate: batches whose gradients make one step, at least 1. An epoch's last step has those that are left, as in
+                Lightning (`accumulate_grad_batches`), in Accelerate (`gradient_accumulation_steps` with its default
+                `sync_with_dataloader=True`) and in transformers' Trainer: ceil(batches / accumulate) steps an epoch.
+
+        Raises:
+            TypeError, ValueError: an argument breaks its rule.
+            ValueError: the run has no end (num_epochs=None).
         """
-        batch_size = _check.integer(f"{_OP}.total_steps", "batch_size", batch_size, 1)
-        batches = 0
+        op = f"{_OP}.total_steps"
+        batch_size = _check.integer(op, "batch_size", batch_size, 1)
+        accumulate = _check.integer(op, "accumulate", accumulate, 1)
+        if self.num_epochs is None:
+            raise ValueError(f"{op}: num_epochs must be given to the sampler, got None: a run without an end has no total")
+        steps = 0
         for epoch in range(self.num_epochs):
             local = self._share(self._planner.most_at(epoch, self.table.num_samples))
-            batches += local // batch_size if self.drop_last else -(-local // batch_size)
-        return batches
+            batches = local // batch_size if self.drop_last else -(-local // batch_size)
+            steps += -(-batches // accumulate)
+        return steps
 
     # --- training steps ----------------------------------------------------------------------------------------------
 
@@ -430,8 +564,21 @@ class PruningSampler(DistributedSampler[int]):
         """
         return self._now.step_arguments(per_step)
 
+    def places(self, index: torch.Tensor) -> torch.Tensor:
+        """What an op takes as index beside `step_arguments`: rows of the table, which are the ids unless it is sharded.
+
+        Args:
+            index: [B] int64 sample ids on the table's device; not modified.
+
+        Raises:
+            ValueError: an id is not in this rank's share of a sharded plan (looked at on the CPU).
+        """
+        return self._now.places(index)
+
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan.
+        """The weights of samples in the current plan, for losses that no criterion of stprune can compute.
+
+        `PrunedMean` is made of this, a mean of weight x loss, and `update`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -448,10 +595,10 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def wants_pair_scores(self) -> bool:
         """Whether `take_in` has any use for scores of pairs."""
-        return self.node_sampler.wants_scores and self.granularity == "node"
+        return self._units.wants_scores
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch that was trained on, for loops without `PrunedLoss`.
+        """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
 
         Args:
             index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified. Samples that were trained
@@ -461,7 +608,7 @@ class PruningSampler(DistributedSampler[int]):
         self.take_in(index)
 
     def take_in(self, index: torch.Tensor, node: torch.Tensor | None = None, pair_scores: torch.Tensor | None = None) -> None:
-        """End a training step whose scores the table has: PrunedLoss calls it.
+        """End a training step whose scores the table has; criteria call it.
 
         Args:
             index: [B] int64 ids of the batch; not modified.
@@ -470,16 +617,13 @@ class PruningSampler(DistributedSampler[int]):
         """
         if node is not None and pair_scores is not None:
             self.node_sampler.update(index, node, pair_scores)
-        if self._now.take_in(index):
-            self._warn(
-                "set_epoch",
-                f"PruningSampler: epoch {self.epoch} was trained on a second time. Nothing is pruned or scored anew until "
-                "sampler.set_epoch(epoch) begins the next epoch",
-            )
+        word = self._now.take_in(index)
+        if word is not None:
+            self._warn(*word)
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
-            self._warned.add(name)
+            self._warned |= {name}
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
@@ -492,7 +636,7 @@ class PruningSampler(DistributedSampler[int]):
             )
 
     def to(self, device: torch.device | str) -> PruningSampler:
-        """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
+        """Move the table to the training device, in place; criteria do it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
         self._planner = self._planner.to(self.table.device)
@@ -507,11 +651,9 @@ class PruningSampler(DistributedSampler[int]):
         return {
             "num_samples": self.table.num_samples,
             "drop_last": self.drop_last,
-            "num_nodes": self.num_nodes,
-            "node_ratio": self.node_ratio,
-            "granularity": self.granularity,
+            "sharded": self.sharded,
+            **self._units.settings(),
             **self._planner.settings(),
-            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -553,14 +695,14 @@ class PruningSampler(DistributedSampler[int]):
         _check.same_keys(op, state, _ENTRIES)
         _check.same_settings(op, "sampler", self._settings(), state["settings"])
         self.table.check_state(state["table"])
-        epoch = _check.integer(op, "epoch", state["epoch"], 0, self.num_epochs - 1)
+        epoch = self._checked_epoch(op, state["epoch"])
         position = _check.integer(op, "position", state["position"], 0)
         plan = self._planner.restored(op, self.table, state)
         self._ranks.settle(needs_scores=self._needs_scores)
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
-        self._warned = set(state["warned"])
+        self._warned = frozenset(state["warned"])
         self._agreed = False
         self._memory.keep()
         self.table.restart()
@@ -568,6 +710,6 @@ class PruningSampler(DistributedSampler[int]):
 
 
 _ENTRIES = (
-    "version", "settings", "epoch", "position", "finished", "count", "indices", "weights", "mean_weight", "table",
+    "version", "settings", "epoch", "position", "finished", "count", "planned", "indices", "weights", "mean_weight", "table",
     "node_sampler", "warned",
 )  # fmt: skip

@@ -15,11 +15,12 @@ class Schedule:
     """The keep ratio of every epoch of a run.
 
     `step` keeps the ratio up to epoch floor(anneal * num_epochs) and trains on everything from there on; `cosine` rises
-    smoothly to 1 over those last epochs; `none` never rises. Epochs are compared as integers.
+    smoothly to 1 over those last epochs; `none` never rises. A run without an end has no last epochs: `step` keeps the ratio
+    throughout, like `none`, and `cosine` is refused. Epochs are compared as integers.
 
     Args:
         kind: "step", "cosine", "none", or a function of the epoch that returns a ratio in (0, 1].
-        num_epochs: length of the run.
+        num_epochs: length of the run, or None where it has no end.
         keep_ratio: the ratio before annealing, in (0, 1].
         anneal: share of the run before annealing begins, in [0, 1].
 
@@ -34,23 +35,29 @@ class Schedule:
     """
 
     kind: str | Callable[[int], float]
-    num_epochs: int
+    num_epochs: int | None
     keep_ratio: float
     anneal: float
 
     def __post_init__(self) -> None:
         if not callable(self.kind) and self.kind not in SCHEDULES:
             raise ValueError(f"PruningSampler: schedule must be one of {', '.join(SCHEDULES)} or a function, got {self.kind!r}")
+        if self.kind == "cosine" and self.num_epochs is None:
+            raise ValueError("PruningSampler: schedule must be step, none or a function for num_epochs=None, got 'cosine'")
 
     @property
-    def first_annealed(self) -> int:
-        """First epoch of the annealing phase."""
+    def first_annealed(self) -> int | None:
+        """First epoch of the annealing phase; None where the run has no end."""
+        if self.num_epochs is None:
+            return None
         # Rounded before the floor: 0.29 * 100 is 28.999999999999996 in binary.
         return math.floor(round(self.anneal * self.num_epochs, 9))
 
     @property
     def constant(self) -> bool:
-        """Whether the ratio is the same in every epoch."""
+        """Whether the ratio is the same in every epoch; not known of a function where the run has no end."""
+        if self.num_epochs is None:
+            return not callable(self.kind)
         return len({self(epoch) for epoch in range(self.num_epochs)}) == 1
 
     def __call__(self, epoch: int) -> float:
@@ -64,7 +71,7 @@ class Schedule:
                 raise ValueError(f"PruningSampler: schedule({epoch}) must lie in (0, 1], got {ratio:g}")
             return ratio
         first = self.first_annealed
-        if self.kind == "none" or epoch < first:
+        if self.num_epochs is None or first is None or self.kind == "none" or epoch < first:
             return self.keep_ratio
         if self.kind == "step":
             return 1.0

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from stprune.exchange import exchanged
 from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.host_memory import filled
@@ -13,9 +14,6 @@ from stprune.ops.table_age import count_nonfinite, table_age
 from stprune.ops.table_update import FRESH, KNOWN, SCORED, TRAINED, table_update
 
 _OP = "ScoreTable"
-_PIECE = 1 << 22
-"""Ranks exchange the table in pieces of so many samples, so that temporaries stay under 100 MB."""
-
 _COLUMNS = ("scores", "marks", "variance")
 Columns = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
 
@@ -115,9 +113,9 @@ class ScoreTable:
         """Samples of all training batches of this epoch, each as often as it came. Waits for the table's device."""
         return int(self._count[2])
 
-    def were_trained(self, index: torch.Tensor) -> bool:
-        """Whether all samples [B] int64 were trained on in this epoch. Waits for the table's device."""
-        return self._marks is not None and bool((self._marks[index.to(self.device)] & TRAINED).all())
+    def num_trained_of(self, index: torch.Tensor) -> int:
+        """How many of the samples [B] int64, all distinct, were trained on in this epoch. Waits for the table's device."""
+        return 0 if self._marks is None else int((self._marks[index.to(self.device)] & TRAINED).count_nonzero())
 
     def to(self, device: torch.device | str) -> ScoreTable:
         """Move the table to `device` in place; scores keep their bits."""
@@ -178,6 +176,55 @@ class ScoreTable:
             self._marks &= SCORED | FRESH | KNOWN
         self._count.zero_()
 
+    @torch.inference_mode(False)  # or no training step could write into what is made here
+    def grow(self, num_samples: int, *, rows: int = 1) -> None:
+        """Hold more samples, in place: the new ones were never scored, all others keep everything.
+
+        Args:
+            num_samples: how many samples there are then; at least as many as now, and a multiple of `rows`.
+            rows: the samples stand in so many rows of one length, and each row grows at its end: pairs, one row a window.
+
+        Raises:
+            TypeError, ValueError: a number breaks its rule; nothing is changed.
+        """
+        op = f"{_OP}.grow"
+        rows = _check.integer(op, "rows", rows, 1)
+        num_samples = _check.integer(op, "num_samples", num_samples, self.num_samples, 2**62)
+        if num_samples % rows or self.num_samples % rows:
+            raise ValueError(f"{op}: num_samples must be a multiple of {rows} rows, got {num_samples} after {self.num_samples}")
+        grown = []
+        for column, value in zip(self.columns[:3], (torch.inf, 0, 0.0), strict=True):
+            if column is not None:
+                old = column.view(rows, self.num_samples // rows)
+                column = filled(num_samples, value, old.dtype, old.device)
+                column.view(rows, num_samples // rows)[:, : old.shape[1]] = old
+            grown.append(column)
+        self._scores, self._marks, self._variance = grown
+        self.num_samples = num_samples
+
+    def forget(self, index: torch.Tensor) -> None:
+        """Make samples unknown, as if never scored: their slots hold other data from now on.
+
+        The next score replaces the unknown one. Of the epoch under way nothing is undone: who was trained on in it counts as
+        trained, and is not scored by training again before the next. Where ranks exchange scores, every rank forgets alike:
+        a score that another rank measured before and still holds would come back.
+
+        Args:
+            index: [B] int64 ids in [0, num_samples), in any order, also repeated; not modified.
+
+        Raises:
+            TypeError, ValueError: `index` is no such vector; nothing is changed.
+        """
+        op = f"{_OP}.forget"
+        index = _check.index(op, "index", index)
+        _check.ids(op, "index", index, self.num_samples - 1)
+        index = index.to(self.device)
+        if self._scores is not None and self._marks is not None:
+            self._scores[index] = torch.inf
+            self._marks[index] &= TRAINED
+        if self._variance is not None:
+            self._variance[index] = 0.0
+
     def num_nonfinite(self) -> int:
         """How many samples were scored NaN or infinite last time (never scored ones do not count)."""
         if self._scores is None or self._marks is None:
@@ -185,29 +232,23 @@ class ScoreTable:
         return count_nonfinite(self._scores, self._marks)
 
     def synchronize(self, group: Any = None) -> None:
-        """Give every rank the scores that the others measured since the last call (one all-reduce over the table).
+        """Give every rank the scores that the others measured since the last call; nothing else travels.
 
-        A collective: every rank must call it. Ids are positions in the table and never travel, so they cannot lose
-        precision. A sample scored by several ranks (padding) gets the mean of their values.
+        A collective: every rank must call it. A sample scored by several ranks (padding) gets the mean of their values, added
+        up in the order of the ranks. Every rank sends 12 bytes for each sample that it scored, 16 with variances.
 
         Args:
             group: torch.distributed process group; None is the default group.
         """
-        from torch import distributed
-
         if self._scores is None or self._marks is None:
             return
-        for start in range(0, self.num_samples, _PIECE):
-            part = slice(start, start + _PIECE)
-            fresh = (self._marks[part] & FRESH).bool()
-            count = fresh.to(torch.float32)
-            distributed.all_reduce(count, group=group)
-            for buffer in [self._scores] if self._variance is None else [self._scores, self._variance]:
-                total = torch.where(fresh, buffer[part], 0.0)
-                distributed.all_reduce(total, group=group)
-                buffer[part] = torch.where(count > 0, total / count, buffer[part])
-            self._marks[part] |= (count > 0) * (SCORED | KNOWN)
-        self._marks &= SCORED | TRAINED | KNOWN
+        marks = self._marks
+        buffers = [self._scores] if self._variance is None else [self._scores, self._variance]
+        for index, values in exchanged(lambda part: (marks[part] & FRESH) > 0, buffers, group):
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer[index] = value
+            marks[index] |= SCORED | KNOWN
+        marks &= SCORED | TRAINED | KNOWN
 
     def settings(self) -> dict[str, Any]:
         """What must be the same in a saved state."""
@@ -243,4 +284,7 @@ class ScoreTable:
         for name, column in zip(_COLUMNS, self.columns[:3], strict=True):
             if column is not None:
                 column.copy_(state[name])
+        if self._marks is not None:
+            # Every rank loads the same scores: none of them is news to another, though one rank's state says so.
+            self._marks &= SCORED | TRAINED | KNOWN
         self._count.zero_()

@@ -353,7 +353,7 @@ def test_a_state_of_other_settings_is_refused_by_name_and_nothing_changes(saved,
         ),
         (lambda state: state | {"table": {}}, ValueError, "state must have the entries"),
         (lambda state: state | {"extra": 1}, ValueError, "state must have the entries"),
-        (lambda state: {"version": 99}, ValueError, "version must be 2, got 99"),
+        (lambda state: {"version": 99}, ValueError, "version must be 3, got 99"),
         (lambda state: [], TypeError, "state must be a dictionary, got list"),
     ],
 )

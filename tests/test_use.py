@@ -83,6 +83,8 @@ def test_two_losses_a_batch_are_no_second_pass_and_no_collision():
     train(sampler, loader, losses=2)
     sampler.set_epoch(1)
     train(sampler, list(loader)[:2], losses=2)  # half of the epoch, all of which was delivered
+    with pytest.raises(RuntimeWarning, match="64 losses of 32 distinct samples came: 32 were left out"):
+        sampler.set_epoch(2)
     sampler.set_epoch(2)
 
 

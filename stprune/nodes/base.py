@@ -121,6 +121,9 @@ class NodeSampler:
     def advance(self) -> None:
         """End an epoch: what `update` took in counts from now on."""
 
+    def forget(self, index: torch.Tensor) -> None:
+        """Make what was learned of windows [B] int64 unknown: their slots hold other data from now on."""
+
     def to(self, device: torch.device) -> None:
         """Move what the sampler stores."""
 

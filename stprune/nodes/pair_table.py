@@ -69,6 +69,10 @@ class PairTable:
                 larger[: mine.shape[0], : mine.shape[1]] = mine
         self.__dict__.update(grown.__dict__)
 
+    def forget(self, index: torch.Tensor) -> None:
+        """Make all pairs of windows [B] int64 unknown."""
+        self._store(index, torch.full((index.numel(), self.num_nodes), torch.inf, device=self.device))
+
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The scores of windows [B] int64: [B, num_nodes] float32, +inf where unknown."""
         values = self._values[index]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from stprune.exchange import exchanged
 from stprune.nodes.base import Draw, NodeSampler
 from stprune.nodes.pair_table import ROWS, STORAGES, PairTable
 from stprune.ops import _check
@@ -62,6 +63,7 @@ class Priority(NodeSampler):
         # What this epoch's batches gave: the drawn nodes, counted from 1 (0: the window was not trained on), and their scores.
         self._node = torch.zeros(self.num_windows, self.count, dtype=torch.int32)
         self._score = torch.zeros(self.num_windows, self.count, dtype=torch.float32)
+        self._fresh = torch.zeros(self.num_windows, dtype=torch.bool)  # windows whose scores no other rank has yet
 
     def grow(self, num_windows: int, num_nodes: int, count: int) -> None:
         """As `NodeSampler.grow`: the table and the scores that wait are kept; new pairs are unknown."""
@@ -71,6 +73,7 @@ class Priority(NodeSampler):
         # The first node of a row fills the new places, which so store its score once more.
         node, score = (torch.cat([x, x[:, :1].expand(-1, more_nodes)], 1) for x in (self._node, self._score))
         self._node, self._score = (torch.nn.functional.pad(x, (0, 0, 0, more_windows)) for x in (node, score))
+        self._fresh = torch.nn.functional.pad(self._fresh, (0, more_windows))
         self.num_windows, self.num_nodes, self.count = num_windows, num_nodes, count
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
@@ -100,6 +103,7 @@ class Priority(NodeSampler):
         first = before[:, :1] == 0
         self._node[index] = torch.where(first, node.to(torch.int32) + 1, before)
         self._score[index] = torch.where(first, scores, self._score[index])
+        self._fresh[index] |= first.squeeze(1)
 
     def advance(self) -> None:
         trained = self._trained()
@@ -107,6 +111,13 @@ class Priority(NodeSampler):
             index = trained[first : first + ROWS]
             self.table.update(index, self._node[index].long() - 1, self._score[index])
         self._node.zero_()
+        self._fresh.zero_()
+
+    def forget(self, index: torch.Tensor) -> None:
+        index = index.to(self.table.device)
+        self.table.forget(index)
+        self._node[index] = 0
+        self._fresh[index] = False
 
     def _trained(self) -> torch.Tensor:
         """[K] int64: the windows trained on in this epoch."""
@@ -114,20 +125,14 @@ class Priority(NodeSampler):
 
     def to(self, device: torch.device) -> None:
         self.table.to(device)
-        self._node, self._score = self._node.to(device), self._score.to(device)
+        self._node, self._score, self._fresh = (one.to(device) for one in (self._node, self._score, self._fresh))
 
     def synchronize(self, group: Any) -> None:
-        from torch import distributed
-
-        for first in range(0, self.num_windows, ROWS):
-            node, score = self._node[first : first + ROWS], self._score[first : first + ROWS]
-            # Ranks that train on one window (padding) have drawn the same nodes of it; their scores are averaged.
-            count = (node[:, :1] > 0).to(torch.int32)
-            score.masked_fill_(count == 0, 0.0)
-            for total in (count, node, score):
-                distributed.all_reduce(total, group=group)
-            node //= count.clamp_min(1)
-            score /= count.clamp_min(1)
+        # Ranks that train on one window (padding) have drawn the same nodes of it; their scores are averaged.
+        fresh, columns = self._fresh, [self._node, self._score]
+        for index, (node, score) in exchanged(lambda part: fresh[part], columns, group, piece=ROWS):
+            self._node[index], self._score[index] = node, score
+        fresh.zero_()
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "storage": self.storage, "floor": self.floor, "beta": self.beta}
@@ -141,5 +146,6 @@ class Priority(NodeSampler):
         self.table.load_state_dict(state["table"])
         index = state["index"].to(self.table.device)
         self._node.zero_()
+        self._fresh.zero_()
         self._node[index] = state["node"].to(index.device)
         self._score[index] = state["score"].to(index.device)

@@ -131,3 +131,21 @@ def permute(
             raise ValueError(f"permute: out must be contiguous, got strides {out.stride()}")
     torch.ops.stprune.permute(out, n, start, seed, epoch, stream)
     return out
+
+
+def permute_at(position: torch.Tensor, n: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """What `permute` holds at positions [...] int64 in [0, n), on their device; not modified.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops import permute
+        >>> from stprune.ops.shuffle import permute_at
+        >>> whole = permute(2000, seed=1, epoch=2)
+        >>> torch.equal(whole[[7, 1900]], permute_at(torch.tensor([7, 1900]), 2000, seed=1, epoch=2))
+        True
+
+    Source:
+        See `shuffle`.
+    """
+    block = torch.zeros((), dtype=torch.int64, device=position.device)
+    return reference.permutation_at(position, n, seed, epoch, SHUFFLE, block)

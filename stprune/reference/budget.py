@@ -64,12 +64,24 @@ def _double(bits: int) -> float:
     return float(struct.unpack("<d", struct.pack("<q", bits))[0])
 
 
-def clipped(size: torch.Tensor, scale: float, minimum: float) -> Clipped:
-    """`Clipped` of sizes [n] float64; NaN counts nowhere."""
+def clip(size: torch.Tensor, scale: float, minimum: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where scale * size [n] is clipped at 1, where at `minimum`, and where not at all; NaN is nowhere."""
     scaled = size * scale
     high = scaled >= 1.0
-    low = (scaled <= minimum) & ~high
-    middle = (scaled > minimum) & (scaled < 1.0)
+    return high, (scaled <= minimum) & ~high, (scaled > minimum) & (scaled < 1.0)
+
+
+def split(size: torch.Tensor, low: float, high: float, minimum: float) -> tuple[torch.Tensor, ...]:
+    """Sizes [n] that every constant in [low, high] clips at 1, at `minimum`, not at all, and those that it depends on."""
+    sure_high = size * low >= 1.0
+    sure_low = (size * high <= minimum) & ~sure_high
+    sure = (size * low > minimum) & (size * high < 1.0)
+    return sure_high, sure_low, sure, (size == size) & ~sure_high & ~sure_low & ~sure
+
+
+def clipped(size: torch.Tensor, scale: float, minimum: float) -> Clipped:
+    """`Clipped` of sizes [n] float64; NaN counts nowhere."""
+    high, low, middle = clip(size, scale, minimum)
     return Clipped(int(low.sum()), int(high.sum()), float(blocked_sum(size, middle)))
 
 
@@ -102,10 +114,9 @@ def solve(
     return scale
 
 
-def sample_of(scores: torch.Tensor) -> torch.Tensor:
-    """SAMPLE of the scores, at random places, with repetition."""
-    place = words(SAMPLE, seed=0, epoch=0, stream=STREAM, device=scores.device) * (scores.numel() >> 8) >> 24
-    return scores[place]
+def sample_places(n: int, device: torch.device) -> torch.Tensor:
+    """Where the sample of n scores is taken: [SAMPLE] random places, with repetition."""
+    return words(SAMPLE, seed=0, epoch=0, stream=STREAM, device=device) * (n >> 8) >> 24
 
 
 def sample_scale(size: torch.Tensor, wanted: float, minimum: float, start: float) -> float:
@@ -148,6 +159,17 @@ def num_kept(scores: torch.Tensor, count: int, minimum: float) -> int:
     return n - known + round(wanted_of(known, n, float(count), minimum))
 
 
+def special_scale(known: int, positive: int, wanted: float, minimum: float) -> tuple[float, float] | None:
+    """The constant and the lower bound where no sum decides them; None where one does."""
+    if positive == 0:
+        return 0.0, wanted / known if known else 1.0
+    if positive + minimum * (known - positive) <= wanted:
+        # Every positive size is certain, and the zeros share what is left evenly.
+        # A minimum so small that the comparison rounds it away still bounds them.
+        return math.inf, min(max((wanted - positive) / (known - positive), minimum), 1.0) if positive < known else 1.0
+    return (0.0, minimum) if wanted <= minimum * known else None
+
+
 def scale_of(scores: torch.Tensor, alpha: float, count: float, minimum: float) -> tuple[float, float]:
     """The constant c of the finite scores, and the lower bound to clip at."""
     n = scores.numel()
@@ -155,27 +177,19 @@ def scale_of(scores: torch.Tensor, alpha: float, count: float, minimum: float) -
     finite = size == size
     known, positive = int(finite.sum()), int((size > 0.0).sum())
     wanted = wanted_of(known, n, count, minimum)
-    if positive == 0:
-        return 0.0, wanted / known if known else 1.0
-    if positive + minimum * (known - positive) <= wanted:
-        # Every positive size is certain, and the zeros share what is left evenly.
-        # A minimum so small that the comparison rounds it away still bounds them.
-        return math.inf, min(max((wanted - positive) / (known - positive), minimum), 1.0) if positive < known else 1.0
-    if wanted <= minimum * known:
-        return 0.0, minimum
+    special = special_scale(known, positive, wanted, minimum)
+    if special is not None:
+        return special
 
     def everything(scale: float) -> Clipped:
         return clipped(size, scale, minimum)
 
     if n < SAMPLED:
         return solve(everything, wanted, minimum, wanted / float(blocked_sum(size, finite))), minimum
-    sample = sizes_of(sample_of(scores), alpha)
+    sample = sizes_of(scores[sample_places(n, scores.device)], alpha)
     low, middle, high = brackets(sample, int((sample != sample).sum()), count, n, minimum)
     start = middle if 0.0 < middle < LARGEST else wanted / float(blocked_sum(size, finite))
-    sure_high = size * low >= 1.0
-    sure_low = (size * high <= minimum) & ~sure_high
-    sure = (size * low > minimum) & (size * high < 1.0)
-    aside = finite & ~sure_high & ~sure_low & ~sure
+    sure_high, sure_low, sure, aside = split(size, low, high, minimum)
     if int(aside.sum()) <= n // CROWDED:
         base = Clipped(int(sure_low.sum()), int(sure_high.sum()), float(blocked_sum(size, sure)))
         candidates = size[aside]

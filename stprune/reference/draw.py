@@ -40,18 +40,21 @@ def spread(q: torch.Tensor, count: int) -> torch.Tensor:
     return q
 
 
-def systematic_order(n: int, seed: int, epoch: int, device: torch.device) -> torch.Tensor:
-    """The order in which the running sum meets the items: blocks in their order, inside a block a random one."""
+def systematic_order(n: int, seed: int, epoch: int, device: torch.device, first: int = 0) -> torch.Tensor:
+    """The order in which the running sum meets n items: blocks in their order, inside a block a random one.
+
+    With `first` the items are those from block `first` on of a longer vector, and counted from there.
+    """
     full = n // BLOCK
     block = torch.arange(full, dtype=torch.int64, device=device).unsqueeze(1)
     position = torch.arange(BLOCK, dtype=torch.int64, device=device).unsqueeze(0)
     parts = []
     if full:
-        inside = permutation_at(position.expand(full, -1), BLOCK, seed, epoch, SYSTEMATIC, block)
+        inside = permutation_at(position.expand(full, -1), BLOCK, seed, epoch, SYSTEMATIC, block + first)
         parts.append((inside + block * BLOCK).flatten())
     if n > full * BLOCK:
         rest = n - full * BLOCK
-        inside = permutation_at(position[0, :rest], rest, seed, epoch, SYSTEMATIC, torch.tensor(full, device=device))
+        inside = permutation_at(position[0, :rest], rest, seed, epoch, SYSTEMATIC, torch.tensor(full + first, device=device))
         parts.append(inside + full * BLOCK)
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
 

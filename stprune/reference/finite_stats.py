@@ -40,13 +40,18 @@ def block_sums(values: torch.Tensor) -> torch.Tensor:
     return lanes[:, 0]
 
 
-def blocked_sum(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Float64 sum of the entries of values [n] floating where keep [n] bool, as a scalar tensor."""
+def sums_where(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """`block_sums` of the entries of values [n] floating where keep [n] bool; the others count as 0."""
     parts = [
         block_sums(torch.where(kept, chunk, 0.0).double())
         for chunk, kept in zip(values.split(_ROWS * BLOCK), keep.split(_ROWS * BLOCK), strict=True)
     ]
-    return tree_sum(torch.cat(parts))
+    return torch.cat(parts)
+
+
+def blocked_sum(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Float64 sum of the entries of values [n] floating where keep [n] bool, as a scalar tensor."""
+    return tree_sum(sums_where(values, keep))
 
 
 def finite_stats(values: torch.Tensor) -> torch.Tensor:
