@@ -1,6 +1,5 @@
 """examples/stream.py: runs as it says; windows, nodes and slots that come and go keep the gradient unbiased."""
 
-import pytest
 import torch
 from example_checks import (
     check_file,
@@ -37,7 +36,9 @@ def grown(memory, method="st-prune", num_epochs=None, periods=3, **settings):
     nodes = PARTS[0][2]
     settings = {"keep_ratio": 0.5, "node_ratio": 0.5, "schedule": "none", **settings}
     observed = stprune.Observed(lambda slots: memory.tensors[1][slots, 0, :nodes].isfinite())
-    sampler = stprune.PruningSampler(0, num_epochs=num_epochs, num_nodes=nodes, node_sampler=observed, method=method, **settings)
+    sampler = stprune.PruningSampler(
+        0, num_epochs=num_epochs, num_nodes=nodes, node_sampler=observed, method=method, **settings
+    )
     torch.manual_seed(1)
     for x, y, there in PARTS[:periods]:
         slots = MODULE.take(memory, sampler.num_windows, x[:WINDOWS], y[:WINDOWS])
@@ -179,4 +180,3 @@ def test_calibration_takes_away_a_shift():
     forecast = PARTS[4][1]
     errors = [(guess - forecast - 1.0).abs().mean() for guess in (MODULE.calibrated(forecast, forecast + 1.0), forecast)]
     assert errors[0] < 0.7 * errors[1]
-
