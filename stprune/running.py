@@ -76,7 +76,7 @@ class Running:
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""
         ids, weights, mean = self._columns
-        size = self.plan.num_samples if ids is None else self.table.num_samples
+        size = self.plan.num_samples if ids is None and self._local is None else self.table.num_samples
         return ids, weights, mean if per_step else None, size, *self.table.columns, self.table.beta
 
     def weights_of(self, index: torch.Tensor, per_step: bool) -> torch.Tensor:

@@ -34,7 +34,8 @@ class PruningSampler(DistributedSampler[int]):
     """Yields, each epoch, the ids of the samples that still teach something, in a fresh random order.
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
-    compute the loss with `stprune.PrunedLoss(sampler)`, which scores the samples and weighs their gradients. Only
+    compute the loss with `stprune.PrunedLoss(sampler)`, or any loss of your own with `stprune.PrunedMean(sampler)`, which
+    score the samples and weigh their gradients. Only
     `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
     this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
     and touches no global random state.
