@@ -14,13 +14,21 @@ export MPLCONFIGDIR = $(CURDIR)/$(VENV)/cache/matplotlib
 # A spinning OpenMP team costs milliseconds whenever a neighbour holds a core.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: demo test lint format wheel sanitize clean
+FRAMEWORKS = $(VENV)-frameworks
+# BasicTS imports its trainer from easy-torch, which is another package than easytorch.
+PINNED = "basicts>=1.1,<1.2" "easy-torch>=1.3,<1.4" "absl-py>=2" "easydict>=1.13" "setproctitle>=1.3" \
+  "torch-spatiotemporal==0.9.5" "torch-geometric-temporal>=0.56,<0.57"
+
+.PHONY: demo test frameworks lint format wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/stprune demo $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+frameworks: $(FRAMEWORKS)/.installed
+	$(FRAMEWORKS)/bin/python -m pytest tests/frameworks $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -64,5 +72,15 @@ $(VENV)/.demo: $(VENV)/.package
 	$(BIN)/pip install --quiet --no-deps "simbench>=1.6,<2"
 	touch $@
 
+# The frameworks have an environment of their own, which takes torch, stprune and the test tools from the first. The second
+# list pins other versions of torch than the tests run, or brings what the tests do not need.
+$(FRAMEWORKS)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  >"$$($(FRAMEWORKS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
+	$(FRAMEWORKS)/bin/pip install --quiet "stprune[frameworks]"
+	$(FRAMEWORKS)/bin/pip install --quiet --no-deps $(PINNED)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist stprune-demo
+	rm -rf $(VENV) $(FRAMEWORKS) build dist stprune-demo

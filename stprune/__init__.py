@@ -10,6 +10,7 @@ Docstrings cite equations by number ("eq. 7"); methods/README.md, which is insta
 
 from stprune import _load, checkpoint, models
 from stprune._load import LibraryStatus, library_status
+from stprune.batch_queue import BatchQueue
 from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
 from stprune.loader import WindowLoader
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "NODE_SAMPLERS",
+    "BatchQueue",
     "ChunkedSeries",
     "Cluster",
     "EpochPlan",

@@ -25,8 +25,6 @@ from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
 from stprune.sharded.plan import ShardedPlanner, check_sharded
-from stprune.sharded.table import ShardedTable
-from stprune.table import ScoreTable
 
 _OP = "PruningSampler"
 _VERSION = 3
@@ -36,7 +34,8 @@ class PruningSampler(DistributedSampler[int]):
     """Yields, each epoch, the ids of the samples that still teach something, in a fresh random order.
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
-    compute the loss with `stprune.PrunedLoss(sampler)`, which scores the samples and weighs their gradients. Only
+    compute the loss with `stprune.PrunedLoss(sampler)`, or any loss of your own with `stprune.PrunedMean(sampler)`, which
+    score the samples and weigh their gradients. Only
     `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
     this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
     and touches no global random state.
@@ -146,20 +145,16 @@ class PruningSampler(DistributedSampler[int]):
         )
         if self.sharded:
             check_sharded(_OP, self._planner, self._ranks, self.node_sampler)
-        size, beta, decay = units.num_samples, self.method.beta, self.method.decay
-        if spread:
-            self.table: Any = ShardedTable(size, self._ranks, beta=beta, decay=decay)
-        else:
-            # Pairs are too many to keep scores that nobody reads.
-            stored = not (labels is None and self.method.uniform and (self.sharded or self.granularity == "pair"))
-            variance = self.method.track_variance
-            self.table = ScoreTable(size, beta=beta, decay=decay, track_variance=variance, stored=stored)
+        # Pairs are too many to keep scores that nobody reads.
+        lean = self.sharded or self.granularity == "pair"
+        self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
+        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return (
@@ -268,10 +263,18 @@ class PruningSampler(DistributedSampler[int]):
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
-    def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+    def grow(
+        self,
+        num_samples: int,
+        strata: torch.Tensor | None = None,
+        *,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
+        **node_settings: Any,
+    ) -> None:
         """Take in new samples, which follow the old ones. All that is known of the old ones stays.
 
         The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
@@ -282,6 +285,7 @@ class PruningSampler(DistributedSampler[int]):
         Args:
             num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.
             strata: [new samples] int64 labels of the new samples, where the sampler has strata; else None.
+            min_per_stratum: another quota from now on, as a quota of each stratum needs where there are new strata.
             node_settings: what the node sampler must be told about the new windows.
 
         Raises:
@@ -299,7 +303,7 @@ class PruningSampler(DistributedSampler[int]):
         op, size = f"{_OP}.grow", self.table.num_samples
         num_samples = _check.integer(op, "num_samples", num_samples, size, 2**62)
         windows = self._units.windows_in(op, num_samples)
-        planner = self._planner.grown(op, strata, num_samples - size, 1)
+        planner = self._planner.grown(op, strata, num_samples - size, 1, min_per_stratum)
         self._units.grow(windows, self.num_nodes, **node_settings)
         self._take_size(planner, 1)
 
@@ -337,7 +341,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _take_size(self, planner: Planner, rows: int) -> None:
         """Come to the size that the granularity has grown to."""
-        self._planner, units = planner, self._units
+        self._planner, self.min_per_stratum, units = planner, planner.min_per_stratum, self._units
         self.num_windows, self.num_nodes = units.num_windows, units.num_nodes
         units.node_sampler.to(self.table.device)
         self.table.grow(units.num_samples, rows=rows)
@@ -455,7 +459,8 @@ class PruningSampler(DistributedSampler[int]):
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        return running.plan, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        return running.plan, self.last_pass[1]
 
     @property
     def begin_position(self) -> int:
@@ -502,17 +507,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
-        epoch = self.epoch
-
-        def draw(index: torch.Tensor) -> torch.Tensor:
-            if epoch != self.epoch and self.wants_pair_scores:
-                raise RuntimeError(
-                    f"{_OP}: an iterator over epoch {epoch} must end before epoch {self.epoch} begins, whose scores decide "
-                    f"what the node sampler {self.node_sampler.name!r} draws"
-                )
-            return self._units.draw(index, epoch)[0]
-
-        return draw
+        return self._units.drawn_in(self.epoch, lambda: self.epoch)
 
     def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
@@ -581,7 +576,9 @@ class PruningSampler(DistributedSampler[int]):
         return self._now.places(index)
 
     def weights_of(self, index: torch.Tensor, *, per_step: bool = True) -> torch.Tensor:
-        """The weights of samples in the current plan.
+        """The weights of samples in the current plan, for losses that no criterion of stprune can compute.
+
+        `PrunedMean` is made of this, a mean of weight x loss, and `update`.
 
         Args:
             index: [B] int64 sample ids; not modified.
@@ -598,10 +595,10 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def wants_pair_scores(self) -> bool:
         """Whether `take_in` has any use for scores of pairs."""
-        return self.node_sampler.wants_scores and self.granularity == "node"
+        return self._units.wants_scores
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take in the scores of a batch that was trained on, for loops without `PrunedLoss`.
+        """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
 
         Args:
             index: [B] int64 ids; scores: [B] floating, on the table's device. Neither is modified. Samples that were trained
@@ -611,7 +608,7 @@ class PruningSampler(DistributedSampler[int]):
         self.take_in(index)
 
     def take_in(self, index: torch.Tensor, node: torch.Tensor | None = None, pair_scores: torch.Tensor | None = None) -> None:
-        """End a training step whose scores the table has: PrunedLoss calls it.
+        """End a training step whose scores the table has; criteria call it.
 
         Args:
             index: [B] int64 ids of the batch; not modified.
@@ -626,7 +623,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
-            self._warned.add(name)
+            self._warned |= {name}
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
@@ -639,7 +636,7 @@ class PruningSampler(DistributedSampler[int]):
             )
 
     def to(self, device: torch.device | str) -> PruningSampler:
-        """Move the table to the training device, in place; PrunedLoss does it with the first batch."""
+        """Move the table to the training device, in place; criteria do it with the first batch."""
         self.table.to(device)
         self.node_sampler.to(self.table.device)
         self._planner = self._planner.to(self.table.device)
@@ -655,11 +652,8 @@ class PruningSampler(DistributedSampler[int]):
             "num_samples": self.table.num_samples,
             "drop_last": self.drop_last,
             "sharded": self.sharded,
-            "num_nodes": self.num_nodes,
-            "node_ratio": self.node_ratio,
-            "granularity": self.granularity,
+            **self._units.settings(),
             **self._planner.settings(),
-            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -708,7 +702,7 @@ class PruningSampler(DistributedSampler[int]):
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
-        self._warned = set(state["warned"])
+        self._warned = frozenset(state["warned"])
         self._agreed = False
         self._memory.keep()
         self.table.restart()

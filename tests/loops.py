@@ -81,3 +81,13 @@ class Run:
             self.train(batch)
             after_step()
         return self
+
+
+def uninterrupted(kind, save, loader=None, **options):
+    """The whole run's ids, and what `save(run)` gave after every step and after every epoch."""
+    run = Run(kind, **({} if loader is None else {"loader": loader}), **options)
+    after_step, after_epoch = [], []
+    for epoch in range(NUM_EPOCHS):
+        run.epoch(epoch, lambda: after_step.append(save(run)))
+        after_epoch.append(save(run))
+    return run.ids, after_step, after_epoch

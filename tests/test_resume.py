@@ -1,30 +1,17 @@
 """A run that is saved and continued trains on what the uninterrupted run trains on: the same ids, in the same order.
 
-In a plain loop, and in real Lightning and torchdata as their users use them: where those packages are missing, their tests
-are skipped (`pip install stprune[frameworks]`).
+In a plain loop; tests/frameworks has the same in the frameworks.
 """
 
-import copy
-import logging
 import warnings
 
 import pytest
 import torch
-from loops import BATCH_SIZE, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved
+from loops import BATCH_SIZE, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved, uninterrupted
 
 import stprune
 
 KINDS = ["sampler", "batches", "windows"]
-
-
-def uninterrupted(kind, save, loader=None, **options):
-    """The whole run's ids, and what `save(run)` gave after every step and after every epoch."""
-    run = Run(kind, **({} if loader is None else {"loader": loader}), **options)
-    after_step, after_epoch = [], []
-    for epoch in range(NUM_EPOCHS):
-        run.epoch(epoch, lambda: after_step.append(save(run)))
-        after_epoch.append(save(run))
-    return run.ids, after_step, after_epoch
 
 
 # --- a plain loop ----------------------------------------------------------------------------------------------------
@@ -83,119 +70,6 @@ def test_a_resumed_run_is_saved_and_continued_again():
         run.train(next(iter(run.loader)))
         assert run.ids == [ids[step]]
         state = saved(run.sampler.state_dict())
-
-
-# --- Lightning -------------------------------------------------------------------------------------------------------
-
-
-def lightning_fit(name, kind, hooks, folder=None, checkpoint=None):
-    """The ids that a Trainer trains on; it writes a checkpoint into `folder` after every step and every epoch."""
-    package = pytest.importorskip(name, reason=f"{name} is not installed: pip install stprune[frameworks]")
-    logging.getLogger("lightning.pytorch" if name == "lightning" else name).setLevel(logging.ERROR)
-
-    class Module(package.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
-            self.run = Run(kind)
-
-        def train_dataloader(self):
-            # Lightning asks for the length before it calls set_epoch itself.
-            self.run.sampler.set_epoch(self.trainer.current_epoch)
-            return self.run.new_loader()
-
-        def training_step(self, batch, _):
-            return self.run.loss(batch, self.weight)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.0)
-
-        def on_save_checkpoint(self, checkpoint):
-            if hooks:
-                checkpoint["sampler"] = self.run.sampler.state_dict()
-
-        def on_load_checkpoint(self, checkpoint):
-            if hooks:
-                self.run.sampler.load_state_dict(checkpoint["sampler"])
-
-    class Save(package.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            trainer.save_checkpoint(folder / f"step {trainer.global_step}")
-
-        def on_train_epoch_end(self, trainer, *_):
-            trainer.save_checkpoint(folder / f"epoch {trainer.current_epoch}")
-
-    module = Module()
-    trainer = package.Trainer(
-        accelerator="cpu",
-        callbacks=[] if folder is None else [Save()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        logger=False,
-        max_epochs=NUM_EPOCHS,
-        reload_dataloaders_every_n_epochs=1,  # epochs differ in length
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few workers, loader not resumable by Lightning itself
-        trainer.fit(module, ckpt_path=checkpoint)
-    return module.run.ids
-
-
-@pytest.mark.parametrize("name", ["lightning", "pytorch_lightning"])
-@pytest.mark.parametrize(
-    ("kind", "hooks"),
-    [
-        ("torch", False),  # the control: Lightning counts what is left, and begins with the epoch's first batches
-        ("sampler", True),
-        ("batches", True),
-        ("windows", True),
-        ("windows", False),  # Lightning saves a loader's state unasked
-    ],
-)
-def test_lightning_continues_from_every_checkpoint(name, kind, hooks, tmp_path):
-    ids = lightning_fit(name, kind, hooks, tmp_path)
-    steps = (8, 8, 8, 8) if kind == "torch" else STEPS
-    assert len(ids) == sum(steps)
-    ends = [sum(steps[: epoch + 1]) for epoch in range(NUM_EPOCHS)]
-    # Lightning calls a checkpoint written by the last step of an epoch unfinished where the next epoch is longer, and skips
-    # as many steps of that one, whatever the sampler does. What it writes at an epoch's end it does not.
-    left_out = {end for end, this, after in zip(ends, steps, steps[1:], strict=False) if this < after}
-    names = {f"step {step}": step for step in range(1, sum(steps) + 1) if step not in left_out}
-    if hooks or kind == "torch":  # Lightning does not load a loader's state of an epoch's end
-        names |= {f"epoch {epoch}": end for epoch, end in enumerate(ends)}
-    for file, step in names.items():
-        resumed = lightning_fit(name, kind, hooks, checkpoint=tmp_path / file)
-        if kind == "torch":
-            assert len(resumed) == sum(steps) - step, file
-        else:
-            assert resumed == ids[step:], file
-
-
-# --- torchdata -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("kind", ["torch", "sampler", "batches"])
-def test_torchdata_continues_from_every_state(kind, num_workers):
-    """Nothing is saved but what StatefulDataLoader saves itself: with workers, four batches before they are trained on."""
-    package = pytest.importorskip(
-        "torchdata.stateful_dataloader", reason="torchdata is missing: pip install stprune[frameworks]"
-    )
-    options = {"loader": package.StatefulDataLoader, "num_workers": num_workers}
-    ids, after_step, after_epoch = uninterrupted(kind, lambda run: copy.deepcopy(run.loader.state_dict()), **options)
-    steps = (8, 8, 8, 8) if kind == "torch" else STEPS
-    ends = [sum(steps[: epoch + 1]) for epoch in range(NUM_EPOCHS)]
-    cases = [(end, epoch + 1, state) for epoch, (end, state) in enumerate(zip(ends, after_epoch, strict=True))]
-    # Workers take long to start: a few states are enough to see that they make no difference.
-    for step in range(1, sum(steps) + 1) if num_workers == 0 else (3, 8, ends[1] - 1, ends[2]):
-        cases.append((step, next(epoch for epoch, end in enumerate(ends) if step <= end), after_step[step - 1]))
-    for step, first, state in cases:
-        run = Run(kind, **options)
-        run.loader.load_state_dict(state)
-        for epoch in range(first, NUM_EPOCHS):
-            run.epoch(epoch)
-        assert run.ids == ids[step:], f"after step {step}, continued in epoch {first}"
 
 
 # --- a forgotten set_epoch ---------------------------------------------------------------------------------------------
