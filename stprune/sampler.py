@@ -77,7 +77,9 @@ class PruningSampler(DistributedSampler[int]):
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
             `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
         sharded: every rank keeps the scores of its own range of the samples only, and the ids that it trains on; the plan is
-            the same, bit for bit. For "full", "soft-random", "st-prune", "infobatch" and "top-k".
+            the same, bit for bit ("soft-random" draws as it does for pairs). For "full", "soft-random", "st-prune",
+            "infobatch" and "top-k", without strata, `fixed_length` or `grow`. A state is that of its rank; see `reshard`.
+            `load_state_dict` is a collective then, as `set_epoch` and `synchronize` are.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.

@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 import stprune
+from stprune.exchange import message_device
 from stprune.ops.table_update import FRESH
 
 WORLD = 2
@@ -198,6 +199,7 @@ def pair_scores(rank, start):
     with Counted() as counted:
         sampler.synchronize()
     first = {name: value.clone() for name, value in sampler.node_sampler.state_dict().items() if name != "table"}
+    sampler.grow(42)
     with Counted() as again:
         sampler.synchronize()
     second = {name: value for name, value in sampler.node_sampler.state_dict().items() if name != "table"}
@@ -516,3 +518,18 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_resumes(results, pha
         assert each["epoch"] == 0
         assert each["plan"] == resumed[0]["plan"]
     assert {id for each in resumed for id in each["ids"]} == set(resumed[0]["plan"])
+
+
+@pytest.mark.parametrize(
+    ("backends", "device", "expected"),
+    [
+        ("cpu:gloo,cuda:nccl", "cpu", "cpu"),
+        ("cuda:nccl", "cpu", "cuda"),
+        ("cuda:nccl", "cuda:1", "cuda:1"),
+        ("cpu:gloo", "cpu", "cpu"),
+    ],
+)
+def test_messages_lie_where_the_groups_backend_takes_them(monkeypatch, backends, device, expected):
+    """A group of NCCL alone takes no tensor of the host: it goes through this process's current GPU."""
+    monkeypatch.setattr(distributed, "get_backend_config", lambda group: backends)
+    assert message_device(None, torch.device(device)) == torch.device(expected)
