@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from stprune import PruningSampler
+import torch
+
+from stprune import PrunedMean, PruningSampler
 
 _OP = "Pruning"
 _PACKAGES = "lightning.pytorch", "pytorch_lightning"
@@ -163,6 +165,35 @@ class Pruning:
         size = getattr(source, "batch_size", None)
         if size not in (None, self.batch_size):
             raise ValueError(f"{_OP}: batch_size must be the training loader's {size}, got {self.batch_size}")
+
+
+class BatchPruning(Pruning):
+    """For a library whose own training step computes the loss: it knows the batch that this step is about.
+
+    Args:
+        sampler, batch_size: as in `Pruning`.
+
+    Attributes:
+        mean: the `PrunedMean` of the run.
+        batch: the training batch under way; None between steps, so in validation.
+    """
+
+    def __init__(self, sampler: PruningSampler, *, batch_size: int) -> None:
+        super().__init__(sampler, batch_size=batch_size)
+        self.mean = PrunedMean(sampler)
+        self.batch: Any = None
+
+    def trains(self, values: torch.Tensor) -> bool:
+        """Whether these losses are those of a training step."""
+        return self.batch is not None and values.requires_grad and torch.is_grad_enabled()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Remember the batch."""
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Forget the batch."""
+        self.batch = None
 
 
 def _made(cls: type[Pruning], sampler: PruningSampler, batch_size: int) -> Any:
