@@ -1,4 +1,4 @@
-"""examples/readout.py: runs as it says, draws without bias from a ring whose slots are used again, and forgets what they held."""
+"""examples/readout.py: runs as it says, draws without bias from a ring whose slots are used again, and forgets their states."""
 
 import torch
 from example_checks import check_file, check_table, example, printed
@@ -73,5 +73,5 @@ def test_every_new_state_is_trained_on_at_once_though_its_slot_was_scored_before
 def test_the_readout_comes_near_the_best_one():
     states, symbols = MODULE.stream(1500)
     errors, _ = MODULE.learn("score draws", states, symbols, 0)
-    best = states @ torch.linalg.lstsq(states, symbols[:, None]).solution
-    assert errors[1000:].square().mean() < 1.5 * (best[:, 0] - symbols).square().mean()
+    best = MODULE.least_error(states, symbols)
+    assert best < errors[1000:].square().mean() < 1.3 * best
