@@ -339,7 +339,7 @@ def test_a_batch_with_repeated_ids():
 
 
 def test_a_term_per_sample_goes_inside():
-    """Frozen model, many plans: inside, the full gradient is the expectation; outside, the term has no weights and is biased."""
+    """Frozen model, many plans: inside, the full gradient is expected; outside, the term has no weights and is biased."""
     n, everything = 200, torch.arange(200)
     g = generator(1)
     data = torch.empty(n).log_normal_(generator=g)
@@ -420,6 +420,16 @@ def test_loops_that_validate_with_gradients_on():
     call(torch.cat(predictions))  # LargeST
     call(model(x), index)  # Graph WaveNet
     assert_same(state(sampler), before)
+
+
+def test_a_target_that_learns_is_training_too():
+    sampler, index = pruned()
+    prediction = losses((5, 4, 3))
+    for pair in ((prediction, prediction.detach() + 1), (prediction.detach() + 1, prediction)):
+        value = stprune.PrunedLoss(sampler)(*pair, index)
+        torch.testing.assert_close(value, (sampler.weights_of(index).view(5, 1, 1) * (pair[0] - pair[1]).abs()).mean())
+        with pytest.raises(TypeError, match="index must be given in training"):
+            stprune.PrunedLoss(sampler)(*pair)
 
 
 @pytest.mark.parametrize("kind", ["loss", "mean"])
