@@ -29,6 +29,7 @@ class Granularity:
         seed: of the draws.
     """
 
+    @torch.inference_mode(False)  # or no training step could write into what the node sampler makes here
     def __init__(
         self,
         op: str,
@@ -74,6 +75,7 @@ class Granularity:
             raise ValueError(f"{op}: num_samples must be a multiple of num_nodes {self._nodes}, got {num_samples}")
         return num_samples // self._nodes if self.kind == "pair" else num_samples
 
+    @torch.inference_mode(False)
     def grow(self, num_windows: int, num_nodes: int | None, **settings: Any) -> None:
         """Take in more windows or nodes; `settings` are for the node sampler.
 

@@ -153,7 +153,8 @@ class PruningSampler(DistributedSampler[int]):
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
-        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
+        # How many passes have begun; of the last one, at which position of the order, and in which other order if in one.
+        self.last_pass: tuple[int, int, torch.Tensor | None] = 0, 0, None
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
         self._warned: frozenset[str] = frozenset()
@@ -448,12 +449,13 @@ class PruningSampler(DistributedSampler[int]):
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
         return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
 
-    def begin_pass(self, position: int | None) -> tuple[Plan, int]:
+    def begin_pass(self, position: int | None, order: torch.Tensor | None = None) -> tuple[Plan, int]:
         """The plan of a pass that begins now, and the position of its order at which it does.
 
         Args:
             position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
                 the state of a finished one was loaded.
+            order: see `batches`.
         """
         if position is None and self._now.finished and self.epoch + 1 < (self.num_epochs or 2**32):
             self.set_epoch(self.epoch + 1)
@@ -461,7 +463,7 @@ class PruningSampler(DistributedSampler[int]):
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position, order
         return running.plan, self.last_pass[1]
 
     @property

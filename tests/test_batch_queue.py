@@ -332,6 +332,27 @@ def test_a_loader_that_delivers_other_batches(change, message):
         train(batches, loss)
 
 
+def test_a_loader_with_an_order_of_its_own():
+    sampler = stprune.PruningSampler(177, num_epochs=2, method="soft-random", num_replicas=1, rank=0)
+    series = torch.arange(400.0).reshape(200, 2)
+    chunks = {"order": "chunk", "chunk_rows": 20, "memory_chunks": 3}
+    loader = stprune.WindowLoader(series, sampler, batch_size=SIZE, history=12, horizon=12, **chunks)
+    batches = stprune.BatchQueue(sampler, loader)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for index, _, _ in batches:
+            assert torch.equal(batches.take(len(index)), index)
+
+
+def test_a_batch_sampler_that_orders_the_ids_anew():
+    class Sorted(BatchSampler):
+        def __iter__(self):
+            return iter(torch.tensor(sorted(self.sampler)).split(self.batch_size))
+
+    with pytest.raises(ValueError, match="batch the ids as they come.*got Sorted"):
+        parts(loader=lambda data, sampler: DataLoader(data, batch_sampler=Sorted(sampler, SIZE, False)))
+
+
 def test_a_loader_that_does_not_draw_from_the_sampler():
     with pytest.raises(ValueError, match="loader must draw from the sampler given, got one that draws from"):
         parts(loader=lambda data, sampler: DataLoader(data, batch_size=SIZE, shuffle=True))
