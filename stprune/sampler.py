@@ -78,8 +78,8 @@ class PruningSampler(DistributedSampler[int]):
             `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
         sharded: every rank keeps the scores of its own range of the samples only, and the ids that it trains on; the plan is
             the same, bit for bit ("soft-random" draws as it does for pairs). For "full", "soft-random", "st-prune",
-            "infobatch" and "top-k", without strata, `fixed_length` or `grow`. A state is that of its rank; see `reshard`.
-            `load_state_dict` is a collective then, as `set_epoch` and `synchronize` are.
+            "infobatch" and "top-k", without `fixed_length`, `min_per_stratum` or `grow`; labels of strata are on every rank. A
+            state is that of its rank; see `reshard`. `load_state_dict` is a collective then, as `set_epoch` is.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.

@@ -34,22 +34,25 @@ def pair(n, **options):
     return [stprune.PruningSampler(n, num_epochs=8, keep_ratio=0.3, sharded=sharded, **options) for sharded in (False, True)]
 
 
-def same(name, *, sampled=False):
+def same(name, *, sampled=False, strata=False):
     """Epochs of both samplers with the same scores; what differs is returned, by method, size and epoch."""
 
     def case(rank, start):
         start()
+        if strata:
+            return [found for method in METHODS for found in differences(method, 50_003, INPUTS[name], 2, strata=True)]
         cases = [("st-prune", SAMPLED)] if sampled else [(method, n) for method in METHODS for n in SIZES]
         return [found for method, n in cases for found in differences(method, n, INPUTS[name], 2 if sampled else 3)]
 
     return case
 
 
-def differences(method, n, values, epochs):
+def differences(method, n, values, epochs, *, strata=False):
     rule = stprune.METHODS[method]()
     if method == "st-prune" and values is INPUTS["negative"]:
         rule = stprune.METHODS[method](alpha=0.7)
-    whole, part = pair(n, method=rule, seed=n, drop_last=method == "infobatch")
+    labels = torch.arange(n) * 7 // 5003 % 9 if strata else None  # stretches of time, of which each comes again
+    whole, part = pair(n, method=rule, seed=n, drop_last=method == "infobatch", strata=labels)
     for epoch in range(epochs):
         scores = values(n, torch.Generator().manual_seed(epoch))
         one, other = epoch_of(whole, epoch, scores), epoch_of(part, epoch, scores)
@@ -185,6 +188,8 @@ def forgotten(rank, start):
 CASES = {
     **{f"normal on {world}": (world, same("normal")) for world in (1, 2, 4)},
     **{f"{name} on 3": (3, same(name)) for name in INPUTS},
+    **{f"normal, strata on {world}": (world, same("normal", strata=True)) for world in (1, 4)},
+    "nan and inf, strata on 3": (3, same("nan and inf", strata=True)),
     "ties, sampled on 2": (2, same("ties", sampled=True)),
     "nan and inf, sampled on 3": (3, same("nan and inf", sampled=True)),
     "first epoch": (2, first_epoch),
@@ -290,7 +295,8 @@ def test_methods_without_scores_have_no_table():
         ({"method": "seta"}, "method must be one of 'full', 'soft-random', 'st-prune', 'infobatch', 'top-k'"),
         ({"method": "ucb"}, "method must be one of"),
         ({"fixed_length": True}, "fixed_length must be False"),
-        ({"strata": torch.zeros(8, dtype=torch.int64)}, "strata must be None"),
+        ({"strata": torch.zeros(8, dtype=torch.int64), "method": "soft-random"}, "strata must be None"),
+        ({"strata": torch.zeros(8, dtype=torch.int64), "min_per_stratum": 2}, "min_per_stratum must be None"),
         ({"num_nodes": 4, "node_ratio": 0.5, "node_sampler": "priority"}, "node_sampler must draw without scores"),
         ({"process_group": "none"}, "process_group must be a group"),
     ],

@@ -52,7 +52,7 @@ class Owners:
         return found
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks of an integer vector, in place; exact, so in any order."""
+        """Sum over ranks, in place: of whole numbers, or of numbers of which all but one rank's are 0; exact in any order."""
         if self.num_ranks == 1:
             return values
         there = values.to(message_device(self.group, values.device))

@@ -17,6 +17,7 @@ from stprune.planner import Planner
 from stprune.ranks import ALONE, Ranks
 from stprune.sharded.owners import Owners
 from stprune.sharded.rules import RULES, kept, mean_weight
+from stprune.sharded.strata import calibrate
 from stprune.sharded.table import ShardedTable
 
 
@@ -121,8 +122,9 @@ def check_sharded(op: str, planner: Planner, ranks: Ranks, node_sampler: NodeSam
         )
     if planner.fixed_length and not method.uniform:
         raise ValueError(f"{op}: fixed_length must be False where sharded=True and the method has scores, got True")
-    if planner.strata is not None:
-        raise ValueError(f"{op}: strata must be None where sharded=True, as every rank would hold all labels, got labels")
+    if planner.strata is not None and (method.uniform or planner.min_per_stratum):
+        name = "strata" if method.uniform else "min_per_stratum"
+        raise ValueError(f"{op}: {name} must be None where sharded=True and the method is {method.name!r}, got a value")
     if node_sampler.wants_scores:
         raise ValueError(
             f"{op}: node_sampler must draw without scores where sharded=True, as scores of pairs are on every rank, "
@@ -144,8 +146,11 @@ class ShardedPlanner(Planner):
             return ShardedPlan(epoch, self.seed, n, n, 1.0, None, torch.ones(1))
         index, weights = kept(owners, self.method, table.scores, keep_ratio=ratio, seed=self.seed, epoch=epoch)
         counts = [row[0] for row in owners.numbers(len(index))]
+        index = index + owners.start
+        if self.strata is not None and self.method.unbiased:
+            weights = calibrate(owners, weights, index, counts, self.strata)
         mean = mean_weight(owners, weights, counts)
-        return ShardedPlan(epoch, self.seed, n, sum(counts), mean, index + owners.start, weights)
+        return ShardedPlan(epoch, self.seed, n, sum(counts), mean, index, weights)
 
     def dealt(self, table: ShardedTable, plan: ShardedPlan, *, position: int, share: int, drop_last: bool) -> tuple[Any, Plan]:  # type: ignore[override]
         owners = table.owners
