@@ -19,10 +19,10 @@ class Windows:
 
     def __init__(self, data, idx, seq_len, horizon, bs):
         self.data, self.idx, self.seq_len, self.horizon, self.bs = data, idx, seq_len, horizon, bs
-        self.num_batch = len(idx) // bs
+        self.num_batch, self.random = len(idx) // bs, np.random.default_rng(0)
 
     def shuffle(self):
-        self.idx = np.random.permutation(self.idx)
+        self.idx = self.random.permutation(self.idx)
 
     def get_iterator(self):
         for first in range(0, self.num_batch * self.bs, self.bs):
@@ -100,7 +100,6 @@ def main(argv=None):
     parts = {"train": idx[: len(idx) * 3 // 4], "val": idx[len(idx) * 3 // 4 :]}
     for name in ("everything", "pruned"):
         torch.manual_seed(0)
-        np.random.seed(0)
         dataloader = {f"{part}_loader": Windows(data, at, SEQ_LEN, HORIZON, bs=64) for part, at in parts.items()}
         model, loss_fn = Forecaster(data.shape[1]), masked_mae
         if name == "pruned":

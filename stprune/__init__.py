@@ -40,6 +40,7 @@ from stprune.plan import EpochPlan, Plan, UniformPlan, plan_epoch
 from stprune.pruned_mean import PrunedMean
 from stprune.sampler import PruningSampler
 from stprune.schedule import Schedule
+from stprune.sharded.reshard import reshard
 from stprune.table import ScoreTable
 from stprune.windows import ChunkedSeries, WindowDataset, chunk_order, score_dataset, split_windows, stationarity, stratify
 
@@ -92,6 +93,7 @@ __all__ = [
     "permute",
     "plan_epoch",
     "read_series",
+    "reshard",
     "residual_stats",
     "score",
     "score_dataset",

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler
 
 from stprune.ops import _check
-from stprune.passes import Pass
+from stprune.passes import Batches, Pass
 from stprune.plan import Plan
 from stprune.sampler import PruningSampler
 
@@ -72,13 +73,17 @@ class BatchQueue:
         drawn_from = getattr(batches, "sampler", sampler)
         if drawn_from is not sampler:
             raise ValueError(f"{_OP}: loader must draw from the sampler given, got one that draws from {drawn_from!r}")
+        if batches is not None and not _keeps_order(batches):
+            raise ValueError(
+                f"{_OP}: loader must batch the ids as they come, by torch's BatchSampler or sampler.batches(size), got "
+                f"{type(batches).__name__}, which may order them anew: let its batches carry their ids (IndexedDataset)"
+            )
         if batch_size is None:
             batch_size = getattr(batches, "batch_size", None) or getattr(loader, "batch_size", None)
         if batch_size is None:
             raise ValueError(f"{_OP}: batch_size must be given for a loader that does not say it, got None")
         self.batch_size = _check.integer(_OP, "batch_size", batch_size, 1)
         self._drop_last = bool(getattr(batches, "drop_last", getattr(loader, "drop_last", False)))
-        self._order = getattr(batches, "order", None)
         self._pass = 0  # which of the passes is the current one
         self._epoch = 0  # of the current pass
         self.clear()
@@ -114,7 +119,8 @@ class BatchQueue:
                     raise RuntimeError(f"{_OP}: loader must draw from the sampler given, got a batch without a pass over it")
                 # The loader's pass has begun, and the sampler knows where.
                 self._epoch = self.sampler.epoch
-                ids = Pass(_Looked(self.sampler), self.batch_size, self._drop_last, self._order)  # type: ignore[arg-type]
+                seen, order = _Looked(self.sampler), self.sampler.last_pass[2]
+                ids = Pass(seen, self.batch_size, self._drop_last, order)  # type: ignore[arg-type]
             found = next(ids, None)
             if found is None:
                 raise RuntimeError(
@@ -173,6 +179,12 @@ class BatchQueue:
         return torch.from_numpy(self._waiting.popleft().copy())
 
 
+def _keeps_order(batches: Any) -> bool:
+    """Whether a batch sampler is one that hands out its sampler's ids in their order: not a class of the user's own."""
+    kind = type(batches)
+    return kind in (BatchSampler, Batches) or (kind.__name__ == "BatchSampler" and kind.__module__.startswith("torchdata."))
+
+
 class _Looked:
     """A sampler's share of the epoch as the loader's pass has it; a pass over this one changes nothing of the sampler."""
 
@@ -182,7 +194,7 @@ class _Looked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)
 
-    def begin_pass(self, position: int | None) -> tuple[Plan, int]:
+    def begin_pass(self, position: int | None, order: torch.Tensor | None) -> tuple[Plan, int]:
         return self._sampler.plan, self._sampler.last_pass[1]
 
     def end_pass(self, plan: Plan, end: int) -> None:

@@ -43,6 +43,14 @@ def row_bytes(column: torch.Tensor) -> int:
     return column.shape[1:].numel() * column.element_size()
 
 
+def gathered(message: torch.Tensor, world: int, group: Any) -> torch.Tensor:
+    """Every rank's message [m, ...], one after another: [world * m, ...]. A collective for messages of one size."""
+    everyone = message.new_empty(world * len(message), *message.shape[1:])
+    # Into one tensor, without the collective for that: torch 2.13 has renamed it.
+    distributed.all_gather(list(everyone.chunk(world)), message, group=group)
+    return everyone
+
+
 def exchanged(
     fresh: Callable[[slice], torch.Tensor], columns: list[torch.Tensor], group: Any, *, piece: int = PIECE
 ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
@@ -77,8 +85,7 @@ def exchanged(
         message = packed([mine, *(column[mine] for column in columns)]).to(there)
         # Every rank's message has the same size; bytes of 255 are the id -1.
         message = torch.cat([message, message.new_full((rows - len(mine), message.shape[1]), 255)])
-        everyone = message.new_empty(world * rows, message.shape[1])
-        distributed.all_gather_into_tensor(everyone, message, group=group)
+        everyone = gathered(message, world, group)
         ids, *values = unpacked(everyone.to(device), like)
         known = ids >= 0
         yield mean_by_id(ids[known], [column[known] for column in values])

@@ -10,6 +10,10 @@ import torch
 
 from stprune.ops.plan_budget import Buffers
 
+LEAST = 1 << 14
+"""Samples from which on memory is kept: 128 KiB of ids, where glibc begins to fetch fresh pages from the system for each
+request and to give them back. Thousands of small samplers hold no more than their plans."""
+
 
 class PlanMemory:
     """Memory on the host that one epoch's plan leaves to the next: fresh memory costs more than the plan itself.
@@ -21,12 +25,12 @@ class PlanMemory:
 
     Example:
         >>> from stprune.plan_memory import PlanMemory
-        >>> memory = PlanMemory(100)
-        >>> first = memory.take(50).indices
-        >>> memory.take(50).indices is first
+        >>> memory = PlanMemory(100_000)
+        >>> first = memory.take(50_000).indices
+        >>> memory.take(50_000).indices is first
         True
         >>> with memory.reading():
-        ...     memory.take(50).indices is first
+        ...     memory.take(50_000).indices is first
         False
     """
 
@@ -55,13 +59,15 @@ class PlanMemory:
         finally:
             held.readers -= 1
 
-    def take(self, expected: int) -> Buffers:
-        """Buffers of `num_samples` elements, those of the last plan if nobody needs them.
+    def take(self, expected: int) -> Buffers | None:
+        """Buffers of `num_samples` elements, those of the last plan if nobody needs them; None under LEAST samples.
 
         Args:
             expected: how many samples the plan will probably keep. Memory in which a plan more than twice as large was made
                 goes back to the system instead of being held for the rest of the run.
         """
+        if self.num_samples < LEAST:
+            return None
         last = self._set
         if last is None or last.readers > 0 or last.used > 2 * max(1, expected):
             dtypes = torch.int64, torch.float32, torch.int32

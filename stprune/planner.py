@@ -15,6 +15,7 @@ from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import EpochPlan, Plan, UniformPlan, make_plan
 from stprune.plan_memory import PlanMemory
 from stprune.quota import Quota, checked_quota, least_kept
+from stprune.ranks import Ranks
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -37,31 +38,46 @@ class Planner:
     strata: Strata | None
     min_per_stratum: Quota
 
+    def table(self, num_samples: int, ranks: Ranks, *, lean: bool) -> ScoreTable:
+        """A table of unknown scores.
+
+        Args:
+            num_samples: of the training set.
+            ranks: who takes part.
+            lean: store no scores that nobody reads.
+        """
+        method = self.method
+        stored = not (lean and method.uniform and self.strata is None)
+        variance = method.track_variance
+        return ScoreTable(num_samples, beta=method.beta, decay=method.decay, track_variance=variance, stored=stored)
+
     def to(self, device: torch.device) -> Planner:
         """The same rule with its strata on `device`."""
         return self if self.strata is None else replace(self, strata=self.strata.to(device))
 
-    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int) -> Planner:
+    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int, quota: Any = None) -> Planner:
         """The same rule for `new` samples more, at the ends of `rows` rows as in `ScoreTable.grow`.
 
         Args:
             strata: [new] int64 labels of the new samples, row by row; None where there are no strata or no new samples.
+            quota: a user's min_per_stratum from now on; None leaves it.
 
         Raises:
-            TypeError, ValueError: labels are missing, not wanted, or break their rule.
+            TypeError, ValueError: labels are missing, not wanted, or break their rule; or the quota does.
         """
-        if self.strata is None or strata is None:
-            if (self.strata is None) != (strata is None) and (strata is not None or new > 0):
-                rule = "be None for a sampler without strata" if self.strata is None else "label the new samples"
+        grown = self.strata
+        if grown is None or strata is None:
+            if (grown is None) != (strata is None) and (strata is not None or new > 0):
+                rule = "be None for a sampler without strata" if grown is None else "label the new samples"
                 raise ValueError(f"{op}: strata must {rule}, got {'None' if strata is None else f'{len(strata)} labels'}")
-            return self
-        if _check.index(op, "strata", strata).numel() != new:
-            raise ValueError(f"{op}: strata must have one label for each of {new} new samples, got {strata.numel()}")
-        old = self.strata.labels.long().view(rows, -1)
-        labels = torch.cat([old, strata.to(old.device).view(rows, -1)], 1).flatten()
-        grown = checked_strata(op, labels, labels.numel())
-        checked_quota(op, self.min_per_stratum or None, grown, self.method)
-        return replace(self, strata=grown)
+        else:
+            if _check.index(op, "strata", strata).numel() != new:
+                raise ValueError(f"{op}: strata must have one label for each of {new} new samples, got {strata.numel()}")
+            old = grown.labels.long().view(rows, -1)
+            labels = torch.cat([old, strata.to(old.device).view(rows, -1)], 1).flatten()
+            grown = checked_strata(op, labels, labels.numel())
+        quota = checked_quota(op, (self.min_per_stratum or None) if quota is None else quota, grown, self.method)
+        return replace(self, strata=grown, min_per_stratum=quota)
 
     @functools.cached_property
     def _strata_digest(self) -> str | None:
@@ -138,7 +154,7 @@ class Planner:
         )
         memory.made(len(plan))
         # Loaders ask for ids on the host: from another device they come over once an epoch.
-        return plan if on_host else plan.copied_into(out)
+        return plan if on_host else plan.to("cpu") if out is None else plan.copied_into(out)
 
     def dealt(self, table: ScoreTable, plan: Plan, *, position: int, share: int, drop_last: bool) -> tuple[ScoreTable, Plan]:
         """The table that this rank's steps write into, and its plan: just these, as every rank has the whole of both.

@@ -25,8 +25,6 @@ from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
 from stprune.sharded.plan import ShardedPlanner, check_sharded
-from stprune.sharded.table import ShardedTable
-from stprune.table import ScoreTable
 
 _OP = "PruningSampler"
 _VERSION = 3
@@ -36,7 +34,8 @@ class PruningSampler(DistributedSampler[int]):
     """Yields, each epoch, the ids of the samples that still teach something, in a fresh random order.
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
-    compute the loss with `stprune.PrunedLoss(sampler)`, which scores the samples and weighs their gradients. Only
+    compute the loss with `stprune.PrunedLoss(sampler)`, or any loss of your own with `stprune.PrunedMean(sampler)`, which
+    score the samples and weigh their gradients. Only
     `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
     this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
     and touches no global random state.
@@ -78,7 +77,9 @@ class PruningSampler(DistributedSampler[int]):
         node_sampler: how the nodes of a window are drawn: "uniform", "priority", or a `NodeSampler` such as
             `Stratified(groups)`, `Cluster(adjacency)` or `Observed(mask)`.
         sharded: every rank keeps the scores of its own range of the samples only, and the ids that it trains on; the plan is
-            the same, bit for bit. For "full", "soft-random", "st-prune", "infobatch" and "top-k".
+            the same, bit for bit ("soft-random" draws as it does for pairs). For "full", "soft-random", "st-prune",
+            "infobatch" and "top-k", without strata, `fixed_length` or `grow`. A state is that of its rank; see `reshard`.
+            `load_state_dict` is a collective then, as `set_epoch` and `synchronize` are.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -146,21 +147,17 @@ class PruningSampler(DistributedSampler[int]):
         )
         if self.sharded:
             check_sharded(_OP, self._planner, self._ranks, self.node_sampler)
-        size, beta, decay = units.num_samples, self.method.beta, self.method.decay
-        if spread:
-            self.table: Any = ShardedTable(size, self._ranks, beta=beta, decay=decay)
-        else:
-            # Pairs are too many to keep scores that nobody reads.
-            stored = not (labels is None and self.method.uniform and (self.sharded or self.granularity == "pair"))
-            variance = self.method.track_variance
-            self.table = ScoreTable(size, beta=beta, decay=decay, track_variance=variance, stored=stored)
+        # Pairs are too many to keep scores that nobody reads.
+        lean = self.sharded or self.granularity == "pair"
+        self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
-        self.last_pass = 0, 0  # how many passes have begun, and at which position of the order the last one did
+        # How many passes have begun; of the last one, at which position of the order, and in which other order if in one.
+        self.last_pass: tuple[int, int, torch.Tensor | None] = 0, 0, None
         self._running: Running | None = None
         self._agreed = False  # the ranks have compared their settings in this epoch
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return (
@@ -269,10 +266,18 @@ class PruningSampler(DistributedSampler[int]):
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
         self._agreed = True
 
-    def grow(self, num_samples: int, strata: torch.Tensor | None = None, **node_settings: Any) -> None:
+    def grow(
+        self,
+        num_samples: int,
+        strata: torch.Tensor | None = None,
+        *,
+        min_per_stratum: int | Sequence[int] | torch.Tensor | None = None,
+        **node_settings: Any,
+    ) -> None:
         """Take in new samples, which follow the old ones. All that is known of the old ones stays.
 
         The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
@@ -283,6 +288,7 @@ class PruningSampler(DistributedSampler[int]):
         Args:
             num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.
             strata: [new samples] int64 labels of the new samples, where the sampler has strata; else None.
+            min_per_stratum: another quota from now on, as a quota of each stratum needs where there are new strata.
             node_settings: what the node sampler must be told about the new windows.
 
         Raises:
@@ -300,7 +306,7 @@ class PruningSampler(DistributedSampler[int]):
         op, size = f"{_OP}.grow", self.table.num_samples
         num_samples = _check.integer(op, "num_samples", num_samples, size, 2**62)
         windows = self._units.windows_in(op, num_samples)
-        planner = self._planner.grown(op, strata, num_samples - size, 1)
+        planner = self._planner.grown(op, strata, num_samples - size, 1, min_per_stratum)
         self._units.grow(windows, self.num_nodes, **node_settings)
         self._take_size(planner, 1)
 
@@ -338,7 +344,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _take_size(self, planner: Planner, rows: int) -> None:
         """Come to the size that the granularity has grown to."""
-        self._planner, units = planner, self._units
+        self._planner, self.min_per_stratum, units = planner, planner.min_per_stratum, self._units
         self.num_windows, self.num_nodes = units.num_windows, units.num_nodes
         units.node_sampler.to(self.table.device)
         self.table.grow(units.num_samples, rows=rows)
@@ -443,12 +449,13 @@ class PruningSampler(DistributedSampler[int]):
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
         return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
 
-    def begin_pass(self, position: int | None) -> tuple[Plan, int]:
+    def begin_pass(self, position: int | None, order: torch.Tensor | None = None) -> tuple[Plan, int]:
         """The plan of a pass that begins now, and the position of its order at which it does.
 
         Args:
             position: where the pass goes on in the current epoch; None begins where the sampler says, and the next epoch where
                 the state of a finished one was loaded.
+            order: see `batches`.
         """
         if position is None and self._now.finished and self.epoch + 1 < (self.num_epochs or 2**32):
             self.set_epoch(self.epoch + 1)
@@ -456,7 +463,7 @@ class PruningSampler(DistributedSampler[int]):
             self._agree(self.epoch)
         running = self._now
         begin = running.begin_pass()
-        self.last_pass = self.last_pass[0] + 1, begin if position is None else position
+        self.last_pass = self.last_pass[0] + 1, begin if position is None else position, order
         return running.plan, self.last_pass[1]
 
     @property
@@ -504,17 +511,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
-        epoch = self.epoch
-
-        def draw(index: torch.Tensor) -> torch.Tensor:
-            if epoch != self.epoch and self.wants_pair_scores:
-                raise RuntimeError(
-                    f"{_OP}: an iterator over epoch {epoch} must end before epoch {self.epoch} begins, whose scores decide "
-                    f"what the node sampler {self.node_sampler.name!r} draws"
-                )
-            return self._units.draw(index, epoch)[0]
-
-        return draw
+        return self._units.drawn_in(self.epoch, lambda: self.epoch)
 
     def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
@@ -602,7 +599,7 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def wants_pair_scores(self) -> bool:
         """Whether `take_in` has any use for scores of pairs."""
-        return self.node_sampler.wants_scores and self.granularity == "node"
+        return self._units.wants_scores
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
         """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
@@ -630,7 +627,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def _warn(self, name: str, message: str) -> None:
         if name not in self._warned:
-            self._warned.add(name)
+            self._warned |= {name}
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
@@ -659,11 +656,8 @@ class PruningSampler(DistributedSampler[int]):
             "num_samples": self.table.num_samples,
             "drop_last": self.drop_last,
             "sharded": self.sharded,
-            "num_nodes": self.num_nodes,
-            "node_ratio": self.node_ratio,
-            "granularity": self.granularity,
+            **self._units.settings(),
             **self._planner.settings(),
-            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -712,7 +706,7 @@ class PruningSampler(DistributedSampler[int]):
         self.node_sampler.load_state_dict(state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
-        self._warned = set(state["warned"])
+        self._warned = frozenset(state["warned"])
         self._agreed = False
         self._memory.keep()
         self.table.restart()

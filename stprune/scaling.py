@@ -106,13 +106,13 @@ def _spread(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     value = value.reshape(()) if value.numel() == 1 else value
     given = tuple(value.shape)
     if value.dim() <= len(shape):
-        value = value.reshape(*given, *[1] * (len(shape) - value.dim()))
+        value = value.reshape((*given, *[1] * (len(shape) - value.dim())))
     if value.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)):
         raise ValueError(
             f"{_OP}: mean, std and node_scale must fit nodes and channels {tuple(shape)}, got {tuple(value.shape)}; "
             "dims says which dimensions of the prediction are which, for a grid 'BTHW' or 'BTCHW'"
         )
-    return value.expand(*shape)
+    return value.expand(torch.Size(shape))
 
 
 def num_nodes_of(settings: Sequence[torch.Tensor | None]) -> int:

@@ -284,4 +284,7 @@ class ScoreTable:
         for name, column in zip(_COLUMNS, self.columns[:3], strict=True):
             if column is not None:
                 column.copy_(state[name])
+        if self._marks is not None:
+            # Every rank loads the same scores: none of them is news to another, though one rank's state says so.
+            self._marks &= SCORED | TRAINED | KNOWN
         self._count.zero_()

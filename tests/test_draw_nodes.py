@@ -93,3 +93,32 @@ def test_weighted_sums_are_unbiased():
     # The factors matter: without them the sum is far off.
     plain = (value[nodes] * 5.0).sum(1)
     assert abs(float(plain.mean() - value.sum())) > 4 * float(plain.std()) / draws**0.5
+
+
+def test_nodes_of_which_nothing_is_known_come_first():
+    """In rows with none, some and more of them than are drawn; a row without is drawn bit for bit as beside others."""
+    index, count = torch.arange(4), 6
+    weights = torch.randn(4, 40, generator=torch.Generator().manual_seed(2)).exp()
+    plain, plain_factors = stprune.draw_nodes_weighted(weights, index, count=count, seed=0, epoch=0)
+    some, many = [3, 17], list(range(5, 15))
+    unknown = weights.clone()
+    unknown[1, some] = unknown[2, many] = unknown[3] = torch.inf
+    nodes, factors = stprune.draw_nodes_weighted(unknown, index, count=count, seed=0, epoch=0)
+    assert torch.equal(nodes[0], plain[0])
+    assert torch.equal(factors[0], plain_factors[0])
+    assert set(some) <= set(nodes[1].tolist())
+    assert bool((factors[1][torch.isin(nodes[1], torch.tensor(some))] == 1.0).all())
+    assert set(nodes[2].tolist()) <= set(many)
+    assert bool((factors[2] == 10 / 6).all())
+    assert bool((factors[3] == 40 / 6).all())
+    everything = stprune.draw_nodes(index, num_nodes=40, count=count, seed=0, epoch=0)
+    assert torch.equal(nodes[3], everything[3])
+
+
+def test_sums_of_windows_with_unknown_nodes_are_unbiased():
+    draws, value = 20_000, torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
+    weights = torch.randn(1, 40, generator=torch.Generator().manual_seed(40)).exp()
+    weights[0, 5:8] = torch.inf
+    nodes, factors = stprune.draw_nodes_weighted(weights.expand(draws, -1), torch.arange(draws), count=8, seed=0, epoch=0)
+    sums = (value[nodes] * factors.double()).sum(1)
+    assert abs(float(sums.mean() - value.sum())) <= 4 * float(sums.std()) / draws**0.5

@@ -194,6 +194,28 @@ def test_a_run_counts_and_saves_a_quota_of_each_stratum(tmp_path):
         run([15, 6]).load_state_dict(sampler.state_dict())
 
 
+def test_new_strata_come_with_a_new_quota_of_each():
+    """A stream of episodes, each with a least number of its samples in the memory that is trained on."""
+    sampler = stprune.PruningSampler(
+        100, num_epochs=None, keep_ratio=0.1, method="soft-random", strata=labelled([100]), min_per_stratum=[10]
+    )
+    with pytest.raises(
+        ValueError, match="PruningSampler.grow: min_per_stratum must have one number for each of 2 strata, got 1"
+    ):
+        sampler.grow(200, torch.ones(100, dtype=torch.int64))
+    assert sampler.table.num_samples == 100
+    for episode in range(1, 4):
+        number = 100 * (episode + 1)
+        new = torch.full((100,), episode)
+        sampler.grow(number, new, min_per_stratum=[5] * episode + [10 + 5 * episode])
+        sampler.set_epoch(episode)
+        kept = torch.bincount(sampler.strata[sampler.plan.indices])
+        assert kept.tolist() == [5] * episode + [10 + 5 * episode]
+    assert sampler.min_per_stratum == [5, 5, 5, 25] == sampler.state_dict()["settings"]["min_per_stratum"]
+    sampler.grow(400, min_per_stratum=10)
+    assert sampler.min_per_stratum == 10
+
+
 def test_a_quota_gives_small_strata_their_exact_share_of_the_weight():
     """Without one, strata of which fewer than 30 are kept share their weight with a neighbour."""
     sizes = [100, 200, 700]

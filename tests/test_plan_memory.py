@@ -15,7 +15,7 @@ N = 2_000_000
 METHODS = ("st-prune", "infobatch", "soft-random", "full")
 
 
-def sampler_of(method="st-prune", n=2000, strata=None, keep_ratio=0.5):
+def sampler_of(method="st-prune", n=20_000, strata=None, keep_ratio=0.5):
     sampler = stprune.PruningSampler(n, num_epochs=20, keep_ratio=keep_ratio, method=method, strata=strata, schedule="none")
     sampler.table.update(torch.arange(n), torch.rand(n, generator=torch.Generator().manual_seed(1)))
     return sampler
@@ -55,7 +55,7 @@ def test_later_epochs_fetch_no_fresh_memory_from_the_system(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_epochs_share_memory_and_plan_what_a_pure_function_plans(method):
-    strata = torch.arange(2000) % 3
+    strata = torch.arange(20_000) % 3
     sampler = sampler_of(method, strata=strata)
     places = set()
     for epoch in range(1, 6):
@@ -72,13 +72,13 @@ def test_epochs_share_memory_and_plan_what_a_pure_function_plans(method):
 def test_training_steps_leave_the_memory_free():
     sampler = sampler_of()
     criterion = stprune.PrunedLoss(sampler)
-    x, y = (torch.rand(2000, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    x, y = (torch.rand(20_000, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
     weight = torch.ones(4, 4, requires_grad=True)
     places = set()
     for epoch in range(1, 5):
         sampler.set_epoch(epoch)
         places.add(sampler._now.plan.indices.data_ptr())
-        for ids in sampler.batches(500):
+        for ids in sampler.batches(5000):
             loss = criterion(x[ids] @ weight, y[ids], torch.from_numpy(ids))
             loss.backward()
         del loss
@@ -118,8 +118,8 @@ def test_what_somebody_holds_keeps_its_content(name, method):
 def test_an_iterator_of_the_last_epoch_goes_on_with_its_plan():
     makers = (
         lambda sampler: iter(sampler),
-        lambda sampler: iter(sampler.batches(7)),
-        lambda sampler: iter(torch.utils.data.DataLoader(torch.arange(2000), batch_size=7, sampler=sampler)),
+        lambda sampler: iter(sampler.batches(70)),
+        lambda sampler: iter(torch.utils.data.DataLoader(torch.arange(20_000), batch_size=70, sampler=sampler)),
     )
     for make in makers:
         sampler = sampler_of()
@@ -145,8 +145,8 @@ def test_copies_have_memory_of_their_own():
 
 
 def test_a_much_larger_plan_leaves_no_memory_behind():
-    memory = PlanMemory(1000)
-    taken = memory.take(1000)
-    memory.made(1000)
-    assert memory.take(501) is taken
-    assert memory.take(100) is not taken
+    memory = PlanMemory(100_000)
+    taken = memory.take(100_000)
+    memory.made(100_000)
+    assert memory.take(50_100) is taken
+    assert memory.take(10_000) is not taken

@@ -52,6 +52,8 @@ def test_edges() -> None:
     middle[4] = 1.0
     assert draw_spaced(middle, spacing=6, threshold=1.0, seed=0, epoch=0).tolist() == [4]
     assert draw_spaced(middle, spacing=5, threshold=1.0, seed=0, epoch=0).tolist() == [4, 9]
+    middle[4] = math.inf  # nothing is known of it
+    assert draw_spaced(middle, spacing=6, threshold=math.inf, seed=0, epoch=0).tolist() == [4]
     for scores in testing.awkward(testing.named_keys("normal", 300)):
         check(scores, 7, 1.0, draw_spaced(scores, spacing=7, threshold=1.0, seed=1, epoch=1))
 

@@ -129,6 +129,16 @@ def test_an_evaluation_in_inference_mode_leaves_training_alone():
     assert prediction.grad is not None
 
 
+def test_a_node_sampler_of_inference_mode_learns_in_training():
+    with torch.inference_mode():
+        sampler = run_of(8, num_nodes=4, node_ratio=0.5, node_sampler="priority")
+        sampler.grow(10)
+        sampler.grow_nodes(6)
+    index = torch.arange(10)
+    node = sampler.nodes(index)
+    stprune.PrunedMean(sampler)(torch.rand(node.shape, requires_grad=True), index, node).backward()
+
+
 @pytest.mark.parametrize("method", ["st-prune", "soft-random", "infobatch", "full"])
 def test_any_default_dtype(method):
     torch.set_default_dtype(torch.float64)

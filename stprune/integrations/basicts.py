@@ -11,6 +11,7 @@ from basicts.utils import RunnerStatus  # type: ignore[import-not-found]
 
 from stprune import IndexedDataset, PrunedLoss, PruningSampler, checkpoint, indexed
 from stprune.integrations.lengths import require_constant_length
+from stprune.integrations.whole_windows import require_whole_windows
 
 _OP = "Pruning"
 _INDEX = "stprune_index"
@@ -40,12 +41,13 @@ class Pruning(BasicTSCallback):
         sampler: the run's sampler, from the start of the training on.
 
     Raises:
-        ValueError: at the start of the training: an option breaks its rule, epochs differ in length, the config has
-            `num_steps` in place of `num_epochs`, or its loss has no counterpart; at a batch: the model computes its own loss.
+        ValueError: at the start of the training: an option breaks its rule, epochs differ in length, nodes are drawn, the
+            config has `num_steps` in place of `num_epochs`, or its loss has no counterpart; at a batch: the model computes its
+            own loss.
         FileNotFoundError: at the start of the training: a checkpoint of BasicTS lies in the folder, and no state beside it.
 
     Example:
-        README.md, "BasicTS"; examples/basicts.py.
+        README.md, "BasicTS"; examples/basicts_stid.py.
 
     Source:
         Hooks of BasicTS 1.1.0, as its own `SelectiveLearning` uses them.
@@ -64,6 +66,7 @@ class Pruning(BasicTSCallback):
             raise ValueError(f"{_OP}: num_epochs must be given in the config, got None: with num_steps there are no epochs")
         sampler = PruningSampler(len(loader.dataset), num_epochs=runner.num_epochs, **self.options)
         require_constant_length(_OP, sampler, "BasicTS counts epochs in steps")
+        require_whole_windows(_OP, sampler)
         criterion = PrunedLoss(sampler, loss=self._loss_of(runner.cfg.loss))
         if runner.start_epoch > 0:
             sampler.load_state_dict(checkpoint.load(_path(runner, runner.start_epoch)))
@@ -111,6 +114,10 @@ class Pruning(BasicTSCallback):
             checkpoint.save(self.sampler.state_dict(), _path(runner, epoch))
             if os.path.exists(old := _path(runner, epoch - 2)):
                 os.remove(old)
+
+    def on_train_end(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Hold what the last epoch trained on against its plan."""
+        self.sampler.finish()
 
 
 def _path(runner: Any, epoch: int) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stprune import BatchQueue, PrunedLoss, PruningSampler, WindowLoader
+from stprune import PrunedLoss, PruningSampler, WindowLoader
+from stprune.integrations.whole_windows import require_whole_windows
 
 Array = np.ndarray[Any, Any]
 
@@ -21,8 +22,8 @@ class EngineLoader:
     the first one after a state was loaded into the sampler goes on where that was saved. Every batch is delivered, the last
     one with fewer windows: nothing is padded and no tail is dropped.
 
-    Such a batch has no place for ids. The loader keeps the ids of every batch it delivered until the loss of that batch is
-    asked for, in order, and refuses a loss whose number of windows is another one.
+    Such a batch has no place for ids: the loader hands them to its loss. Every batch has one training loss, before the next
+    batch is asked for; anything else is refused.
 
     Args:
         loader: yields (index, x, y) and holds the run's PruningSampler as `sampler`: a `WindowLoader`, which cuts the windows
@@ -30,20 +31,22 @@ class EngineLoader:
 
     Raises:
         TypeError: `loader` has no PruningSampler.
+        ValueError: the sampler draws nodes.
 
     Example:
         README.md, "LargeST" and "Graph WaveNet"; examples/engine.py.
     """
 
-    _settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
     """Of the engine's loss."""
 
     def __init__(self, loader: Any) -> None:
-        self.sampler = getattr(loader, "sampler", None)
-        if not isinstance(self.sampler, PruningSampler):
-            raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(self.sampler).__name__}")
-        self._loader = loader
-        self._queue = BatchQueue(self.sampler, loader)
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, PruningSampler):
+            raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(sampler).__name__}")
+        require_whole_windows(type(self).__name__, sampler)
+        self.sampler, self._loader = sampler, loader
+        self._index: Tensor | None = None  # of the batch that has had no loss yet
         self._begun = False
 
     @property
@@ -63,10 +66,36 @@ class EngineLoader:
             self._begun = False
 
     def get_iterator(self) -> Iterator[tuple[Array, Array]]:
-        """The epoch's batches x and y, float NumPy arrays in the layout of the engine."""
-        for _, x, y in self._queue:
-            self._begun = True
+        """The epoch's batches x and y, float NumPy arrays in the layout of the engine.
+
+        Raises:
+            RuntimeError: a batch is asked for, and the one before had no training loss.
+        """
+        self._index = None
+        for index, x, y in self._loader:
+            if self._index is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: every batch must have a training loss before the next is asked for, got none: a "
+                    "loop that looks ahead, skips batches or evaluates on this loader cannot use it"
+                )
+            self._index, self._begun = index, True
             yield x.cpu().numpy(), y.cpu().numpy()
+        if self.sampler.epoch + 1 == self.sampler.num_epochs:
+            self.sampler.finish()
+
+    def take(self) -> Tensor:
+        """The ids [B] int64 of the batch that was delivered last; its loss has come, and asks for them.
+
+        Raises:
+            RuntimeError: the batch had its loss already.
+        """
+        index, self._index = self._index, None
+        if index is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: a training loss must be the first one of a batch of this loader, got another: is it "
+                "one of validation, and the model in training mode?"
+            )
+        return index
 
     def loss(self, model: Any, **settings: Any) -> EngineLoss:
         """The engine's training loss, to be put in the place of its masked MAE.
@@ -76,7 +105,7 @@ class EngineLoader:
                 gradients enabled.
             settings: of `PrunedLoss`, such as ``loss="mse"`` or ``null_value=None``; where not given, the engine's own.
         """
-        return EngineLoss(self._queue, PrunedLoss(self.sampler, model=model, **{**self._settings, **settings}))
+        return EngineLoss(self, PrunedLoss(self.sampler, model=model, **{**self.settings, **settings}))
 
 
 class EngineLoss:
@@ -85,8 +114,8 @@ class EngineLoss:
     In training it gives the batch's ids to a `PrunedLoss`; in evaluation it is the plain masked loss.
     """
 
-    def __init__(self, queue: BatchQueue, criterion: PrunedLoss) -> None:
-        self.queue, self.criterion = queue, criterion
+    def __init__(self, loader: EngineLoader, criterion: PrunedLoss) -> None:
+        self.loader, self.criterion = loader, criterion
 
     def __call__(self, prediction: Tensor, target: Tensor, null_value: Any = None) -> Tensor:
         """The batch loss, a scalar.
@@ -95,16 +124,15 @@ class EngineLoss:
             prediction, target: as the engine gives them, in the series' unit.
             null_value: not used: the criterion's own holds for every batch.
         """
-        index = self.queue.take(prediction.shape[0]) if self.criterion.trains(prediction) else None
-        return self.criterion(prediction, target, index)
+        return self.criterion(prediction, target, self.loader.take() if self.criterion.trains(prediction) else None)
 
 
 class LargeSTLoader(EngineLoader):
     """The training loader of LargeST's engines; it cuts the windows of LargeST's own loader from the same series.
 
-    The loss leaves out targets of 0, up to the rounding of LargeST's scaling forth and back, in training and evaluation. LargeST
-    itself leaves out the smallest value of every batch if that is below 1. That rule depends on which windows meet in a
-    batch, so no sampler can keep it; on series with zeros in every batch it does the same.
+    The loss leaves out targets of 0, up to the rounding of LargeST's scaling forth and back, in training and evaluation.
+    LargeST itself leaves out the smallest value of every batch if that is below 1. That rule depends on which windows meet in
+    a batch, so no sampler can keep it; on series with zeros in every batch it does the same.
 
     Args:
         loader: LargeST's training loader, not shuffled yet; padded copies at its end are left out.
@@ -117,15 +145,15 @@ class LargeSTLoader(EngineLoader):
         LargeST b7c6ff5: src/utils/dataloader.py, src/base/engine.py.
     """
 
-    # Zeros come back from (x - mean) / std in float32 with an error below 2^-22 of the mean: below this one for means up to 400.
-    _settings = {"null_value": 0.0, "null_tolerance": 1e-4}
+    # A zero comes back from (x - mean) / std in float32 as less than 2^-22 of the mean: below this for means up to 400.
+    settings: ClassVar = {"null_value": 0.0, "null_tolerance": 1e-4}
 
     def __init__(self, loader: Any, sampler: PruningSampler) -> None:
         idx = np.asarray(loader.idx)
         _check_padding("LargeSTLoader", idx, sampler, loader.bs)
         idx = idx[: sampler.num_windows]
         if (np.diff(idx) != 1).any():
-            raise ValueError("LargeSTLoader: loader must hold neighbouring windows in their order: wrap it before it is shuffled")
+            raise ValueError("LargeSTLoader: loader must hold neighbouring windows in their order, as before its first shuffle")
         super().__init__(
             WindowLoader(
                 loader.data,
@@ -145,8 +173,8 @@ class LargeSTLoader(EngineLoader):
 class GraphWaveNetLoader(EngineLoader):
     """The training loader of Graph WaveNet's loop, over the windows that its own loader holds.
 
-    Its data set is stored as windows, so they are taken from there. With the series at hand,
-    ``EngineLoader(WindowLoader(series, sampler, ...))`` needs a twenty-fourth of the memory.
+    Its data set is stored as windows, so they are taken from there. With the series at hand no window need be stored:
+    ``loader = EngineLoader(WindowLoader(series, sampler, ...))``, ``loader.loss(model, **GraphWaveNetLoader.settings)``.
 
     Args:
         loader: Graph WaveNet's training loader, not shuffled yet; padded copies at its end are left out.
@@ -159,7 +187,7 @@ class GraphWaveNetLoader(EngineLoader):
         Graph WaveNet 6b162e8: util.py, engine.py, train.py.
     """
 
-    _settings = {"null_value": 0.0, "dims": "BCNT"}
+    settings: ClassVar = {"null_value": 0.0, "dims": "BCNT"}
 
     def __init__(self, loader: Any, sampler: PruningSampler) -> None:
         for windows in (loader.xs, loader.ys):
@@ -192,4 +220,4 @@ def _check_padding(op: str, windows: Array, sampler: PruningSampler, batch_size:
         raise ValueError(f"{op}: sampler must have one sample for each of the loader's windows (at most {padded}), got {count}")
     copies = np.broadcast_to(windows[count - 1], windows[count:].shape)
     if not np.array_equal(windows[count:], copies, equal_nan=True):
-        raise ValueError(f"{op}: loader must hold copies of its last window after {count} windows: wrap it before it is shuffled")
+        raise ValueError(f"{op}: loader must hold copies of its last window after {count} windows, unshuffled")

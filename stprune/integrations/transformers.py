@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from typing import Any
 
-import torch
 import transformers
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_utils import seed_worker
 
 from stprune import IndexedDataset, PrunedMean, PruningSampler, checkpoint, indexed
@@ -31,7 +33,7 @@ length, and counts epochs by that of the first."""
 
 
 class PruningTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that trains on a PruningSampler's plans; as a mixin before another Trainer, `class Mine(PruningTrainer, Other)`.
+    """A Trainer on a PruningSampler's plans, or a mixin before another Trainer: `class Mine(PruningTrainer, Other)`.
 
     Epochs may change in length: `max_steps` and the schedule are `sampler.total_steps`, every epoch has the steps it really
     has, and evaluation and checkpoints come as the arguments say. Each checkpoint holds the sampler's state, and a run that
@@ -63,13 +65,22 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         if self.compute_loss_func is not None:
             raise ValueError(f"{_OP}: compute_loss_func must be None: give losses per sample by sample_losses")
         if self.args.n_gpu > 1:
-            raise RuntimeError(f"{_OP}: n_gpu must be at most 1 in a process (start the run by torchrun), got {self.args.n_gpu}")
+            raise RuntimeError(
+                f"{_OP}: n_gpu must be at most 1 in a process (start the run by torchrun), got {self.args.n_gpu}"
+            )
         if self.args.num_train_epochs != sampler.num_epochs:
             raise ValueError(
-                f"{_OP}: num_train_epochs must be the sampler's num_epochs {sampler.num_epochs}, got {self.args.num_train_epochs}"
+                f"{_OP}: num_train_epochs must be the sampler's num_epochs {sampler.num_epochs}, got "
+                f"{self.args.num_train_epochs}"
+            )
+        if self.args.dataloader_drop_last != sampler.drop_last:
+            raise ValueError(
+                f"{_OP}: dataloader_drop_last must be the sampler's drop_last {sampler.drop_last}, got "
+                f"{self.args.dataloader_drop_last}"
             )
         self.sampler = sampler
         self.criterion = PrunedMean(sampler)
+        self._compared = False  # cross entropy with the model's own loss
 
     # --- losses ------------------------------------------------------------------------------------------------------
 
@@ -84,16 +95,25 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             TypeError: the labels are no classes.
+            ValueError: the mean of the first batch's cross entropy is not the model's own loss.
         """
-        labels, logits = inputs.get("labels"), outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+        labels = inputs.get("labels")
         if labels is None or labels.is_floating_point():
             raise TypeError(f"{_OP}: labels must be int64 classes, unless sample_losses is overridden, got {labels!r:.40}")
-        if self._loss_shifts_labels:
+        logits = outputs["logits"]
+        encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        if labels.ndim > 1 and getattr(self.model, "loss_function", None) is ForCausalLMLoss and not encoder_decoder:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        values = torch.nn.functional.cross_entropy(
-            logits.movedim(-1, 1).float(), labels, reduction="none", label_smoothing=self.args.label_smoothing_factor
-        )
-        return values, labels != _IGNORED
+        mask, logits = labels != _IGNORED, logits.movedim(-1, 1).float()
+        values = cross_entropy(logits, labels, reduction="none", label_smoothing=self.args.label_smoothing_factor)
+        if not self._compared and self.args.label_smoothing_factor == 0:
+            self._compared = True
+            mean, own = values[mask].mean().item(), outputs["loss"].item()
+            if not math.isclose(mean, own, rel_tol=0.01, abs_tol=0.001):
+                raise ValueError(
+                    f"{_OP}: sample_losses must have the mean of the model's own loss {own:g}, got {mean:g}: override it"
+                )
+        return values, mask
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -148,9 +168,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
-        super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
+        super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
         if self.state.global_step == 0:
             return 0, 0
         state = checkpoint.load(os.path.join(resume_from_checkpoint, _FILE))
@@ -162,8 +180,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         sampler, args = self.sampler, self.args
         sampler.set_epoch(named["epoch"])
         count, step = sampler.reach - sampler.begin_position, sampler.num_replicas * self._train_batch_size
-        dropped = sampler.drop_last or args.dataloader_drop_last
-        batches = count // step if dropped else -(-count // step)
+        batches = count // step if sampler.drop_last else -(-count // step)
         named["steps_in_epoch"], named["num_update_steps_per_epoch"] = batches, -(-batches // args.gradient_accumulation_steps)
         super()._run_epoch(**named)
 

@@ -6,8 +6,7 @@ from types import ModuleType
 
 import torch
 
-from stprune.ops import _check
-from stprune.ops._range import in_range
+from stprune.ops import _check, _unknown
 from stprune.ops._registry import define
 from stprune.ops._triton import kernel_module
 from stprune.reference import draw_nodes as reference
@@ -110,8 +109,11 @@ def draw_nodes_weighted(
     kept, ties by the smaller node. With t the smallest key that is not kept, max(1, 1 / (t w)) is an unbiased weight: for
     any values of a window's nodes, the sum over the kept of weight times value has the sum over all as its expectation.
 
+    Nodes of weight +inf, of which nothing is known, come first, as in `draw_weighted`: they count for 1; or, where a window has
+    more than `count` of them, for their number / count, and the others of that window have no chance.
+
     Args:
-        weights: [B, N] float32, positive and finite; not modified. Ratios within a row matter, not the scale.
+        weights: [B, N] float32, positive; +inf: unknown; not modified. Ratios within a row matter, not the scale.
         index: [B] int64 window ids in [0, 2^56), one for each row; not modified.
         count: how many nodes are kept, in [1, N].
         seed: in [0, 2^63).
@@ -123,7 +125,7 @@ def draw_nodes_weighted(
 
     Raises:
         TypeError: `weights` is no float32 tensor, `index` no int64 tensor, or an integer argument is none.
-        ValueError: a shape does not fit, a weight is not positive and finite, or an argument is out of range.
+        ValueError: a shape does not fit, a weight is not positive, or an argument is out of range.
 
     Example:
         >>> import torch, stprune
@@ -151,10 +153,14 @@ def draw_nodes_weighted(
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
     weights = weights.contiguous()
     flat = weights.view(-1)
-    positive, _ = in_range(op, "weights", "be positive and finite", flat, torch.finfo(torch.float32).max)
+    positive, unknown = _unknown.checked(op, "be positive", flat)
     if positive < flat.numel():
-        raise ValueError(f"{op}: weights must be positive and finite, got 0 at {int((flat <= 0).nonzero()[0])}")
-    return torch.ops.stprune.draw_nodes_weighted(weights, index, count, seed, epoch)  # type: ignore[no-any-return]
+        raise ValueError(f"{op}: weights must be positive, got 0 at {int((flat <= 0).nonzero()[0])}")
+    known, number = _unknown.finite(weights) if unknown else (weights, None)
+    nodes, factors = torch.ops.stprune.draw_nodes_weighted(known, index, count, seed, epoch)
+    if number is not None:
+        _unknown.weigh(factors, number, count)
+    return nodes, factors
 
 
 def _windows(op: str, index: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from stprune.ops import _check
+from stprune.ops import _check, _unknown
 from stprune.ops._out import deliver, empty
-from stprune.ops._range import in_range
 from stprune.ops._registry import define
 from stprune.reference import draw_weighted as reference
-
-_LARGEST = torch.finfo(torch.float32).max
 
 
 def _fake(
@@ -26,13 +23,14 @@ def _fake(
     return empty(out_indices, weights, (k,), torch.int64), sampled
 
 
-def _check_values(weights: torch.Tensor, k: int) -> None:
-    """Raise ValueError unless the weights are finite and not negative and k of them positive."""
-    positive, _ = in_range("draw_weighted", "weights", "be finite and not negative", weights, _LARGEST)
+def _check_values(weights: torch.Tensor, k: int) -> bool:
+    """Whether a weight is +inf; raise ValueError unless all are at least 0 and k of them positive."""
+    positive, unknown = _unknown.checked("draw_weighted", "be at least 0", weights)
     if k > positive:
         raise ValueError(
             f"draw_weighted: more samples asked than have weight: k must lie in [0, {positive}] (the positive weights), got {k}"
         )
+    return unknown
 
 
 def _reference(
@@ -44,9 +42,9 @@ def _reference(
     out_indices: torch.Tensor | None,
     out_weights: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """The reference; on the CPU it refuses bad weights, as the compiled kernel does there."""
-    if weights.device.type == "cpu":
-        _check_values(weights, k)
+    """The reference; on the CPU it refuses bad weights, as the compiled kernel does there, which knows no +inf either."""
+    if weights.device.type == "cpu" and _check_values(weights, k):
+        raise RuntimeError("draw_weighted: weights must be finite")
     return deliver(reference.draw_weighted(weights, k, seed, epoch, race), out_indices, out_weights)
 
 
@@ -75,10 +73,15 @@ def draw_weighted(
     expectation. `law="race"` uses -log(u) / w, the order in which independent exponential clocks of rate w ring
     (successive sampling, torch.multinomial's law); its inclusion probabilities have no closed form, so it has no weights.
 
+    A weight of +inf means that nothing is known of the item yet, as in `ScoreTable.scores`: such items come first, before any
+    other, and count for 1. Where they are more than k, k of them are drawn uniformly and each counts for their number / k; the
+    others have no chance then, and the weights estimate sums over the unknown items alone. Such a draw takes several times as
+    long as one without unknown items.
+
     A function of (weights, k, seed, epoch, law), the same bits on every device and for any number of threads.
 
     Args:
-        weights: [n] float32, finite and not negative; items of weight 0 are never drawn; not modified. Only float32: other
+        weights: [n] float32, not negative; items of weight 0 are never drawn; +inf: unknown; not modified. Only float32: other
             dtypes would need a rounding that could turn a weight into 0. Ratios matter, not the scale; outside
             [1e-36, 1e28] the float32 keys lose resolution.
         k: how many, in [0, number of positive weights].
@@ -94,7 +97,7 @@ def draw_weighted(
 
     Raises:
         TypeError: `weights` is no float32 tensor, an integer argument is none, or `out` has another dtype.
-        ValueError: `weights` is not one-dimensional or holds NaN, infinity or a negative value; `k` exceeds the number of
+        ValueError: `weights` is not one-dimensional or holds NaN or a negative value; `k` exceeds the number of
             positive weights; an unknown `law`; `seed` or `epoch` is out of range; `out` is too small, not contiguous, on
             another device, or overlaps itself or `weights` (then nothing is written).
 
@@ -103,6 +106,11 @@ def draw_weighted(
         >>> indices, weights = stprune.draw_weighted(torch.tensor([0.0, 1.0, 1.0, 8.0]), 3, seed=0, epoch=0)
         >>> indices, weights
         (tensor([1, 2, 3]), tensor([1., 1., 1.]))
+        >>> table = stprune.ScoreTable(100)
+        >>> table.update(torch.arange(90), torch.rand(90))
+        >>> indices, weights = stprune.draw_weighted(table.scores, 20, seed=0, epoch=0)
+        >>> int((indices >= 90).sum()), float(weights[-1])
+        (10, 1.0)
 
     Source:
         Duffield, Lund, Thorup: Priority sampling for estimation of arbitrary subset sums (J. ACM 54, 2007). Race:
@@ -117,14 +125,20 @@ def draw_weighted(
     race = _check.choice("draw_weighted", "law", law, ("priority", "race")) == "race"
     buffers = (None, None) if out is None else _buffers(out, weights, k, race)
     weights = weights.contiguous()
-    if weights.device.type != "cpu":
-        _check_values(weights, k)
-    try:
-        indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race, *buffers)
-    except RuntimeError:
-        # The CPU's kernel checks the weights while it draws, which costs no pass. Only now is the bad weight looked for.
-        _check_values(weights, k)
-        raise
+    unknown = weights.device.type != "cpu" and _check_values(weights, k)
+    if not unknown:
+        try:
+            indices, sample_weights = torch.ops.stprune.draw_weighted(weights, k, seed, epoch, race, *buffers)
+        except RuntimeError:
+            # The CPU's kernel checks the weights while it draws, which costs no pass. Only now is looked for what it refused.
+            unknown = _check_values(weights, k)
+            if not unknown:
+                raise
+    if unknown:
+        known, number = _unknown.finite(weights)
+        indices, sample_weights = torch.ops.stprune.draw_weighted(known, k, seed, epoch, race, *buffers)
+        if not race:
+            _unknown.weigh(sample_weights if buffers[1] is None else buffers[1], number, k)
     if buffers[0] is not None:
         return buffers[0], buffers[1]
     return indices, None if race else sample_weights

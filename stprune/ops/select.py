@@ -65,7 +65,8 @@ def select(keys: torch.Tensor, k: int, *, out: torch.Tensor | None = None) -> to
     """Indices of the k largest keys of every row.
 
     Exact: the set does not depend on device, thread count or instruction set. NaN counts as larger than +inf, -0 equals
-    +0, and among equal keys the smaller index wins.
+    +0, and among equal keys the smaller index wins: also among those of +inf, of which nothing is known in a table of scores.
+    `draw_weighted` takes these first as well, and draws among them where they are more than k.
 
     Args:
         keys: [..., n] float32, float64, bfloat16 or float16; not modified.

@@ -31,7 +31,7 @@ def draw_spaced(scores: torch.Tensor, *, spacing: int, threshold: float, seed: i
     """Windows of which no two are closer than `spacing`, unless both score at least `threshold`.
 
     Neighbouring windows share all but a few rows, so keeping both is worth little unless both are hard. The rule: a window
-    is high when its score is at least `threshold` (or NaN: nothing is known), else low. Every high window is kept. A low
+    is high when its score is at least `threshold` (+inf and NaN: unknown), else low. Every high window is kept. A low
     one is free when it lies at least `spacing` from every high one; of each run of consecutive free windows every
     `spacing`-th is kept, from a random one of the first min(spacing, length of the run) on, uniform and new in every
     epoch. The result

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from stprune.exchange import message_device, packed, unpacked
+from stprune.exchange import gathered, message_device, packed, unpacked
 from stprune.reference.finite_stats import BLOCK
 
 
@@ -44,9 +44,7 @@ class Owners:
         if self.num_ranks == 1:
             return values.unsqueeze(0)
         there = message_device(self.group, torch.device("cpu"))
-        everyone = torch.empty(self.num_ranks * len(values), dtype=values.dtype, device=there)
-        distributed.all_gather_into_tensor(everyone, values.to(there), group=self.group)
-        return everyone.cpu().view(self.num_ranks, -1)
+        return gathered(values.to(there), self.num_ranks, self.group).cpu().view(self.num_ranks, -1)
 
     def numbers(self, *values: int) -> list[list[int]]:
         """Every rank's whole numbers, by rank."""
@@ -162,12 +160,16 @@ def root_of(nodes: list[list[float]], num_blocks: int) -> float:
     """The sum at the root, from all ranks' `own_nodes`; 0 where there is no block. Rows of -1 are none."""
     if num_blocks == 0:
         return 0.0
-    known = {(int(level), int(number)): value for level, number, value in nodes if level >= 0}
-    level, whole = 0, num_blocks
-    while whole > 1:
-        for number in [number for at, number in known if at == level]:
+    levels: list[dict[int, float]] = [{} for _ in range(num_blocks.bit_length() + 1)]
+    for level, number, value in nodes:
+        if level >= 0:
+            levels[int(level)][int(number)] = value
+    whole, known = num_blocks, levels[0]
+    for above in levels[1:]:
+        if whole == 1:
+            break
+        for number, left in known.items():
             if number % 2 == 0:
-                right = known[level, number + 1] if number + 1 < whole else 0.0
-                known[level + 1, number // 2] = known[level, number] + right
-        level, whole = level + 1, -(-whole // 2)
-    return known[level, 0]
+                above[number // 2] = left + (known[number + 1] if number + 1 < whole else 0.0)
+        whole, known = -(-whole // 2), above
+    return known[0]

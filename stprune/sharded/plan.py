@@ -135,6 +135,9 @@ def check_sharded(op: str, planner: Planner, ranks: Ranks, node_sampler: NodeSam
 class ShardedPlanner(Planner):
     """The planner of a run whose table is spread over ranks. `plan` and `dealt` are collectives."""
 
+    def table(self, num_samples: int, ranks: Ranks, *, lean: bool) -> ShardedTable:  # type: ignore[override]
+        return ShardedTable(num_samples, ranks, beta=self.method.beta, decay=self.method.decay)
+
     def plan(self, table: ShardedTable, memory: PlanMemory, *, epoch: int, scheduled: float) -> ShardedPlan:  # type: ignore[override]
         owners, n, ratio = table.owners, table.num_samples, self.method.ratio(scheduled)
         if not table.known or ratio == 1.0 or n == 0:
@@ -161,7 +164,7 @@ class ShardedPlanner(Planner):
         plan = replace(plan, local=local.cpu(), weights=weights.cpu(), shares=shares)
         return table.share, plan
 
-    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int) -> ShardedPlanner:
+    def grown(self, op: str, *arguments: Any) -> ShardedPlanner:
         """Refused: the ranks' ranges would change.
 
         Raises:
@@ -170,7 +173,13 @@ class ShardedPlanner(Planner):
         raise ValueError(f"{op}: sharded must be False to grow, as the ranks' ranges would change, got True")
 
     def saved(self, plan: ShardedPlan) -> dict[str, Any]:  # type: ignore[override]
-        return {"count": len(plan), "indices": plan.own, "weights": plan.own_weights, "mean_weight": plan.mean_weight}
+        return {
+            "count": len(plan),
+            "planned": plan.num_samples,
+            "indices": plan.own,
+            "weights": plan.own_weights,
+            "mean_weight": plan.mean_weight,
+        }
 
     def restored(self, op: str, table: ShardedTable, state: dict[str, Any]) -> ShardedPlan:  # type: ignore[override]
         owners, own = table.owners, state["indices"]

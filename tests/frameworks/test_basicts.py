@@ -1,6 +1,9 @@
 """The callback for BasicTS, in BasicTS's own runner, on a small series in its file format."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,9 +15,12 @@ from basicts.configs import BasicTSForecastingConfig
 from basicts.models.STID import STID, STIDConfig
 from basicts.runners.callback import BasicTSCallback
 from basicts.utils import RunnerStatus
+from torch.utils.data.distributed import DistributedSampler
 
 from stprune.integrations.basicts import Pruning
+from tests.frameworks.readme import code_of
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_WINDOWS, NUM_NODES, BATCH_SIZE, NUM_EPOCHS = 96, 3, 4, 4
 
 
@@ -28,19 +34,19 @@ class Watch(BasicTSCallback):
     def __init__(self):
         self.ids, self.planned, self.validations = {}, {}, []
         self.losses, self.own, self.kept = [], [], None
-        self.stop_before = None
+        self.stop_in = None  # an epoch
 
     def on_train_start(self, runner):
         self.runner = runner
         self.sampler = next(each for each in runner.callback_handler.callbacks if isinstance(each, Pruning)).sampler
 
     def on_epoch_start(self, runner, epoch):
-        if epoch == self.stop_before:
-            raise Stopped
         self.ids[epoch], self.planned[epoch] = [], sorted(self.sampler.plan.indices.tolist())
 
     def on_compute_loss(self, runner, forward_return, **kwargs):
         if runner.status == RunnerStatus.TRAINING:
+            if kwargs["epoch"] == self.stop_in and len(self.ids[self.stop_in]) == 5:
+                raise Stopped
             self.ids[kwargs["epoch"]].append(forward_return["stprune_index"].tolist())
             self.losses.append(forward_return["loss"].item())
             batch = {name: value for name, value in forward_return.items() if name != "loss"}
@@ -67,32 +73,36 @@ def data(tmp_path):
         series = generator.normal(size=(length, NUM_NODES)).cumsum(0).astype(np.float32)
         series[5] = 0.0  # missing
         np.save(folder / f"{mode}_data.npy", series)
-        np.save(folder / f"{mode}_timestamps.npy", np.stack([np.arange(length) % 24 / 24, np.zeros(length)], 1).astype(np.float32))
+        np.save(folder / f"{mode}_timestamps.npy", np.zeros((length, 1), np.float32))
     return folder
 
 
-def configured(data, pruning, watch=None, **settings):
-    sizes = dict(input_len=8, output_len=4)
-    return BasicTSForecastingConfig(
-        model=STID,
-        model_config=STIDConfig(num_features=NUM_NODES, input_hidden_size=4, spatial_hidden_size=4, **sizes),
-        dataset_name="walk",
-        dataset_params={"data_file_path": str(data)},
-        use_timestamps=True,
-        null_val=0.0,
-        batch_size=BATCH_SIZE,
-        callbacks=[pruning, *([] if watch is None else [watch])],
-        ckpt_save_dir=str(data.parent / "checkpoints"),
-        **{"num_epochs": NUM_EPOCHS, **sizes, **settings},
-    )
+def settings_of(data):
+    sizes = {"input_len": 8, "output_len": 4}
+    return {
+        "model_config": STIDConfig(num_features=NUM_NODES, input_hidden_size=4, spatial_hidden_size=4, **sizes),
+        "dataset_name": "walk",
+        "dataset_params": {"data_file_path": str(data)},
+        "use_timestamps": True,
+        "null_val": 0.0,
+        "batch_size": BATCH_SIZE,
+        "num_epochs": NUM_EPOCHS,
+        "ckpt_save_dir": str(data.parent / "checkpoints"),
+        **sizes,
+    }
 
 
-def trained(data, pruning=None, stop_before=None, **settings):
-    """What a run did, until it was stopped."""
+def configured(data, pruning, watch=None, model=STID, **settings):
+    callbacks = [pruning, *([] if watch is None else [watch])]
+    return BasicTSForecastingConfig(model=model, callbacks=callbacks, **settings_of(data) | settings)
+
+
+def trained(data, pruning=None, stop_in=None, **settings):
+    """What a run did, until it was stopped in the middle of an epoch."""
     watch = Watch()
-    watch.stop_before = stop_before
+    watch.stop_in = stop_in
     config = configured(data, pruning or Pruning(keep_ratio=0.5), watch, **settings)
-    if stop_before is None:
+    if stop_in is None:
         BasicTSLauncher.launch_training(config)
     else:
         with pytest.raises(Stopped):
@@ -104,27 +114,30 @@ def test_every_epoch_has_all_its_batches_and_one_validation(data):
     watch = trained(data)
     assert {epoch: len(batches) for epoch, batches in watch.ids.items()} == {1: 12, 2: 12, 3: 12, 4: 12}
     for epoch, batches in watch.ids.items():
-        assert sorted(sum(batches, [])) == watch.planned[epoch]
+        assert sorted(i for batch in batches for i in batch) == watch.planned[epoch]
         assert len(watch.planned[epoch]) == NUM_WINDOWS // 2
     assert watch.validations == [1, 2, 3, 4]
     assert watch.sampler.epoch == 3
+    # Of a DistributedSampler BasicTS sets the epoch itself under DDP, counted from 1.
+    assert not isinstance(watch.runner.train_data_loader.sampler, DistributedSampler)
 
 
 def test_a_stopped_run_resumes_with_the_epochs_that_are_left(data):
     whole = trained(data, Pruning(keep_ratio=0.5))
     (data.parent / "checkpoints").rename(data.parent / "of the whole run")
-    stopped = trained(data, Pruning(keep_ratio=0.5), stop_before=3)
+    stopped = trained(data, Pruning(keep_ratio=0.5), stop_in=3)
     resumed = trained(data, Pruning(keep_ratio=0.5))
-    assert (list(stopped.ids), list(resumed.ids)) == ([1, 2], [3, 4])
-    assert stopped.ids | resumed.ids == whole.ids
-    assert stopped.losses + resumed.losses == whole.losses
+    assert (list(stopped.ids), list(resumed.ids)) == ([1, 2, 3], [3, 4])
+    assert {epoch: len(batches) for epoch, batches in resumed.ids.items()} == {3: 12, 4: 12}
+    assert stopped.ids | resumed.ids == whole.ids  # of the third epoch: the resumed run's
+    assert stopped.losses[:24] + resumed.losses == whole.losses
     assert resumed.validations == [3, 4]
     for name, value in whole.runner.model.state_dict().items():
         assert torch.equal(value, resumed.runner.model.state_dict()[name]), name
 
 
 def test_a_run_killed_between_the_two_files_of_an_epoch_resumes(data):
-    trained(data, stop_before=3)
+    trained(data, stop_in=3)
     (folder,) = (data.parent / "checkpoints").iterdir()
     assert sorted(path.name for path in folder.glob("*.state")) == ["stprune-1.state", "stprune-2.state"]
     (folder / "STID_2.pt").unlink()
@@ -133,7 +146,7 @@ def test_a_run_killed_between_the_two_files_of_an_epoch_resumes(data):
 
 
 def test_a_checkpoint_without_the_samplers_state_is_refused(data):
-    trained(data, stop_before=3)
+    trained(data, stop_in=3)
     (folder,) = (data.parent / "checkpoints").iterdir()
     (folder / "stprune-2.state").unlink()
     with pytest.raises(FileNotFoundError, match=r"stprune-2\.state"):
@@ -163,6 +176,7 @@ def test_options_are_part_of_the_config(data):
         (Pruning(fixed_length=False), {}, "sampler must have fixed_length=True, as BasicTS counts epochs in steps"),
         (Pruning(), {"num_epochs": None, "num_steps": 10}, "num_epochs must be given in the config, got None"),
         (Pruning(), {"loss": "HUBER"}, r"loss must be given where the config's is not one of \['MAE', 'MSE'\], got 'HUBER'"),
+        (Pruning(num_nodes=3, node_ratio=0.5), {}, "sampler must have granularity 'window', .* got 'node'"),
         (Pruning(keep_ratio=2.0), {}, r"keep_ratio must lie in \(0, 1\], got 2"),
     ],
 )
@@ -178,8 +192,7 @@ class OwnLoss(STID):
 
 
 def test_a_model_with_a_loss_of_its_own_is_refused(data):
-    config = configured(data, Pruning())
-    config.model = OwnLoss
+    config = configured(data, Pruning(), model=OwnLoss)
     with pytest.raises(ValueError, match="model must leave the loss to BasicTS"):
         BasicTSLauncher.launch_training(config)
 
@@ -188,10 +201,31 @@ def own_collate(samples):
     return {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in samples[0]}
 
 
-@pytest.mark.parametrize("settings", [{"train_data_prefetch": True}, {"train_data_num_workers": 1, "train_data_collate_fn": own_collate}])
+@pytest.mark.parametrize(
+    "settings", [{"train_data_prefetch": True}, {"train_data_num_workers": 1, "train_data_collate_fn": own_collate}]
+)
 def test_the_configs_loader_stays(data, settings):
     plain = trained(data, num_epochs=1)
     (data.parent / "checkpoints").rename(data.parent / "of the plain run")
     watch = trained(data, num_epochs=1, **settings)
     assert watch.ids == plain.ids
     assert watch.losses == plain.losses
+
+
+def test_readme(data):
+    names = {"BasicTSForecastingConfig": BasicTSForecastingConfig, "BasicTSLauncher": BasicTSLauncher, "STID": STID}
+    names["settings"] = settings_of(data) | {"num_epochs": 2}
+    exec(code_of("BasicTS"), names)
+    (pruning,) = names["config"].callbacks
+    assert pruning.sampler.epoch == 1
+    assert pruning.sampler.table.num_trained == NUM_WINDOWS // 2
+
+
+def test_the_example():
+    command = [sys.executable, str(ROOT / "examples" / "basicts_stid.py"), "--epochs", "2", "--rows", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = [line.split(", validation MAE")[0] for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert lines == [
+        "epoch 0: 108 of 108 planned windows, 2 steps, 1 validations",
+        "epoch 1: 108 of 108 planned windows, 4 steps, 2 validations",
+    ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from loops import NUM_EPOCHS, NUM_WINDOWS, STEPS
 from processes import WORLD, on_two_processes
+from readme import code_of
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -69,23 +70,30 @@ def whole(gradient):
     return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
 
 
-def two_processes(rank, folder, wrap):
-    distributed.init_process_group("gloo")
+def wrapped(name):
     model = made_model()
-    if wrap == "DDP":
-        model = DistributedDataParallel(model)
-    else:
-        mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,))
-        fully_shard(model[0], mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    loop = Loop(model, batch_size=GLOBAL_BATCH // WORLD).train()
-    return {"plans": loop.plans, "ids": loop.ids, "gradients": loop.gradients}
+    if name == "DDP":
+        return DistributedDataParallel(model)
+    mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,))
+    fully_shard(model[0], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def two_processes(rank, folder):
+    distributed.init_process_group("gloo")
+    loops = {name: Loop(wrapped(name), batch_size=GLOBAL_BATCH // WORLD).train() for name in ("DDP", "FSDP2")}
+    return {name: {"plans": loop.plans, "ids": loop.ids, "gradients": loop.gradients} for name, loop in loops.items()}
+
+
+@pytest.fixture(scope="module")
+def both_ranks(tmp_path_factory):
+    return on_two_processes(two_processes, str(tmp_path_factory.mktemp("plain")))
 
 
 @pytest.mark.parametrize("wrap", ["DDP", "FSDP2"])
-def test_gradients_of_two_processes_are_those_of_one(wrap, tmp_path):
-    """In DDP and FSDP2 alike: ids = plan, and every step of the run has the gradient of one process with the same batch."""
-    ranks = on_two_processes(two_processes, str(tmp_path), wrap)
+def test_gradients_of_two_processes_are_those_of_one(wrap, both_ranks):
+    """Ids = plan, and every step of the run has the gradient of one process with the same batch."""
+    ranks = [rank[wrap] for rank in both_ranks]
     one = Loop(made_model()).train()
     assert ranks[0]["plans"] == ranks[1]["plans"] == one.plans
     steps = iter(zip(ranks[0]["ids"], ranks[1]["ids"], one.ids, strict=True))
@@ -133,7 +141,7 @@ def test_a_grad_scaler_changes_no_score_and_no_step():
 def test_total_steps_counts_accumulated_steps(accumulate):
     loop = Loop(made_model()).train(accumulate)
     assert len(loop.gradients) == loop.sampler.total_steps(GLOBAL_BATCH, accumulate=accumulate)
-    assert [sorted(sum(loop.ids[begin : begin + 4], [])) for begin in (8, 12)] == loop.plans[1:3]
+    assert [sorted(index for batch in loop.ids[begin : begin + 4] for index in batch) for begin in (8, 12)] == loop.plans[1:3]
 
 
 def test_a_compiled_step_is_not_compiled_anew_each_epoch():
@@ -159,3 +167,19 @@ def test_a_compiled_step_is_not_compiled_anew_each_epoch():
     assert loop.ids == full.ids
     torch.testing.assert_close(loop.gradients, full.gradients)
     assert compiled == [1, 2, NUM_EPOCHS], compiled
+
+
+def test_readmes_code(tmp_path):
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        loop = Loop(made_model())
+        index, (x, y) = next(iter(loop.loader))
+        names = {name: getattr(loop, name) for name in ("model", "optimizer", "sampler", "criterion")}
+        names |= {"torch": torch, "OneCycleLR": torch.optim.lr_scheduler.OneCycleLR, "scaler": torch.amp.GradScaler("cpu")}
+        names |= {"DistributedDataParallel": DistributedDataParallel, "index": index, "x": x, "y": y}
+        exec(code_of("DDP, FSDP2, AMP, torch.compile"), names)
+    finally:
+        distributed.destroy_process_group()
+    assert names["schedule"].total_steps == sum(-(-steps // 2) for steps in STEPS)
+    assert loop.sampler.table.num_losses == GLOBAL_BATCH
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loop.model.parameters())

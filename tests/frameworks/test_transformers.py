@@ -1,13 +1,14 @@
 """transformers' Trainer as its users use it: steps, schedule, evaluations, losses, and runs that resume inside an epoch."""
 
 import os
+import runpy
 import signal
 
 import pytest
 import torch
-from loops import NUM_EPOCHS, STEPS, place
+from loops import NUM_EPOCHS, STEPS
 from processes import on_two_processes
-from readme import code_of
+from readme import README, code_of
 from torch import multiprocessing
 
 import stprune
@@ -22,10 +23,8 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SHAPE = {"vocab_size": 32, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 
 def classifier():
@@ -51,22 +50,19 @@ class Recorded(PruningTrainer):
         return super().training_step(model, inputs, *values, **named)
 
 
-def trained(folder, resume=None, callbacks=(), cls=Recorded, per_process=BATCH_SIZE, sampler=None, **settings):
-    settings = {"eval_strategy": "epoch", "save_steps": 1, "logging_strategy": "no", "learning_rate": 0.01} | settings
-    trainer = cls(
+def arguments(folder, **settings):
+    settings = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 0.01} | settings
+    return transformers.TrainingArguments(output_dir=folder, **settings)
+
+
+def trained(folder, resume=None, callbacks=None, per_process=BATCH_SIZE, sampler=None, **settings):
+    settings = {"eval_strategy": "epoch", "save_steps": 1, "logging_strategy": "no"} | settings
+    trainer = Recorded(
         classifier(),
-        transformers.TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=NUM_EPOCHS,
-            per_device_train_batch_size=per_process,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            **settings,
-        ),
+        arguments(folder, num_train_epochs=NUM_EPOCHS, per_device_train_batch_size=per_process, **settings),
         train_dataset=sentences(),
         eval_dataset=sentences()[:16],
-        callbacks=[*callbacks, *QUIET],
+        callbacks=callbacks,
         sampler=sampler or stprune.PruningSampler(NUM_SAMPLES, num_epochs=NUM_EPOCHS),
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -81,16 +77,13 @@ class Evaluations(transformers.TrainerCallback):
         self.steps.append(state.global_step)
 
 
-QUIET = []
-
-
 @pytest.mark.parametrize(("options", "steps"), [({}, STEPS), ({"fixed_length": True}, (4, 4, 4, 4))])
 def test_steps_schedule_and_evaluations_are_the_samplers(options, steps, tmp_path):
     """With epochs of changing length and of one: the schedule ends at 0 with the last step."""
     sampler, evaluations = stprune.PruningSampler(NUM_SAMPLES, num_epochs=NUM_EPOCHS, **options), Evaluations()
     trainer = trained(tmp_path, sampler=sampler, callbacks=[evaluations], save_strategy="no")
     assert trainer.state.global_step == trainer.state.max_steps == len(trainer.ids) == sum(steps)
-    assert trainer.lr_scheduler.get_last_lr() == [0.0]
+    assert trainer.lr_scheduler.get_last_lr()[0] == 0.0
     assert evaluations.steps == [sum(steps[: epoch + 1]) for epoch in range(NUM_EPOCHS)]
     for epoch in range(NUM_EPOCHS):
         begin = sum(steps[:epoch])
@@ -107,8 +100,12 @@ def test_a_run_continues_from_its_checkpoints(accumulate, tmp_path):
     assert whole.state.global_step == whole.state.max_steps == sum(lengths)
     batches = [min(accumulate, steps - at) for steps in STEPS for at in range(0, steps, accumulate)]
     for step in (3, 8, 10, 12, 17) if accumulate == 1 else (2, 3, 4, 5, 8):
-        trainer = trained(tmp_path / "resumed", tmp_path / "whole" / f"checkpoint-{step}", gradient_accumulation_steps=accumulate,
-                          save_strategy="no")
+        trainer = trained(
+            tmp_path / "resumed",
+            tmp_path / "whole" / f"checkpoint-{step}",
+            gradient_accumulation_steps=accumulate,
+            save_strategy="no",
+        )
         assert trainer.ids == whole.ids[sum(batches[:step]) :], f"after step {step}"
         assert trainer.state.global_step == sum(lengths)
         torch.testing.assert_close(trainer.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
@@ -154,14 +151,11 @@ def pad(samples):
 
 def language_model():
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=32, n_embd=8, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
     generator = torch.Generator().manual_seed(0)
     data = [
         {"input_ids": torch.randint(1, 32, (2 + number % 9,), generator=generator), "unused": number} for number in range(20)
     ]
-    return transformers.GPT2LMHeadModel(config), data, {"data_collator": pad}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)), data, {"data_collator": pad}
 
 
 def forecaster():
@@ -176,6 +170,7 @@ def forecaster():
 
 
 def classes():
+    """BERT accepts num_items_in_batch and then ignores it: its own Trainer is right without accumulation only."""
     return classifier(), sentences()[:20], {}
 
 
@@ -188,23 +183,161 @@ def test_with_nothing_pruned_it_is_the_trainers_own_run(made, tmp_path):
             return (outputs.prediction_outputs - inputs["future_values"]) ** 2
 
     results = []
-    for own in (False, True):
+    for cls in (Forecaster if made is forecaster else PruningTrainer, Ordered):
         model, data, options = made()
-        arguments = transformers.TrainingArguments(
-            output_dir=tmp_path, num_train_epochs=2, per_device_train_batch_size=3, gradient_accumulation_steps=4,
-            use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", logging_steps=1, learning_rate=0.01,
-            max_grad_norm=0.0,
+        settings = arguments(
+            tmp_path, num_train_epochs=1, per_device_train_batch_size=3, save_strategy="no", logging_steps=1,
+            gradient_accumulation_steps=1 if made is classes else 4, max_grad_norm=0.0, optim="sgd",
         )  # fmt: skip
-        sampler = stprune.PruningSampler(len(data), num_epochs=2, method="full")
-        if own:
-            trainer = Ordered(model, arguments, train_dataset=data, **options)
-            trainer.order = list(sampler)
-            trainer.args.num_train_epochs = 1
+        sampler = stprune.PruningSampler(len(data), num_epochs=1, method="full")
+        if cls is Ordered:
+            Ordered.order = list(sampler)
         else:
-            cls = Forecaster if made is forecaster else PruningTrainer
-            sampler = stprune.PruningSampler(len(data), num_epochs=1, method="full")
-            trainer = cls(model, set_epochs(arguments, 1), train_dataset=data, sampler=sampler, **options)
+            options["sampler"] = sampler
+        trainer = cls(model, settings, train_dataset=data, **options)
         trainer.train()
         results.append((trainer.model.state_dict(), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
-    assert len(results[0][1]) == 2
+    assert len(results[0][1]) == (7 if made is classes else 2)
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_losses_per_sample_must_have_the_mean_of_the_models_own_loss(tmp_path):
+    """GPT2 shifts its labels without a word of it in its configuration; a model of one's own may do anything."""
+
+    class Half(transformers.BertForSequenceClassification):
+        def forward(self, input_ids, labels):
+            outputs = super().forward(input_ids, labels=labels)
+            outputs["loss"] = outputs["loss"] / 2
+            return outputs
+
+    _, data, options = language_model()
+    shape = {"vocab_size": 32, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    for model, samples, other in (
+        (transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)), data, options),
+        (Half(classifier().config), sentences(), {}),
+    ):
+        sampler = stprune.PruningSampler(len(samples), num_epochs=1)
+        settings = arguments(tmp_path, num_train_epochs=1, save_strategy="no")
+        trainer = PruningTrainer(model, settings, train_dataset=samples, sampler=sampler, **other)
+        if other:
+            trainer.train()
+        else:
+            with pytest.raises(ValueError, match="sample_losses must have the mean of the model's own loss"):
+                trainer.train()
+
+
+def test_it_is_a_mixin_for_other_trainers(tmp_path):
+    """Of an encoder and a decoder, whose labels are not shifted."""
+
+    class Translator(PruningTrainer, transformers.Seq2SeqTrainer):
+        pass
+
+    config = transformers.T5Config(
+        vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    settings = transformers.Seq2SeqTrainingArguments(
+        tmp_path, num_train_epochs=3, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", eval_strategy="epoch"
+    )
+    data = [{"input_ids": each["input_ids"], "labels": each["input_ids"].flip(0)} for each in sentences()]
+    model, sampler = transformers.T5ForConditionalGeneration(config), stprune.PruningSampler(NUM_SAMPLES, num_epochs=3)
+    trainer = Translator(model, settings, train_dataset=data, eval_dataset=data[:8], sampler=sampler)
+    trainer.train()
+    assert trainer.state.global_step == 8 + 4 + 8
+    assert sum("eval_loss" in log for log in trainer.state.log_history) == 3
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "said"),
+    [
+        ({"num_train_epochs": 3}, {}, "num_train_epochs must be the sampler's num_epochs 4, got 3"),
+        ({"dataloader_drop_last": True}, {}, "dataloader_drop_last must be the sampler's drop_last False, got True"),
+        ({}, {"compute_loss_func": print}, "compute_loss_func must be None"),
+        ({"max_steps": 25}, {}, "max_steps must be at most the sampler's total_steps 24, got 25"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, options, said, tmp_path):
+    settings = {"num_train_epochs": NUM_EPOCHS} | settings
+    sampler = stprune.PruningSampler(NUM_SAMPLES, num_epochs=NUM_EPOCHS)
+    with pytest.raises(ValueError, match=f"PruningTrainer: {said}"):
+        PruningTrainer(
+            classifier(), arguments(tmp_path, **settings), train_dataset=sentences(), sampler=sampler, **options
+        ).train()
+
+
+def test_labels_that_are_no_classes_need_losses_of_ones_own(tmp_path):
+    model, data, _ = forecaster()
+    sampler = stprune.PruningSampler(len(data), num_epochs=1)
+    trainer = PruningTrainer(model, arguments(tmp_path, num_train_epochs=1), train_dataset=data, sampler=sampler)
+    with pytest.raises(TypeError, match="PruningTrainer: labels must be int64 classes, unless sample_losses is overridden"):
+        trainer.train()
+
+
+def test_a_checkpoint_without_the_samplers_state_is_refused(tmp_path):
+    trained(tmp_path, save_steps=20)
+    (tmp_path / "checkpoint-20" / "pruning_sampler.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"pruning_sampler\.pt"):
+        trained(tmp_path, tmp_path / "checkpoint-20")
+
+
+@pytest.mark.parametrize("name", ["_run_epoch", "_init_training_state", "_get_collator_with_removed_columns"])
+def test_a_trainer_without_what_is_needed_is_refused(name, tmp_path, monkeypatch):
+    """Another version of transformers, in which these functions have other names or arguments."""
+    monkeypatch.setattr(transformers.Trainer, name, lambda self, other: None)
+    with pytest.raises(RuntimeError, match=f"PruningTrainer: Trainer must have {name}, as in transformers 5.24, got 5"):
+        trained(tmp_path)
+
+
+# --- two processes ---------------------------------------------------------------------------------------------------
+
+
+def two_processes(rank, folder):
+    settings = {"per_process": BATCH_SIZE // 2, "ddp_backend": "gloo", "optim": "sgd"}
+    whole = trained(f"{folder}/whole", save_steps=10, **settings)
+    resumed = trained(f"{folder}/resumed", f"{folder}/whole/checkpoint-10", save_strategy="no", **settings)
+    weights = [parameter.tolist() for parameter in whole.model.parameters()]
+    return {
+        "ids": whole.ids,
+        "plans": whole.plans,
+        "resumed": resumed.ids,
+        "steps": whole.state.global_step,
+        "weights": weights,
+    }
+
+
+def test_two_processes_train_on_the_plan_and_continue(tmp_path):
+    """And end with the weights of one process with the same batches."""
+    first, second = on_two_processes(two_processes, str(tmp_path))
+    one = trained(tmp_path / "one", save_strategy="no", optim="sgd")
+    assert first["plans"] == second["plans"] == one.plans
+    assert first["weights"] == second["weights"]
+    for ours, weights in zip(one.model.parameters(), first["weights"], strict=True):
+        torch.testing.assert_close(torch.tensor(weights), ours.detach(), rtol=1e-4, atol=1e-6)
+    for epoch, steps in enumerate(STEPS):
+        begin = sum(STEPS[:epoch])
+        batches = first["ids"][begin : begin + steps] + second["ids"][begin : begin + steps]
+        assert sorted(index for batch in batches for index in batch) == first["plans"][epoch]
+    for rank in (first, second):
+        assert rank["steps"] == len(rank["ids"]) == sum(STEPS)
+        assert rank["resumed"] == rank["ids"][10:]
+
+
+# --- what users read -------------------------------------------------------------------------------------------------
+
+
+def test_readmes_code(tmp_path):
+    settings = arguments(tmp_path, num_train_epochs=3, save_strategy="no")
+    names = {"stprune": stprune, "model": classifier(), "args": settings, "train_set": sentences()}
+    exec(code_of("transformers"), names)
+    assert names["trainer"].state.global_step == 8 + 4 + 8
+
+
+def test_the_example(tmp_path, capsys):
+    options = ["--epochs", "3", "--windows", "256", "--accumulate", "2", "--folder", str(tmp_path)]
+    runpy.run_path(str(README.parent / "examples" / "trainer.py"))["main"](options)
+    said = capsys.readouterr().out
+    assert "640 ids delivered, 640 planned, 3 epochs" in said
+    assert "10 optimizer steps of 10, 3 validations" in said
+    assert "the same batches as without a stop: True" in said
