@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tsl.data import StaticGraphLoader
+from tsl.data.loader import StaticGraphLoader
 from tsl.metrics.torch import MaskedMetric
 
 from stprune.integrations.lightning import BatchPruning
@@ -61,7 +61,9 @@ class Pruning(BatchPruning):
             known = known & ~values.isnan() if metric.mask_nans else known
             mask = known & ~values.isinf() if metric.mask_inf else known
         self.mean(values, index, mask=mask)  # stores the scores: the mean is the metric's own
-        return values * self.sampler.weights_of(index).to(values).view(-1, *[1] * (values.dim() - 1))
+        weights = self.sampler.weights_of(index).to(values).view(-1, *[1] * (values.dim() - 1))
+        # Of the values' own layout, so that sums of the product are made in the order in which the library makes them.
+        return values * torch.empty_like(values, requires_grad=False).copy_(weights)
 
 
 class _WithIds(torch.utils.data.Dataset[Any]):
