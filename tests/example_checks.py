@@ -20,7 +20,7 @@ import stprune
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
 PROJECTIONS = 24
-DRAWS = 150
+DRAWS = 100
 
 
 def example(name):

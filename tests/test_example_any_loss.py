@@ -26,6 +26,14 @@ TASKS = {
     "tokens": MODULE.Tokens(quick=True),
 }
 DRAWN = {"num_nodes": 64, "node_ratio": 0.25}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads):
+    """The models are so small that two threads wait for each other."""
+    threads(1)
+
+
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
