@@ -105,12 +105,35 @@ def every_loss(compiled: bool = False) -> Steps:
     whole, drawn = torch.randn(32, 12, 20, 1), torch.randn(32, 12, 10, 1)
     settings = {"null_value": 0.0, "mean": 1.0, "std": 2.0, "horizon_weights": torch.ones(12)}
     criteria = [stprune.PrunedLoss(sampler, loss=name, **settings) for name in ("mae", "mse", "huber", "mape", "quantile")]
+    weight, score = torch.rand(32, 12), torch.rand(32)
     calls = [torch.compile(each) if compiled else each for each in criteria]
     for call in itertools.cycle(calls):
         all_nodes, some_nodes = ((each * 0.5).requires_grad_() for each in (whole, drawn))
         call(all_nodes, whole, index).backward()
         call(some_nodes, drawn, index, node).backward()
+        call(all_nodes, whole, index, weight=weight, score=score).backward()
         yield
+
+
+def any_loss(compiled: bool = False) -> Steps:
+    """Losses of one's own, with masks, weights and scores, in runs of 8 epochs whose batches carry no ids."""
+    classes = torch.arange(512) % 10
+    x, layer = torch.randn(512, 20), torch.nn.Linear(20, 10)
+    while True:
+        sampler = stprune.PruningSampler(512, num_epochs=8)
+        criterion = stprune.PrunedMean(sampler, model=layer)
+        call = torch.compile(criterion) if compiled else criterion
+        loader = torch.utils.data.DataLoader(torch.arange(512), sampler=sampler, batch_size=64)
+        queue = stprune.BatchQueue(sampler, loader)
+        for epoch in range(8):
+            sampler.set_epoch(epoch)
+            for batch in queue:
+                logits = layer(x[batch])
+                values = torch.nn.functional.cross_entropy(logits, classes[batch], reduction="none")
+                index = queue.take(len(batch))
+                call(values, index, weight=values.detach().exp(), score=values + 1, mask=batch > 5).backward(retain_graph=True)
+                call(logits.square(), index, mask=logits > 0, weight=logits.detach()).backward()
+                yield
 
 
 def loader(compiled: bool = False) -> Steps:
@@ -167,7 +190,8 @@ def planning(compiled: bool = False) -> Steps:
 
 
 LOOPS: dict[str, Callable[..., Steps]] = {
-    "plain": plain, "loss": loss, "every_loss": every_loss, "loader": loader, "windows": windows, "planning": planning
+    "plain": plain, "loss": loss, "every_loss": every_loss, "any_loss": any_loss, "loader": loader, "windows": windows,
+    "planning": planning,
 }  # fmt: skip
 COMPILED = ("loss", "windows")
 

@@ -1,4 +1,4 @@
-"""transformers' Trainer: a small PatchTST on a pruned set of windows, stopped inside an epoch and continued from its checkpoint.
+"""transformers' Trainer: a small PatchTST on a pruned set of windows, stopped inside an epoch and continued.
 
 python examples/trainer.py
 torchrun --nproc-per-node 2 examples/trainer.py
@@ -101,9 +101,8 @@ def main(arguments=None):
     planned, world = sum(map(len, whole.planned.values())), whole.args.world_size
     say(f"{sum(map(len, whole.ids)) * world} ids delivered, {planned} planned, {len(whole.planned)} epochs")
     losses = [each["eval_loss"] for each in whole.state.log_history if "eval_loss" in each]
-    say(
-        f"{whole.state.global_step} optimizer steps of {whole.state.max_steps}, {len(losses)} validations: {losses[0]:.4f} to {losses[-1]:.4f}"
-    )
+    say(f"{whole.state.global_step} optimizer steps of {whole.state.max_steps}, {len(losses)} validations")
+    say(f"test MSE {losses[0]:.4f} after the first epoch, {losses[-1]:.4f} after the last")
     if first:
         shutil.rmtree(options.folder, ignore_errors=True)
     stopped = run(options, options.folder, stop_at=whole.state.max_steps // 2 + 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
@@ -99,6 +99,29 @@ class Granularity:
         if self.count == self.num_nodes:
             return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous(), None
         return self.node_sampler.draw(index, epoch)
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether scores of pairs decide what is drawn."""
+        return self.node_sampler.wants_scores and self.kind == "node"
+
+    def drawn_in(self, epoch: int, now: Callable[[], int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The draw of nodes in an epoch, of which `now` tells whether it is still under way."""
+
+        def drawn(index: torch.Tensor) -> torch.Tensor:
+            if epoch != now() and self.wants_scores:
+                raise RuntimeError(
+                    f"{self._op}: an iterator over epoch {epoch} must end before epoch {now()} begins, whose scores decide "
+                    f"what the node sampler {self.node_sampler.name!r} draws"
+                )
+            return self.draw(index, epoch)[0]
+
+        return drawn
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same on every rank, and in a sampler that continues."""
+        own = {"num_nodes": self.num_nodes, "node_ratio": self.node_ratio, "granularity": self.kind}
+        return own | {f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()}
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
         """What each of the nodes [B, m] that `draw` gave counts for; None where all count 1."""

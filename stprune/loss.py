@@ -27,7 +27,8 @@ class PrunedLoss(Criterion):
 
     A call is training where this module is in training mode, gradients are enabled, prediction or target requires a
     gradient and, if `model` is given, `model.training` is set. Loops that evaluate with gradients enabled need `model`.
-    Losses of your own go through `PrunedMean`; so does a term that is added per sample, as it is unweighted outside.
+    Inside of `checkpoint(use_reentrant=True)` the value is the plain one, as it is made with gradients off; its gradient is
+    weighted. Losses of your own go through `PrunedMean`; so does a term that is added per sample, as it is unweighted outside.
 
     A sample's first batch of an epoch is what counts: a second criterion on the same batch, SAM's second pass or a recomputed
     loss (gradient checkpointing) gets its value and gradient, and moves neither the sampler's position nor a score. A sample
@@ -40,7 +41,8 @@ class PrunedLoss(Criterion):
 
     One op reads prediction and target once and yields loss, scores and counts; one op writes the gradient. The batch loss is
     the weighted sum over unmasked entries divided by their unweighted number: weights of 1 give, bit for bit, what evaluation
-    gives. Half-precision inputs are reduced in float32. The inputs are never modified or copied.
+    gives. Half-precision inputs are reduced in float32. The inputs are never modified, and copied only for a `weight` that
+    differs between steps which `dims` puts behind other dimensions.
 
     Args:
         sampler: the run's sampler.

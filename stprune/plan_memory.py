@@ -10,10 +10,9 @@ import torch
 
 from stprune.ops.plan_budget import Buffers
 
-
 LEAST = 1 << 14
-"""Samples from which on memory is kept: 128 KiB of ids, where glibc begins to fetch fresh pages from the system for each request
-and to give them back. Thousands of small samplers hold no more than their plans."""
+"""Samples from which on memory is kept: 128 KiB of ids, where glibc begins to fetch fresh pages from the system for each
+request and to give them back. Thousands of small samplers hold no more than their plans."""
 
 
 class PlanMemory:

@@ -15,6 +15,7 @@ from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import EpochPlan, Plan, UniformPlan, make_plan
 from stprune.plan_memory import PlanMemory
 from stprune.quota import Quota, checked_quota, least_kept
+from stprune.ranks import Ranks
 from stprune.schedule import Schedule
 from stprune.table import ScoreTable
 
@@ -36,6 +37,19 @@ class Planner:
     fixed_length: bool
     strata: Strata | None
     min_per_stratum: Quota
+
+    def table(self, num_samples: int, ranks: Ranks, *, lean: bool) -> ScoreTable:
+        """A table of unknown scores.
+
+        Args:
+            num_samples: of the training set.
+            ranks: who takes part.
+            lean: store no scores that nobody reads.
+        """
+        method = self.method
+        stored = not (lean and method.uniform and self.strata is None)
+        variance = method.track_variance
+        return ScoreTable(num_samples, beta=method.beta, decay=method.decay, track_variance=variance, stored=stored)
 
     def to(self, device: torch.device) -> Planner:
         """The same rule with its strata on `device`."""

@@ -18,13 +18,14 @@ class PrunedMean(Criterion):
     sample's score. In evaluation it is the plain mean and touches nothing.
 
     A call is training where this module is in training mode, gradients are enabled, `values` requires a gradient and,
-    if `model` is given, `model.training` is set. Loops that evaluate with gradients enabled need `model`.
+    if `model` is given, `model.training` is set. Loops that evaluate with gradients enabled need `model`. Inside of
+    `checkpoint(use_reentrant=True)` the value is the plain mean, as it is made with gradients off; its gradient is weighted.
 
     The batch loss is the sum of plan weight x node's share x `weight` x value over the unmasked entries, divided by their
     number, which no weight changes. With weights of 1 and no mask it equals `values.mean()` bit for bit, in value and
-    gradient, where values are stored without gaps; with a mask on the CPU `values[mask].mean()` (elsewhere, and compiled, to
-    float rounding, as choosing entries would wait for the device). Without any unmasked entry it is 0. bfloat16 and float16
-    are taken as the float32 they are.
+    gradient, where values are stored without gaps; with a mask of every entry on the CPU `values[mask].mean()`
+    (elsewhere, and compiled, to float rounding, as choosing entries would wait for the device). Without any unmasked entry it
+    is 0. bfloat16 and float16 are taken as the float32 they are.
 
     A term that is added per sample (a KL divergence, a loss of frequencies) goes inside `values`. Added outside it has no
     weights: its mean over the kept samples is not its mean over all, and the gradient is biased. A regulariser of the model
@@ -95,7 +96,8 @@ class PrunedMean(Criterion):
             weight: your own weights, floating, shaped by the same rule. Of any sign; a gradient flows into them. They are a
                 part of the loss, in evaluation too, and of no score.
             score: [B] floating, what the table stores in place of the sample's mean over its unmasked entries; or [B, m] with
-                node: scores of pairs, whose mean is the sample's. No gradient flows into it.
+                node: scores of pairs, whose mean is the sample's. No gradient flows into it. Give one where losses are
+                negative: method "st-prune" takes a score below 0 as 0, and draws alike what is.
             node_weight: [B, m], what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which draws again. A
                 compiled step with drawn nodes should be given it: the draw is compiled anew for every epoch otherwise.
 
@@ -150,16 +152,16 @@ class PrunedMean(Criterion):
 
 def _mean(values: torch.Tensor, weight: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
     """The sum of weight x value over the unmasked entries, divided by their number; 0 where there are none."""
-    if mask is not None and values.is_cpu and not torch.compiler.is_compiling():
-        # Elsewhere the number of entries would have to be waited for.
-        values, weight, mask = values[mask], None if weight is None else weight.expand(mask.shape)[mask], None
+    if weight is not None:
+        # Neither a masked weight nor a masked value reaches anything, not even a gradient as 0 x NaN.
+        values = values * (weight if mask is None else torch.where(mask, weight, 0.0))
     if mask is None:
-        weighted = values if weight is None else values * weight
-        return weighted.mean() if weighted.numel() else weighted.sum()
-    weighted = torch.where(mask, values, 0.0)
-    # Zeros on both sides: a masked NaN must reach neither the value nor a gradient.
-    weighted = weighted if weight is None else weighted * torch.where(mask, weight, 0.0)
-    return weighted.sum() / mask.sum().clamp(min=1)
+        return values.mean() if values.numel() else values.sum()
+    if values.is_cpu and not torch.compiler.is_compiling():
+        kept = values.masked_select(mask)
+        return kept.mean() if kept.numel() else kept.sum()
+    # Elsewhere the number of entries would have to be waited for.
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class Running:
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""
         ids, weights, mean = self._columns
-        size = self.plan.num_samples if ids is None else self.table.num_samples
+        size = self.plan.num_samples if ids is None and self._local is None else self.table.num_samples
         return ids, weights, mean if per_step else None, size, *self.table.columns, self.table.beta
 
     def weights_of(self, index: torch.Tensor, per_step: bool) -> torch.Tensor:
@@ -100,7 +100,7 @@ class Running:
         for index in self._recent:
             at = self.plan.positions(index.cpu())
             # Padding, which belongs to another rank or comes a second time, ends the share.
-            padding = (at % self.num_replicas != self.rank) | (at < self._base)
+            padding = ((at - self._base) % self.num_replicas != self.rank) | (at < self._base)
             self._furthest = max(
                 self._furthest, self.reach if bool(padding.any()) else int(at.max()) + self.num_replicas - self.rank
             )
@@ -116,7 +116,7 @@ class Running:
     @property
     def planned(self) -> int:
         """Samples that this rank delivers from where the epoch was resumed."""
-        return (self.reach - self._base) // self.num_replicas
+        return -(-((self.reach if self._end is None else self._end) - self._base) // self.num_replicas)
 
     @property
     def under_way(self) -> bool:

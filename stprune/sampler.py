@@ -25,8 +25,6 @@ from stprune.ranks import Ranks
 from stprune.running import Running
 from stprune.schedule import Schedule
 from stprune.sharded.plan import ShardedPlanner, check_sharded
-from stprune.sharded.table import ShardedTable
-from stprune.table import ScoreTable
 
 _OP = "PruningSampler"
 _VERSION = 3
@@ -36,7 +34,8 @@ class PruningSampler(DistributedSampler[int]):
     """Yields, each epoch, the ids of the samples that still teach something, in a fresh random order.
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
-    compute the loss with `stprune.PrunedLoss(sampler)`, which scores the samples and weighs their gradients. Only
+    compute the loss with `stprune.PrunedLoss(sampler)`, or any loss of your own with `stprune.PrunedMean(sampler)`, which
+    score the samples and weigh their gradients. Only
     `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
     this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
     and touches no global random state.
@@ -146,14 +145,9 @@ class PruningSampler(DistributedSampler[int]):
         )
         if self.sharded:
             check_sharded(_OP, self._planner, self._ranks, self.node_sampler)
-        size, beta, decay = units.num_samples, self.method.beta, self.method.decay
-        if spread:
-            self.table: Any = ShardedTable(size, self._ranks, beta=beta, decay=decay)
-        else:
-            # Pairs are too many to keep scores that nobody reads.
-            stored = not (labels is None and self.method.uniform and (self.sharded or self.granularity == "pair"))
-            variance = self.method.track_variance
-            self.table = ScoreTable(size, beta=beta, decay=decay, track_variance=variance, stored=stored)
+        # Pairs are too many to keep scores that nobody reads.
+        lean = self.sharded or self.granularity == "pair"
+        self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
         self.epoch = 0
         self.shuffle = True
         self._memory = PlanMemory(units.num_samples)
@@ -513,17 +507,7 @@ class PruningSampler(DistributedSampler[int]):
 
     def node_draw(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """`nodes` for the current epoch, also after another one has begun: for loaders that work ahead."""
-        epoch = self.epoch
-
-        def draw(index: torch.Tensor) -> torch.Tensor:
-            if epoch != self.epoch and self.wants_pair_scores:
-                raise RuntimeError(
-                    f"{_OP}: an iterator over epoch {epoch} must end before epoch {self.epoch} begins, whose scores decide "
-                    f"what the node sampler {self.node_sampler.name!r} draws"
-                )
-            return self._units.draw(index, epoch)[0]
-
-        return draw
+        return self._units.drawn_in(self.epoch, lambda: self.epoch)
 
     def node_weights(self, index: torch.Tensor, node: torch.Tensor) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight (eq. 12): [B, m] float32 with mean 1, None if all are 1.
@@ -611,7 +595,7 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def wants_pair_scores(self) -> bool:
         """Whether `take_in` has any use for scores of pairs."""
-        return self.node_sampler.wants_scores and self.granularity == "node"
+        return self._units.wants_scores
 
     def update(self, index: torch.Tensor, scores: torch.Tensor) -> None:
         """Take in the scores of a batch that was trained on, for losses that no criterion of stprune can compute.
@@ -668,11 +652,8 @@ class PruningSampler(DistributedSampler[int]):
             "num_samples": self.table.num_samples,
             "drop_last": self.drop_last,
             "sharded": self.sharded,
-            "num_nodes": self.num_nodes,
-            "node_ratio": self.node_ratio,
-            "granularity": self.granularity,
+            **self._units.settings(),
             **self._planner.settings(),
-            **{f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from stprune.reference.random import SHUFFLE
 MODULES = "order check_range finite_stats budget draw draw_weighted draw_threshold spacing shuffle draw_nodes gather_nodes"
 REFERENCES = {
     name: function
-    for module in (*MODULES.split(), "plan_weights", "table_age")
+    for module in (*MODULES.split(), "plan_weights", "plan_lookup", "table_age")
     for name, function in vars(importlib.import_module(f"stprune.reference.{module}")).items()
     if hasattr(torch.ops.stprune, name)
 }
@@ -61,6 +61,14 @@ def plans(scores):
     for strata in [(None, None), *((cut.labels, cut.sizes) for cut in cuts)] if n else []:
         for alpha, ratio in ((0.5, 0.1), (1.0, 0.9), (0.0, 0.5)):
             yield scores, alpha, max(1, round(ratio * n)), ratio / 5, *strata, 1, 2
+
+
+def lookups(x):
+    n = x.numel()
+    ids, weights = kept(n)
+    yield ids.flip(0).contiguous(), ids, weights, torch.tensor(1.7), n
+    yield ids, ids, weights[:1] if n else torch.ones(1), None, n
+    yield torch.arange(n).flip(0).contiguous(), None, random(n, 4), torch.tensor(0.3), n
 
 
 def totals(strata):
@@ -123,6 +131,7 @@ OPS = {
     "stratum_totals": (labels, LABELS, [torch.int32], totals),
     "stratum_totals ": (labels, LABELS[:4], [torch.uint8], totals),
     "inverse_at": (probabilities, ["uniform"], WIDE, lambda p: [(p + 0.01, kept(p.numel())[0])]),
+    "plan_lookup": (scores_of, ["holes"], ONE, lookups),
     "scale_by_stratum": (
         labels,
         ["5"],

@@ -9,7 +9,7 @@ import time
 import torch
 from torch import distributed, multiprocessing
 
-TIMEOUT = datetime.timedelta(seconds=20)
+TIMEOUT = datetime.timedelta(seconds=60)
 
 
 def process(rank, folder, module, cases):

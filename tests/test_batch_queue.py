@@ -6,8 +6,10 @@ import queue
 import threading
 
 import pytest
+import rank_processes
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.nn import functional
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 import stprune
 
@@ -137,6 +139,44 @@ def test_ranks_take_their_own_ids(drop_last):
             assert torch.equal(batches.take(len(batch)), batch)
             found.append(batch)
     assert len(torch.cat(found)) == (28 if drop_last else 32)
+
+
+def ddp(rank, start):
+    """DistributedDataParallel on both ranks, and on one all samples at once: the gradient of the first epoch's losses."""
+    start()
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(16, 4, generator=g), torch.arange(16) % 3
+    model = torch.nn.Linear(4, 3)
+    torch.nn.init.constant_(model.weight, 0.1)
+    found = []
+    for processes in (2, 1):
+        sampler = stprune.PruningSampler(
+            16, num_epochs=2, keep_ratio=0.5, schedule="none", process_group=None if processes == 2 else "none"
+        )
+        model.zero_grad()
+        run = torch.nn.parallel.DistributedDataParallel(model) if processes == 2 else model
+        batches = stprune.BatchQueue(sampler, DataLoader(TensorDataset(x, y), sampler=sampler, batch_size=4 * (3 - processes)))
+        criterion = stprune.PrunedMean(sampler, model=run)
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            for inputs, classes in batches:
+                values = functional.cross_entropy(run(inputs), classes, reduction="none")
+                criterion(values, batches.take(len(values))).backward()
+        sampler.synchronize()
+        found.append((model.weight.grad.clone(), sampler.table.scores))
+    return found
+
+
+CASES = {"ddp": (2, ddp)}
+
+
+def test_two_ranks_train_as_one(tmp_path):
+    """Queue, PrunedMean and DistributedDataParallel: gradients and scores are those of one process with larger batches."""
+    found = rank_processes.results("test_batch_queue", tmp_path, 2)["ddp"]
+    for two, one in found:
+        for ours, expected in zip(two, one, strict=True):
+            torch.testing.assert_close(ours, expected)
+    assert torch.equal(found[0][0][0], found[1][0][0])
 
 
 # --- misuse --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from urllib.parse import unquote
 import pytest
 import torch
 from markdown_it import MarkdownIt
-from torch.utils.data import DataLoader
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 import stprune
 
@@ -89,7 +90,10 @@ def test_python_runs(path):
     names = {
         "stprune": stprune,
         "torch": torch,
+        "F": functional,
         "DataLoader": DataLoader,
+        "labelled_set": TensorDataset(torch.rand(60, 4), torch.arange(60) % 3),
+        "classifier": torch.nn.Linear(4, 3),
         "train_set": stprune.WindowDataset(series, history=12, horizon=12),
         "series": series,
         "file": {"series": store.create_dataset("series", data=series, chunks=(10, 5, 1))},

@@ -17,7 +17,7 @@ ALLOWED = {
     "quota": {"ops", "methods"},
     "plan": {"ops", "methods", "quota"},
     "plan_memory": {"ops"},
-    "planner": {"ops", "methods", "plan", "plan_memory", "quota", "schedule", "table"},
+    "planner": {"ops", "methods", "plan", "plan_memory", "quota", "ranks", "schedule", "table"},
     "passes": {"ops", "plan"},
     "ranks": {"ops", "exchange"},
     "nodes": {"ops", "nodes", "exchange"},

@@ -97,6 +97,48 @@ def test_per_step_estimates_the_mean_gradient():
     assert bool(((mean - full).abs() <= 0.02 * full.abs().max()).all())
 
 
+def any_loss_draws(method, x, y, weight):
+    """[DRAWS, 4]: gradients of a loss of one's own, which is negative for many windows, and its full gradient, both sums."""
+
+    def values(index, weight):
+        prediction = x[index] @ weight
+        return ((prediction - y[index]).square() - y[index].square()).mean((2, 3))
+
+    x, y, weight = x.double(), y.double(), weight.double()
+    n, everything = len(x), torch.arange(len(x))
+    wanted = weight.clone().requires_grad_()
+    losses = values(everything, wanted).mean(1)
+    assert 0.2 < float((losses < 0).float().mean()) < 0.8
+    (full,) = torch.autograd.grad(losses.sum(), wanted)
+    scores = losses.detach() - losses.detach().min() + 0.1
+    if method == "infobatch":
+        scores = torch.where(scores >= scores.topk(60).values[-1], 100.0, 1.0) + scores / scores.max()
+    sampler = sampler_of(n, method=method)
+    criterion = stprune.PrunedMean(sampler, rescale="epoch_sum")
+    draws = []
+    for epoch in range(1, DRAWS + 1):
+        if sampler.method.needs_scores:
+            sampler.table = stprune.ScoreTable(n)
+            sampler.update(everything, scores)
+        sampler.set_epoch(epoch)
+        kept = sampler.plan.indices
+        drawn = weight.clone().requires_grad_()
+        criterion(values(kept, drawn), kept).backward()
+        draws.append(drawn.grad.squeeze(1) * len(kept))
+    return draws, full.squeeze(1)
+
+
+@pytest.mark.parametrize("method", UNBIASED)
+def test_any_loss(method):
+    assert_within_4_standard_errors(*any_loss_draws(method, *frozen()))
+
+
+@pytest.mark.parametrize("method", ["top-k", "epsilon-greedy"])
+def test_any_loss_has_teeth(method):
+    with pytest.raises(AssertionError):
+        assert_within_4_standard_errors(*any_loss_draws(method, *frozen()))
+
+
 SAMPLERS = {
     "uniform": "uniform",
     "priority": stprune.Priority(floor=0.1),

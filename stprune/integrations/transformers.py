@@ -33,7 +33,7 @@ length, and counts epochs by that of the first."""
 
 
 class PruningTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that trains on a PruningSampler's plans, or a mixin before another Trainer: `class Mine(PruningTrainer, Other)`.
+    """A Trainer on a PruningSampler's plans, or a mixin before another Trainer: `class Mine(PruningTrainer, Other)`.
 
     Epochs may change in length: `max_steps` and the schedule are `sampler.total_steps`, every epoch has the steps it really
     has, and evaluation and checkpoints come as the arguments say. Each checkpoint holds the sampler's state, and a run that

@@ -135,6 +135,9 @@ def check_sharded(op: str, planner: Planner, ranks: Ranks, node_sampler: NodeSam
 class ShardedPlanner(Planner):
     """The planner of a run whose table is spread over ranks. `plan` and `dealt` are collectives."""
 
+    def table(self, num_samples: int, ranks: Ranks, *, lean: bool) -> ShardedTable:  # type: ignore[override]
+        return ShardedTable(num_samples, ranks, beta=self.method.beta, decay=self.method.decay)
+
     def plan(self, table: ShardedTable, memory: PlanMemory, *, epoch: int, scheduled: float) -> ShardedPlan:  # type: ignore[override]
         owners, n, ratio = table.owners, table.num_samples, self.method.ratio(scheduled)
         if not table.known or ratio == 1.0 or n == 0:

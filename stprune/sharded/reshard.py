@@ -34,7 +34,7 @@ def reshard(states: Sequence[dict[str, Any]], num_replicas: int, rank: int) -> d
         >>> options = {"num_epochs": 4, "method": "top-k", "sharded": True}
         >>> state = stprune.PruningSampler(8, **options).state_dict()
         >>> stprune.reshard([state], 2, 1)["table"]["range"]
-        [0, 8]
+        [0, 8, 2]
     """
     num_replicas = _check.integer(_OP, "num_replicas", num_replicas, 1)
     rank = _check.integer(_OP, "rank", rank, 0, num_replicas - 1)
@@ -44,8 +44,12 @@ def reshard(states: Sequence[dict[str, Any]], num_replicas: int, rank: int) -> d
     states = sorted(states, key=lambda state: list(state["table"]["range"]))
     ends = [0, *(state["table"]["range"][1] for state in states)]
     size = states[0]["settings"]["num_samples"] if states else -1
-    if [state["table"]["range"][0] for state in states] != ends[:-1] or ends[-1] != size:
-        ranges = [list(state["table"]["range"]) for state in states]
+    ranges = [list(state["table"]["range"]) for state in states]
+    if (
+        [first for first, _, _ in ranges] != ends[:-1]
+        or ends[-1] != size
+        or {number for _, _, number in ranges} != {len(ranges)}
+    ):
         raise ValueError(f"{_OP}: states must be of all ranks of one run, each once, got ranges {ranges}")
     for state in states:
         for name in _SAME:
@@ -55,7 +59,7 @@ def reshard(states: Sequence[dict[str, Any]], num_replicas: int, rank: int) -> d
                 )
     start, stop = bounds_of(size, num_replicas)[rank : rank + 2]
     parts = [(state, slice(max(0, start - low), max(0, stop - low))) for state, low in zip(states, ends[:-1], strict=True)]
-    table = states[0]["table"] | {"range": [start, stop]}
+    table = states[0]["table"] | {"range": [start, stop, num_replicas]}
     for name in ("scores", "marks"):
         table[name] = torch.cat([state["table"][name][part] for state, part in parts])
     joined = states[0] | {"table": table}

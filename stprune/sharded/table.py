@@ -161,23 +161,25 @@ class ShardedTable:
     def state_dict(self) -> dict[str, Any]:
         """This rank's own samples; `reshard` joins and splits the states of all ranks for another number of them."""
         scores, marks = _columns(self.own)
-        place = [self.owners.start, self.owners.stop]
+        place = [self.owners.start, self.owners.stop, self.owners.num_ranks]
         return dict(zip(_STATE, (self.settings(), self.epoch, place, scores, marks, self.known), strict=True))
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Refuse a state of other settings, or of another rank, before anything is changed.
+        """Refuse, on every rank, a state of other settings or of another rank, before anything is changed. A collective.
 
         Raises:
-            ValueError: the state does not fit; the message names what differs.
+            ValueError: a rank's state does not fit; the message names what differs.
         """
         op = f"{_OP}.load_state_dict"
         _check.same_keys(op, state, _STATE)
         _check.same_settings(op, "table", self.settings(), state["settings"])
-        mine, given = [self.owners.start, self.owners.stop], list(state["range"])
-        if mine != given:
+        owners, given = self.owners, list(state["range"])
+        mine = [owners.start, owners.stop, owners.num_ranks]
+        wrong = [rank for rank, (fits,) in enumerate(owners.numbers(int(mine == given))) if not fits]
+        if wrong:
             raise ValueError(
-                f"{op}: range must be {mine} as on this rank, got {given} of another rank or number of ranks: "
-                "stprune.reshard(states, num_replicas, rank) makes a state of all ranks' states"
+                f"{op}: range must be {mine} (first, end, number of ranks) on rank {owners.rank}, got {given}; it does not fit "
+                f"on ranks {wrong}. stprune.reshard(states, num_replicas, rank) makes a state for another number of ranks"
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

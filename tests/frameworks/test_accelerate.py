@@ -1,9 +1,13 @@
 """Accelerate as its users use it, on one and on two processes: delivered = planned, resumed runs, evaluation, accumulation."""
 
+import runpy
+import warnings
+
 import pytest
 import torch
-from loops import BATCH_SIZE, DATA, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, place
+from loops import BATCH_SIZE, DATA, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved
 from processes import WORLD, on_two_processes
+from readme import README, code_of
 from torch.utils.data import DataLoader, TensorDataset
 
 import stprune
@@ -26,11 +30,13 @@ class Loop:
         loader = DataLoader(DATA, **chosen)
         self.weight = torch.nn.Linear(1, 1, bias=False)
         optimizer = torch.optim.SGD(self.weight.parameters(), 0.01)
+        total = self.sampler.total_steps(per_process, accumulate=accumulate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=total)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(
             self.weight, optimizer, PruningLoader(self.accelerator, loader) if wrap else loader
         )
         if wrap:
-            self.accelerator.register_for_checkpointing(self.loader)
+            self.accelerator.register_for_checkpointing(self.loader, self.schedule)
         self.ids, self.steps = [], 0
 
     def epoch(self, epoch, after_step=lambda: None):
@@ -42,6 +48,7 @@ class Loop:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             if self.accelerator.sync_gradients:
+                self.schedule.step()
                 self.steps += 1
             after_step()
         return self.sampler.plan.indices.tolist()
@@ -68,6 +75,27 @@ def test_ids_are_the_plan_and_every_loss_is_its_own_samples(batches):
             assert torch.allclose(loop.sampler.table.scores[joined(loop.ids)], expected, atol=0.1)
 
 
+@pytest.mark.parametrize("kind", ["windows", "stateful"])
+def test_other_loaders_continue_too(kind):
+    """WindowLoader, and torchdata's StatefulDataLoader, of whose own state nothing is needed."""
+    if kind == "stateful":
+        package = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is missing")
+    whole, first, second = (
+        Run("windows") if kind == "windows" else Run("sampler", loader=package.StatefulDataLoader) for _ in range(3)
+    )
+    for run in (whole, first, second):
+        run.loader = PruningLoader(accelerate.Accelerator(cpu=True), run.loader)
+    for epoch in range(NUM_EPOCHS):
+        whole.epoch(epoch)
+    first.epoch(0)
+    first.sampler.set_epoch(1)
+    first.train(next(iter(first.loader)))
+    second.loader.load_state_dict(saved(first.loader.state_dict()))
+    for epoch in range(1, NUM_EPOCHS):
+        second.epoch(epoch)
+    assert second.ids == whole.ids[9:]
+
+
 def test_a_run_continues_from_every_checkpoint(tmp_path):
     whole = Loop()
     for epoch in range(NUM_EPOCHS):
@@ -88,7 +116,7 @@ def test_accumulation_takes_the_steps_that_total_steps_counts():
     loop = Loop(accumulate=3)
     for epoch in range(NUM_EPOCHS):
         loop.epoch(epoch)
-    assert loop.steps == sum(-(-steps // 3) for steps in STEPS)
+    assert loop.steps == sum(-(-steps // 3) for steps in STEPS) == loop.schedule.total_steps
 
 
 def test_settings_that_share_batches_out_are_refused():
@@ -123,7 +151,7 @@ def two_processes(rank, folder):
         begin = len(whole.ids)
         result["plans"].append(whole.epoch(epoch, after_step))
         result["epochs"].append(whole.ids[begin:])
-    result["steps"] = whole.steps
+    result["steps"] = whole.steps, whole.schedule.total_steps
     result["weight"] = whole.weight.weight.tolist()
     for step in (3, 8, 10, 12, 17):
         loop = Loop(per_process=4, accumulate=3)
@@ -136,6 +164,10 @@ def two_processes(rank, folder):
     loop = Loop(per_process=4, wrap=False)
     loop.epoch(0)
     result["not wrapped"] = sum(map(len, loop.ids))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.sampler.set_epoch(1)
+    result["said"] = [str(each.message) for each in caught]
     return result
 
 
@@ -163,9 +195,33 @@ def test_two_processes_evaluate_as_ever(ranks):
 
 
 def test_two_processes_accumulate(ranks):
-    assert [rank["steps"] for rank in ranks] == [sum(-(-steps // 3) for steps in STEPS)] * WORLD
+    steps = sum(-(-steps // 3) for steps in STEPS)
+    assert [rank["steps"] for rank in ranks] == [(steps, steps)] * WORLD
 
 
 def test_without_our_loader_half_of_the_plan_is_lost(ranks):
-    """Says when Accelerate stops sharing a DataLoader out, so that this file's loader is not needed any more."""
+    """And the sampler says so. Red as soon as Accelerate shares nothing out: our loader is not needed then."""
     assert [rank["not wrapped"] for rank in ranks] == [NUM_WINDOWS // 4] * WORLD
+    for rank in ranks:
+        assert any("16" in said and "32" in said for said in rank["said"]), rank["said"]
+
+
+# --- what users read -------------------------------------------------------------------------------------------------
+
+
+def test_readmes_code():
+    sampler = stprune.PruningSampler(NUM_WINDOWS, num_epochs=1)
+    model = torch.nn.Linear(1, 1)
+    names = {"accelerator": accelerate.Accelerator(cpu=True), "DataLoader": DataLoader, "data": DATA, "sampler": sampler}
+    names |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+    exec(code_of("Accelerate"), names)
+    assert sorted(joined([index.tolist() for index, _ in names["loader"]])) == list(range(NUM_WINDOWS))
+
+
+def test_the_example(tmp_path, capsys):
+    options = ["--epochs", "3", "--windows", "256", "--accumulate", "3", "--folder", str(tmp_path)]
+    runpy.run_path(str(README.parent / "examples" / "accelerate_loop.py"))["main"](options)
+    said = capsys.readouterr().out
+    assert said.count("delivered = planned: True") == 3
+    assert "8 optimizer steps on each of 1 processes, 3 validations" in said
+    assert "the same batches as without a stop: True" in said

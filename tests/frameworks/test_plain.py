@@ -4,6 +4,7 @@ import pytest
 import torch
 from loops import NUM_EPOCHS, NUM_WINDOWS, STEPS
 from processes import WORLD, on_two_processes
+from readme import code_of
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -166,3 +167,19 @@ def test_a_compiled_step_is_not_compiled_anew_each_epoch():
     assert loop.ids == full.ids
     torch.testing.assert_close(loop.gradients, full.gradients)
     assert compiled == [1, 2, NUM_EPOCHS], compiled
+
+
+def test_readmes_code(tmp_path):
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        loop = Loop(made_model())
+        index, (x, y) = next(iter(loop.loader))
+        names = {name: getattr(loop, name) for name in ("model", "optimizer", "sampler", "criterion")}
+        names |= {"torch": torch, "OneCycleLR": torch.optim.lr_scheduler.OneCycleLR, "scaler": torch.amp.GradScaler("cpu")}
+        names |= {"DistributedDataParallel": DistributedDataParallel, "index": index, "x": x, "y": y}
+        exec(code_of("DDP, FSDP2, AMP, torch.compile"), names)
+    finally:
+        distributed.destroy_process_group()
+    assert names["schedule"].total_steps == sum(-(-steps // 2) for steps in STEPS)
+    assert loop.sampler.table.num_losses == GLOBAL_BATCH
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loop.model.parameters())

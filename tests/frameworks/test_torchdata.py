@@ -1,9 +1,12 @@
-"""torchdata's StatefulDataLoader needs no line of ours: a resumed run goes on as it does with torch's own DistributedSampler."""
+"""torchdata's StatefulDataLoader needs no line of ours: it continues a run as with torch's own DistributedSampler."""
 
 import copy
 
 import pytest
-from loops import NUM_EPOCHS, STEPS, Run, uninterrupted
+from loops import DATA, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, uninterrupted
+from readme import code_of
+
+import stprune
 
 package = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is missing: pip install stprune[frameworks]")
 
@@ -34,3 +37,16 @@ def test_a_run_continues_from_every_state(kind, num_workers):
             for epoch in range(first, NUM_EPOCHS):
                 run.epoch(epoch)
             assert run.ids == ids[step:], f"after step {step}, continued in epoch {first}"
+
+
+def test_readmes_code():
+    whole = Run("sampler", loader=package.StatefulDataLoader).epoch(0)
+    first = Run("sampler", loader=package.StatefulDataLoader)
+    first.sampler.set_epoch(0)
+    for _, batch in zip(range(3), first.loader, strict=False):
+        first.train(batch)
+    sampler = stprune.PruningSampler(NUM_WINDOWS, num_epochs=NUM_EPOCHS)
+    names = {"stprune": stprune, "StatefulDataLoader": package.StatefulDataLoader, "sampler": sampler}
+    names |= {"train_set": DATA.dataset, "state": first.loader.state_dict()}
+    exec(code_of("torchdata"), names)
+    assert [index.tolist() for index, _ in names["loader"]] == whole.ids[3:]

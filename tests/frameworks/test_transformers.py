@@ -1,12 +1,14 @@
 """transformers' Trainer as its users use it: steps, schedule, evaluations, losses, and runs that resume inside an epoch."""
 
 import os
+import runpy
 import signal
 
 import pytest
 import torch
 from loops import NUM_EPOCHS, STEPS
 from processes import on_two_processes
+from readme import README, code_of
 from torch import multiprocessing
 
 import stprune
@@ -224,6 +226,26 @@ def test_losses_per_sample_must_have_the_mean_of_the_models_own_loss(tmp_path):
                 trainer.train()
 
 
+def test_it_is_a_mixin_for_other_trainers(tmp_path):
+    """Of an encoder and a decoder, whose labels are not shifted."""
+
+    class Translator(PruningTrainer, transformers.Seq2SeqTrainer):
+        pass
+
+    config = transformers.T5Config(
+        vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    settings = transformers.Seq2SeqTrainingArguments(
+        tmp_path, num_train_epochs=3, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", eval_strategy="epoch"
+    )
+    data = [{"input_ids": each["input_ids"], "labels": each["input_ids"].flip(0)} for each in sentences()]
+    model, sampler = transformers.T5ForConditionalGeneration(config), stprune.PruningSampler(NUM_SAMPLES, num_epochs=3)
+    trainer = Translator(model, settings, train_dataset=data, eval_dataset=data[:8], sampler=sampler)
+    trainer.train()
+    assert trainer.state.global_step == 8 + 4 + 8
+    assert sum("eval_loss" in log for log in trainer.state.log_history) == 3
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -272,14 +294,9 @@ def test_a_trainer_without_what_is_needed_is_refused(name, tmp_path, monkeypatch
 
 
 def two_processes(rank, folder):
-    whole = trained(f"{folder}/whole", per_process=BATCH_SIZE // 2, save_steps=10, ddp_backend="gloo")
-    resumed = trained(
-        f"{folder}/resumed",
-        f"{folder}/whole/checkpoint-10",
-        per_process=BATCH_SIZE // 2,
-        save_strategy="no",
-        ddp_backend="gloo",
-    )
+    settings = {"per_process": BATCH_SIZE // 2, "ddp_backend": "gloo", "optim": "sgd"}
+    whole = trained(f"{folder}/whole", save_steps=10, **settings)
+    resumed = trained(f"{folder}/resumed", f"{folder}/whole/checkpoint-10", save_strategy="no", **settings)
     weights = [parameter.tolist() for parameter in whole.model.parameters()]
     return {
         "ids": whole.ids,
@@ -291,9 +308,13 @@ def two_processes(rank, folder):
 
 
 def test_two_processes_train_on_the_plan_and_continue(tmp_path):
+    """And end with the weights of one process with the same batches."""
     first, second = on_two_processes(two_processes, str(tmp_path))
-    assert first["plans"] == second["plans"]
+    one = trained(tmp_path / "one", save_strategy="no", optim="sgd")
+    assert first["plans"] == second["plans"] == one.plans
     assert first["weights"] == second["weights"]
+    for ours, weights in zip(one.model.parameters(), first["weights"], strict=True):
+        torch.testing.assert_close(torch.tensor(weights), ours.detach(), rtol=1e-4, atol=1e-6)
     for epoch, steps in enumerate(STEPS):
         begin = sum(STEPS[:epoch])
         batches = first["ids"][begin : begin + steps] + second["ids"][begin : begin + steps]
@@ -301,3 +322,22 @@ def test_two_processes_train_on_the_plan_and_continue(tmp_path):
     for rank in (first, second):
         assert rank["steps"] == len(rank["ids"]) == sum(STEPS)
         assert rank["resumed"] == rank["ids"][10:]
+
+
+# --- what users read -------------------------------------------------------------------------------------------------
+
+
+def test_readmes_code(tmp_path):
+    settings = arguments(tmp_path, num_train_epochs=3, save_strategy="no")
+    names = {"stprune": stprune, "model": classifier(), "args": settings, "train_set": sentences()}
+    exec(code_of("transformers"), names)
+    assert names["trainer"].state.global_step == 8 + 4 + 8
+
+
+def test_the_example(tmp_path, capsys):
+    options = ["--epochs", "3", "--windows", "256", "--accumulate", "2", "--folder", str(tmp_path)]
+    runpy.run_path(str(README.parent / "examples" / "trainer.py"))["main"](options)
+    said = capsys.readouterr().out
+    assert "640 ids delivered, 640 planned, 3 epochs" in said
+    assert "10 optimizer steps of 10, 3 validations" in said
+    assert "the same batches as without a stop: True" in said

@@ -1,0 +1,58 @@
+"""examples/ddp.py by torchrun: stopped on two ranks in the middle of an epoch, resumed on three."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLE = pathlib.Path(__file__).resolve().parents[1] / "examples" / "ddp.py"
+SHORT = ["--epochs", "3", "--days", "6", "--batch", "48", "--method", "infobatch"]
+
+
+def torchrun(ranks, *options):
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(
+        [*command, str(EXAMPLE), *SHORT, *options], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout
+
+
+def report_of(path, ranks):
+    return [json.loads(pathlib.Path(f"{path}.{rank}").read_text())["epochs"] for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_stops_and_goes_on_with_another_number_of_ranks(tmp_path, sharded):
+    kept = ["--checkpoint", str(tmp_path / "run.pt"), *(["--sharded"] if sharded else [])]
+    printed = torchrun(2, "--stop-after", "4", "--report", str(tmp_path / "first"), *kept)
+    assert "epoch 0: 96 of 133 windows of 265 planned for 2 ranks" in printed
+    ranks = 2 if sharded else 3  # a sharded sampler's states would have to be made those of three ranks
+    torchrun(ranks, "--resume", "--report", str(tmp_path / "second"), *kept)
+    before, after = report_of(tmp_path / "first", 2), report_of(tmp_path / "second", ranks)
+    first, rest, second, last = (
+        [id for rank in run for epoch in rank if epoch["epoch"] == number for id in epoch["ids"]]
+        for run, number in ((before, 0), (after, 0), (after, 1), (after, 2))
+    )
+    assert len(first) == len(set(first)) == 192
+    assert set(first) | set(rest) == set(last) == set(range(265))
+    assert len(set(first) & set(rest)) == len(rest) - 73 < ranks  # padding
+    assert len(set(second)) == after[0][1]["planned"] < 265
+
+
+def test_help_and_one_rank(capsys):
+    spec = importlib.util.spec_from_file_location("ddp", EXAMPLE)
+    ddp = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ddp)
+    with pytest.raises(SystemExit, match="0"):
+        ddp.main(["--help"])
+    found = ddp.main(["--epochs", "2", "--days", "6"])
+    assert [(len(each["ids"]), each["planned"]) for each in found["epochs"]] == [(265, 265)] * 2
+    assert found["epochs"][1]["loss"] < found["epochs"][0]["loss"]
+    assert "265 windows of 265 planned for 1 ranks" in capsys.readouterr().out
+    assert len(EXAMPLE.read_text().splitlines()) <= 120
