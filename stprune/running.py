@@ -49,6 +49,7 @@ class Running:
         self._seen = 0  # samples of all batches that came here: no compiled or captured step's
         self.place()
 
+    @torch.inference_mode(False)  # or no training step could use what is made here
     def place(self) -> None:
         """Bring what steps look up to the table's device."""
         ids, weights = self.plan.columns()
@@ -124,6 +125,7 @@ class Running:
         trained = self.num_trained
         return self._open or (self._base + trained > 0 and self.planned - trained >= max(1, self._batch))
 
+    @torch.inference_mode(False)
     def renumber(self, before: int, after: int) -> None:
         """Go on with windows of `after` nodes instead of `before`."""
         _ = self.num_trained  # of batches that hold old ids

@@ -280,7 +280,7 @@ class PruningSampler(DistributedSampler[int]):
         The new samples are unknown, so that methods with scores keep them all in the first epoch that plans them: the next
         one. The epoch under way goes on as planned. With ranks, every rank grows alike before the next `set_epoch`. A loader
         asks its data set for the new ids, so that grows too. A state loads into a sampler of its size only. Cost: a copy of
-        the table. What was captured in a CUDA graph must be captured anew.
+        the table; a compiled step is compiled anew, and what was captured in a CUDA graph must be captured anew.
 
         Args:
             num_samples: how many samples there are then, at least as many as now: the number of windows, or of pairs.

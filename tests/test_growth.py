@@ -240,6 +240,14 @@ def test_growth_refused(number, error, message):
     assert str(sampler.state_dict()) == before
 
 
+def test_a_sharded_sampler_does_not_grow():
+    sampler = stream_of(60, sharded=True)
+    for grow in (sampler.grow, sampler.grow_nodes):
+        with pytest.raises(ValueError, match="must be (False to grow|given to the sampler first)"):
+            grow(80)
+    assert sampler.table.num_samples == 60
+
+
 def test_an_empty_sampler_grows():
     sampler = stream_of(0)
     assert list(sampler) == []

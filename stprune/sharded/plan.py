@@ -164,7 +164,7 @@ class ShardedPlanner(Planner):
         plan = replace(plan, local=local.cpu(), weights=weights.cpu(), shares=shares)
         return table.share, plan
 
-    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int) -> ShardedPlanner:
+    def grown(self, op: str, strata: torch.Tensor | None, new: int, rows: int, quota: Any = None) -> ShardedPlanner:
         """Refused: the ranks' ranges would change.
 
         Raises:

@@ -187,7 +187,7 @@ def test_epochs_that_lightning_cuts_are_told(limit, steps, validations):
     fit = Fit(NAMES[0], limit_train_batches=limit, told=True)
     assert (len(fit.ids), fit.validations) == (steps, validations)
     (message,) = fit.told
-    assert "were left out: was the epoch cut short" in message
+    assert "were left out, as the epoch was cut short" in message
 
 
 def test_a_validation_interval_longer_than_an_epoch_is_refused_by_lightning():
