@@ -107,7 +107,7 @@ def main(arguments=None):
     for name, mean, spread in zip(runs, rows.mean(1).tolist(), rows.std(1).tolist(), strict=True):
         cells = "".join(f"{m:>12.2f} ± {s:<5.2f}" for m, s in zip(mean[:2], spread, strict=False))
         print(f"{name:20}{cells}{mean[2]:>10,.0f}{mean[3]:>8.1f}")
-    for (at, other), (column, measure) in itertools.product(list(enumerate(runs))[:-1], enumerate(measures)):
+    for (at, other), (column, measure) in itertools.product(list(enumerate(runs))[2:-1], enumerate(measures)):
         spread, mean = torch.std_mean(rows[-1, :, column] - rows[at, :, column])  # 2.5: Student's t for three seeds, 95%
         word = "more" if abs(mean) > 2.5 * spread else "not more"
         print(f"ST-Prune, {measure}: {mean:+.2f} ± {spread:.2f} against {other}, {word} than the seeds differ.")

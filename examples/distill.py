@@ -1,7 +1,7 @@
 """A large STID teaches a small one on SimBench's load profiles; the teacher's forecasts are kept by sample id.
 
 Stands for EasyST (arXiv 2409.06748) and FlowDistill (arXiv 2504.02094), with a normal distribution for their bottleneck. The
-teacher's bound and divergence are per sample, so inside of what PrunedMean gets; the score is the excess over its loss.
+teacher's bound and divergence are per sample, so inside of what PrunedMean gets; the score is what exceeds its loss.
 distill.py --online    asks the teacher at every step, as one must where samples are augmented
 distill.py --shuffled  adds a teacher whose forecasts belong to other samples, as where they are kept by batch number
 """
@@ -67,7 +67,7 @@ def losses(model, teacher, index, x, y):
     taught = teacher(index, x)
     excess = loss - smooth_l1_loss(taught, y, reduction="none").mean((1, 2, 3))
     divergence = kl_divergence(Normal(taught, 0.3), Normal(mean, width)).mean((1, 2, 3))
-    return loss * torch.where(excess > -0.05, 1.3, 1.0) + 0.2 * divergence, excess
+    return loss * torch.where(excess > -0.05, 1.3, 1.0) + 0.2 * divergence, excess  # 1.3: not clearly better
 
 
 def train(data, model, sampler, criterion, optimizer, teacher=None, num_workers=0):

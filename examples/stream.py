@@ -103,14 +103,14 @@ def main(arguments=None):
     data, epochs, whole, half = list(periods(args.quick)), 2 if args.quick else 10, {"method": "full"}, {"node_ratio": 0.5}
     runs = {"full": (4, 1, whole), "full, equal steps": (4, 0.5, whole), "newest only": (1, 0.5, whole)}
     runs |= {"uniform replay": (3, 1, half | {"method": "soft-random"}), "score replay": (3, 1, half)}
-    rows, measures = torch.zeros(len(runs), args.seeds, 5), ("MAE newest", "MAE earlier", "% by calibration")
+    rows, measures = torch.zeros(len(runs), args.seeds, 5), ("MAE newest", "MAE earlier", "calibration gain %")
     for seed, (at, (*sizes, settings)) in itertools.product(range(args.seeds), enumerate(runs.values())):
         rows[at, seed] = torch.tensor(run(data, epochs, seed, *sizes, **settings))
     print(f"{'run':18}" + "".join(f"{measure:>20}" for measure in measures) + "   samples seconds")
     for name, mean, spread in zip(runs, rows.mean(1).tolist(), rows.std(1).tolist(), strict=True):
         cells = "".join(f"{m:>11.3f} ± {s:<6.3f}" for m, s in zip(mean[:3], spread, strict=False))
         print(f"{name:18}{cells}{mean[3]:>10,.0f}{mean[4]:>8.1f}")
-    for at, other in list(enumerate(runs))[:-1]:
+    for at, other in list(enumerate(runs))[1:-1]:
         found = zip(measures, *(a.tolist() for a in torch.std_mean((rows[-1] - rows[at])[:, :3], 0)), strict=True)
         words = (f"{name} {m:+.3f} ± {s:.3f}{'' if abs(m) > 2.5 * s else ' (as the seeds differ)'}" for name, s, m in found)
         print(f"score replay against {other}: {', '.join(words)}.")
