@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,8 +41,11 @@ class Criterion(torch.nn.Module):
         wanted = self.training and torch.is_grad_enabled() and any(source.requires_grad for source in sources)
         return wanted and (model is None or model.training)
 
-    def ids(self, index: Any, samples: int, device: torch.device) -> torch.Tensor:
-        """The checked ids [B] of a training batch on the loss's device, to which the sampler's table moves, too.
+    def begin(self, index: Any, samples: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
+        """Begin a training step on the loss's device, to which the sampler's table moves, too.
+
+        Returns:
+            The checked ids [B]; `PruningSampler.places` of them and `PruningSampler.step_arguments`, which the ops take.
 
         Raises:
             TypeError, ValueError: `index` is missing, or is not one int64 id for each sample.
@@ -59,11 +63,17 @@ class Criterion(torch.nn.Module):
         if index.device != device:
             _check.ids(self.op, "index", index, sampler.table.num_samples - 1)
             index = index.to(device, non_blocking=True)
-        return index
+        return index, sampler.places(index), sampler.step_arguments(per_step=self.rescale == "per_step")
 
-    def step_arguments(self) -> tuple[Any, ...]:
-        """What ops look weights up in and take scores into; see `PruningSampler.step_arguments`."""
-        return self.sampler.step_arguments(per_step=self.rescale == "per_step")
+    def check_node(self, node: Any, shape: Sequence[int | None], of: str, whole: torch.Tensor) -> None:
+        """Refuse drawn nodes that are not int64 [B, m] of this shape, which `whole` has among its dimensions."""
+        if node is None:
+            return
+        node = _check.tensor(self.op, "node", node)
+        if node.dtype != torch.int64 or len(shape) != 2 or tuple(node.shape) != tuple(shape):
+            raise ValueError(
+                f"{self.op}: node must be int64 [B, m] matching {of} {tuple(whole.shape)}, got {node.dtype} {tuple(node.shape)}"
+            )
 
     def node_shares(self, index: torch.Tensor, node: torch.Tensor | None, node_weight: Any) -> torch.Tensor | None:
         """What each drawn node counts for beside its window's weight, [B, m]; None where all count 1."""

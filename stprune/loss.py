@@ -185,7 +185,9 @@ class PrunedLoss(Criterion):
             RuntimeError: a second derivative is asked for.
         """
         dims = self.dims
-        _check_batch(prediction, target, mask, node, dims)
+        _check_batch(prediction, target, mask, dims)
+        sizes_of = dict(zip(dims or "BTNC", prediction.shape, strict=False))
+        self.check_node(node, (sizes_of["B"], sizes_of.get("N")), "prediction", prediction)
         affine, horizon = self._affine(prediction, target, node), self._horizon(prediction)
         p, t, m = arranged(prediction, dims), arranged(target, dims), None if mask is None else arranged(mask, dims)
         loss = LOSSES.index(self.loss)
@@ -197,8 +199,7 @@ class PrunedLoss(Criterion):
                 return pruned_loss(p, t, m, None, affine, horizon, columns, *options, False)[0]
             return _by_steps(p, t, m, None, affine, horizon, entries, options)
 
-        index = self.ids(index, p.shape[0], p.device)
-        arguments, place = self.step_arguments(), self.sampler.places(index)
+        index, place, arguments = self.begin(index, p.shape[0], p.device)
         sizes, counts_nodes = ([], []) if node is None else channels_of(prediction.shape, dims)
         shares = self.node_shares(index, node, node_weight)
         if shares is not None:
@@ -315,9 +316,7 @@ def _by_steps(
     return pruned_loss(*rows, weight, affine, None, entries.reshape(batch * steps, columns), *options, False)[0]
 
 
-def _check_batch(
-    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, node: torch.Tensor | None, dims: str | None
-) -> None:
+def _check_batch(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, dims: str | None) -> None:
     _check.floating(_OP, "prediction", prediction)
     if isinstance(target, torch.Tensor) and not target.is_floating_point():
         raise TypeError(
@@ -347,16 +346,4 @@ def _check_batch(
         raise ValueError(
             f"{_OP}: dims {dims!r} must name the dimensions of prediction {tuple(prediction.shape)}, for example 'BTNC', or "
             "'BTHW' for a grid"
-        )
-    if node is None:
-        return
-    at = 2 if dims is None else dims.find("N")
-    if (
-        node.dtype != torch.int64
-        or not 0 <= at < prediction.dim()
-        or node.shape != (prediction.shape[0 if dims is None else dims.index("B")], prediction.shape[at])
-    ):
-        raise ValueError(
-            f"{_OP}: node must be int64 [batch, nodes] matching prediction {tuple(prediction.shape)}, "
-            f"got {node.dtype} {tuple(node.shape)}"
         )

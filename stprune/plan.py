@@ -14,6 +14,7 @@ from stprune.ops import _check, permute, shuffle
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.order_positions import order_positions
 from stprune.ops.plan_budget import Budgeted, Buffers
+from stprune.ops.plan_lookup import rows_of
 from stprune.ops.strata import Strata, calibrate, checked_strata
 from stprune.quota import Quota, checked_quota, kept_by_quota
 
@@ -81,6 +82,14 @@ def share_of(
     return torch.cat(parts)[rank::num_replicas].contiguous()
 
 
+def weights_in(ids: torch.Tensor, weights: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Plan.lookup` in a list of ids [K], ascending, and their weights [K]."""
+    rows, known = rows_of(ids, index)
+    found = weights.new_zeros(index.shape)
+    found[known] = weights[rows[known]]
+    return found, known
+
+
 class _Whole:
     """What plans have in common of which every rank knows the whole order."""
 
@@ -145,14 +154,7 @@ class EpochPlan(_Whole):
 
     def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""
-        if len(self) == 0:
-            return torch.zeros(index.shape, device=index.device), torch.zeros_like(index, dtype=torch.bool)
-        if self.is_full:
-            position = index.clamp(0, self.num_samples - 1)
-        else:
-            position = torch.searchsorted(self.indices, index.contiguous()).clamp_max(len(self) - 1)
-        known = self.indices[position] == index
-        return torch.where(known, self.weights[position], 0.0), known
+        return weights_in(self.indices, self.weights, index)
 
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: kept ids, or None where every id is kept, and weights [K] or [1]."""

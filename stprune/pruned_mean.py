@@ -112,7 +112,7 @@ class PrunedMean(Criterion):
         values = _check.floating(self.op, "values", values)
         if values.dim() == 0:
             raise ValueError(f'{self.op}: values must be [B] or [B, ...], a loss with reduction="none", got a scalar')
-        self._check_node(node, values)
+        self.check_node(node, values.shape[:2], "values", values)
         if mask is not None:
             if _check.tensor(self.op, "mask", mask).dtype != torch.bool:
                 raise TypeError(f"{self.op}: mask must be bool, got {mask.dtype}")
@@ -124,8 +124,7 @@ class PrunedMean(Criterion):
         if not self.trains(values):
             return _mean(wide, weight, mask)
 
-        index = self.ids(index, values.shape[0], values.device)
-        arguments, place = self.step_arguments(), self.sampler.places(index)
+        index, place, arguments = self.begin(index, values.shape[0], values.device)
         shares = self.node_shares(index, node, node_weight)
         factor = self.weights(place, arguments).to(wide.dtype).view(-1, *[1] * (values.dim() - 1))
         if shares is not None:
@@ -138,16 +137,6 @@ class PrunedMean(Criterion):
         self.take_scores(arguments, place, scores, entries)
         self.sampler.take_in(index, node, pairs)
         return value
-
-    def _check_node(self, node: Any, values: torch.Tensor) -> None:
-        if node is None:
-            return
-        node = _check.tensor(self.op, "node", node)
-        if node.dtype != torch.int64 or values.dim() < 2 or node.shape != values.shape[:2]:
-            raise ValueError(
-                f"{self.op}: node must be int64 [B, m] matching values {tuple(values.shape)}, got {node.dtype} "
-                f"{tuple(node.shape)}"
-            )
 
 
 def _mean(values: torch.Tensor, weight: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
+from stprune.ops.plan_lookup import rows_of
 from stprune.plan import Plan
 from stprune.table import ScoreTable
 
@@ -63,15 +64,13 @@ class Running:
 
     def places(self, index: torch.Tensor) -> torch.Tensor:
         """See `PruningSampler.places`."""
-        local = self._local
-        if local is None:
+        if self._local is None:
             return index
-        place = torch.searchsorted(local, index)
-        found = local[place.clamp_max(len(local) - 1)] == index if len(local) else torch.zeros_like(index, dtype=torch.bool)
-        if not torch.compiler.is_compiling() and index.is_cpu and not bool(found.all()):
-            bad = int(index[~found][0])
+        place, known = rows_of(self._local, index)
+        if not torch.compiler.is_compiling() and index.is_cpu and not bool(known.all()):
+            bad = int(index[~known][0])
             raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
-        return torch.where(found, place, len(local))
+        return place
 
     def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
         """See `PruningSampler.step_arguments`."""

@@ -513,10 +513,10 @@ PREDICTION, TARGET = torch.zeros(2, 3, 4, 1), torch.zeros(2, 3, 4, 1)
 INDEX = torch.tensor([0, 1])
 
 
-@pytest.mark.parametrize("node", [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4)])
+@pytest.mark.parametrize("node", [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4), [[0, 1, 2, 3]] * 2])
 def test_bad_nodes_change_nothing(node):
     sampler = stprune.PruningSampler(10, num_epochs=4)
-    with pytest.raises(ValueError, match="PrunedLoss: node must be int64"):
+    with pytest.raises((TypeError, ValueError), match=r"PrunedLoss: node must be (int64 \[B, m\]|a tensor)"):
         stprune.PrunedLoss(sampler)(PREDICTION, TARGET, INDEX, node)
     assert bool(torch.isinf(sampler.table.scores).all())
     assert sampler.state_dict()["position"] == 0

@@ -11,7 +11,7 @@ from stprune.nodes import NodeSampler
 from stprune.ops import _check
 from stprune.ops.order_positions import order_positions
 from stprune.ops.shuffle import permute_at
-from stprune.plan import Plan
+from stprune.plan import Plan, weights_in
 from stprune.plan_memory import PlanMemory
 from stprune.planner import Planner
 from stprune.ranks import ALONE, Ranks
@@ -88,11 +88,7 @@ class ShardedPlan:
 
     def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [B] of ids [B] of this rank's share, 0 where an id is not in it, and whether it is."""
-        if len(self.local) == 0:
-            return torch.zeros(index.shape), torch.zeros_like(index, dtype=torch.bool)
-        place = torch.searchsorted(self.local, index.contiguous()).clamp_max(len(self.local) - 1)
-        known = self.local[place] == index
-        return torch.where(known, self.weights[place], 0.0), known
+        return weights_in(self.local, self.weights, index)
 
     def renumbered(self, before: int, after: int) -> ShardedPlan:
         """Refused: the ranks' ranges would change.
@@ -178,13 +174,7 @@ class ShardedPlanner(Planner):
         raise ValueError(f"{op}: sharded must be False to grow, as the ranks' ranges would change, got True")
 
     def saved(self, plan: ShardedPlan) -> dict[str, Any]:  # type: ignore[override]
-        return {
-            "count": len(plan),
-            "planned": plan.num_samples,
-            "indices": plan.own,
-            "weights": plan.own_weights,
-            "mean_weight": plan.mean_weight,
-        }
+        return super().saved(plan) | {"indices": plan.own, "weights": plan.own_weights}
 
     def restored(self, op: str, table: ShardedTable, state: dict[str, Any]) -> ShardedPlan:  # type: ignore[override]
         owners, own = table.owners, state["indices"]

@@ -8,6 +8,7 @@ import torch
 
 from stprune.exchange import mean_by_id
 from stprune.ops import _check
+from stprune.ops.plan_lookup import rows_of
 from stprune.ops.table_age import count_nonfinite, table_age
 from stprune.ops.table_update import FRESH, KNOWN, SCORED
 from stprune.ranks import Ranks
@@ -82,10 +83,7 @@ class ShardedTable:
 
     def places(self, index: torch.Tensor) -> torch.Tensor:
         """Where samples [B] of this rank's share stand in its table; the table's length where one is not in it."""
-        if len(self.ids) == 0:
-            return torch.zeros_like(index)  # as many as there are
-        place = torch.searchsorted(self.ids, index).clamp_max(len(self.ids) - 1)
-        return torch.where(self.ids[place] == index, place, len(self.ids))
+        return rows_of(self.ids, index)[0]
 
     def update(self, index: torch.Tensor, scores: torch.Tensor, *, trained: bool = False) -> None:
         """As `ScoreTable.update`, of samples of this rank's share of the epoch.
