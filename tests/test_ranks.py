@@ -539,7 +539,7 @@ def test_what_is_forgotten_does_not_come_back(results):
 def test_ranks_that_do_not_forget_alike_are_refused(results):
     first, second = results["forgotten by one"]
     assert first == second
-    assert "forgotten must be the same on every rank, got 1 samples" in first, first
+    assert "forgotten must be the same on every rank, got '1 samples" in first, first
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
