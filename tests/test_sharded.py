@@ -226,7 +226,7 @@ class Deadly(test_ranks.Counted):
 
 
 def killed(phase, number=0):
-    """The last rank is killed in set_epoch(3), at its message of this number, or before it saves epoch 2; each rank keeps a state of each epoch."""
+    """The last rank is killed in set_epoch(3), at its message of this number, or before it saves its state of epoch 2."""
 
     def case(rank, start):
         folder = start()
@@ -297,7 +297,8 @@ CASES = {
     "foreign": (2, foreign),
     "forgotten": (2, forgotten),
     "other moments": (2, other_moments),
-    # A killed process takes part in no case after this one. Messages of set_epoch: settings, the exchange's, the plan's, the ids'.
+    # A killed process takes part in no case after this one. Messages of set_epoch: settings, then the exchange's two, the
+    # plan's, and two of ids.
     "killed in exchange": (4, killed("exchange", 2)),
     "after exchange": (3, after_the_kill("exchange", 4)),
     "killed in plan": (3, killed("plan", 6)),
