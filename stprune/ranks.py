@@ -40,6 +40,7 @@ class Ranks:
             raise TypeError(f"{op}: process_group must be a process group, None or {ALONE!r}, got {process_group!r}")
         self.group = process_group
         self._settled: tuple[int, int] | None = None
+        self._forgotten = torch.empty(0, dtype=torch.int64)  # distinct ids, since the ranks last agreed
 
     @property
     def _world(self) -> int:
@@ -87,6 +88,11 @@ class Ranks:
         """Whether scores are exchanged."""
         return self.both[0] > 1 and self._world == self.both[0]
 
+    def forgot(self, index: torch.Tensor) -> None:
+        """Remember ids [B] int64 that this rank has made unknown, as `agree` asks whether all ranks did."""
+        if self.exchange:
+            self._forgotten = torch.cat([self._forgotten, index.cpu()]).unique()
+
     def agree(self, settings: dict[str, Any]) -> None:
         """Refuse, on every rank, ranks whose settings differ; a collective where scores are exchanged.
 
@@ -98,6 +104,9 @@ class Ranks:
         """
         if not self.exchange:
             return
+        forgotten, self._forgotten = self._forgotten, self._forgotten[:0]
+        ids = hashlib.sha256(forgotten.numpy().tobytes()).hexdigest()[:8]
+        settings = settings | {"forgotten": f"{len(forgotten)} samples (digest of ids {ids})"}
         digest = int.from_bytes(hashlib.sha256(repr(settings).encode()).digest()[:7], "little")
         bounds = torch.tensor([digest, -digest], device=message_device(self.group, torch.device("cpu")))
         distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX, group=self.group)

@@ -353,7 +353,8 @@ class PruningSampler(DistributedSampler[int]):
             self._running.place()
 
     def forget(self, index: torch.Tensor) -> None:
-        """Make samples unknown, as if never scored: their slots hold other data from now on. Every rank forgets alike.
+        """Make samples unknown, as if never scored: their slots hold other data from now on. Every rank forgets alike, or the next
+        `set_epoch` raises a ValueError on all of them.
 
         The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`.
 
@@ -366,6 +367,7 @@ class PruningSampler(DistributedSampler[int]):
         self.table.forget(index)
         if self.granularity == "node":
             self.node_sampler.forget(index)
+        self._ranks.forgot(index)
 
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.

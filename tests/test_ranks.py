@@ -1,5 +1,6 @@
 """Real processes with torch.distributed: shares, exchanged scores, training, killed ranks, and what every rank refuses."""
 
+import copy
 import os
 import signal
 import time
@@ -99,6 +100,30 @@ def resumed(rank, start):
     first.synchronize()
     second.load_state_dict(first.state_dict())
     return {"whole": ids, "left": list(second), "length": len(second), "again": list(second)}
+
+
+def resumed_apart(rank, start):
+    """Each rank goes on from a state of its own, as loaders save one on each rank; one without a stop beside it."""
+    start()
+    settings = {"num_epochs": None, "num_nodes": 6, "node_ratio": 0.5, "node_sampler": "priority"}
+    first, second = (stprune.PruningSampler(64, **settings) for _ in range(2))
+
+    def scored(sampler, ids):
+        index = torch.tensor(ids)
+        node = sampler.nodes(index)
+        stprune.PrunedMean(sampler)(((index.unsqueeze(1) + node) / 7.0).requires_grad_(), index, node)
+
+    for epoch in range(2):
+        first.set_epoch(epoch)
+        scored(first, list(first)[: 8 if epoch else None])
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for sampler, rest in ((first, list(first)[8:]), (second, list(second))):
+        scored(sampler, rest)
+        sampler.set_epoch(2)
+    return [
+        (sampler.plan.indices.tolist(), sampler.table.scores.tolist(), sampler.nodes(torch.arange(64)).tolist())
+        for sampler in (first, second)
+    ]
 
 
 def differing(epoch=0, **options):
@@ -362,6 +387,7 @@ CASES = {
     "group": (2, of_a_group),
     "alone": (2, of_this_rank_alone),
     "resumed": (2, resumed),
+    "resumed apart": (3, resumed_apart),
     "beyond float32": (2, beyond_float32),
     "seed": (2, differing(seed=(0, 1))),
     "method": (2, differing(method=("st-prune", "infobatch"))),
@@ -429,6 +455,12 @@ def test_ranks_continue_where_each_stopped(results):
     for result in results["resumed"]:
         assert result["left"] == result["whole"][8:]
         assert result["length"] == len(result["again"]) == len(result["whole"])
+
+
+def test_ranks_continue_from_states_of_their_own(results):
+    expected, _ = results["resumed apart"][0]
+    for result in results["resumed apart"]:
+        assert list(result) == [expected, expected]
 
 
 @pytest.mark.parametrize("name", ["seed", "length", "method", "keep_ratio", "epoch"])

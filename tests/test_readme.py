@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -102,3 +103,18 @@ def test_the_cost_of_the_tables_update_is_that_of_committed_rows():
     small, large = ([median(job, name) for name in ("stprune", "index_copy_")] for job in (few, many))
     assert f"({small[0] * 1e3:.0f} against {small[1] * 1e3:.0f} us for 64 ids" in TOLD_OF_SPEED
     assert f"{large[0]:.2f} against {large[1]:.2f} ms for 16,384 of 10^7)" in TOLD_OF_SPEED
+
+
+def test_the_results_of_examples_are_those_of_committed_rows():
+    """Every `a ± b` of an example's line stands in what the example printed."""
+    printed = {row["job"]: " ".join(row["printed"].split()) for row in rows("examples")}
+    section = README.split("## Examples")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if ".py" in line]
+    assert len(lines) == len(printed) == 9
+    for line in lines:
+        job = re.search(r"(\w+)\.py( --\w+)?", line)
+        (name,) = [name for name in printed if name.removesuffix(" --shuffled") == job[1] + (job[2] or "")]
+        figures = re.findall(r"[\d.]+ ± [\d.]+", line)
+        assert figures
+        for figure in figures:
+            assert figure in printed[name], (name, figure)

@@ -22,6 +22,8 @@ class Pruning(lightning.Pruning):
     each step by its function `loss` and takes weights: every `MultiHorizonMetric` (the losses of quantiles, distributions and
     points), but no `MultiLoss` and no metric of torchmetrics.
 
+    A model's own term beside its loss, such as the backcast of NBeats, has no plan weights: set `backcast_loss_ratio=0.0`.
+
     Args:
         sampler: the run's sampler, over the samples of the `TimeSeriesDataSet`.
         batch_size: of the training loader, on each rank.
@@ -80,6 +82,12 @@ class Pruning(lightning.Pruning):
         """Take no scores any more."""
         super().on_train_end(trainer, pl_module)
         self._hook.remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Take no scores any more, if training had begun: another fit would take each score twice."""
+        super().on_exception(trainer, pl_module, exception)
+        if hasattr(self, "_hook"):
+            self._hook.remove()
 
 
 class _IndexInX:

@@ -73,6 +73,11 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
                 f"{_OP}: num_train_epochs must be the sampler's num_epochs {sampler.num_epochs}, got "
                 f"{self.args.num_train_epochs}"
             )
+        if self.train_dataset is not None and len(self.train_dataset) != sampler.num_windows:
+            raise ValueError(
+                f"{_OP}: sampler must have a sample for each of train_dataset's {len(self.train_dataset)}, got "
+                f"{sampler.num_windows}"
+            )
         if self.args.dataloader_drop_last != sampler.drop_last:
             raise ValueError(
                 f"{_OP}: dataloader_drop_last must be the sampler's drop_last {sampler.drop_last}, got "

@@ -179,6 +179,9 @@ class ShardedPlanner(Planner):
     def restored(self, op: str, table: ShardedTable, state: dict[str, Any]) -> ShardedPlan:  # type: ignore[override]
         owners, own = table.owners, state["indices"]
         count = _check.integer(op, "count", state["count"], 0, table.num_samples)
+        moments = owners.numbers(state["epoch"], state["position"], count)
+        if any(moment != moments[0] for moment in moments):
+            raise ValueError(f"{op}: state must be of the same moment on every rank, got (epoch, position, count) {moments}")
         weights = _check.vector(op, "weights", _check.floating(op, "weights", state["weights"]))
         if own is not None:
             own = _check.index(op, "indices", own)

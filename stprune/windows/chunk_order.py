@@ -27,6 +27,8 @@ def chunk_settings(
         return None
     if ids.granularity not in ("window", "node"):
         raise ValueError(f'{op}: order must be "sampler" without a PruningSampler of windows, got {order!r}')
+    if getattr(ids, "sharded", False) and not ids.method.uniform:
+        raise ValueError(f'{op}: order must be "sampler" where sharded=True, as no rank holds the whole plan, got {order!r}')
     chunk = _check.integer(op, "chunk_rows", source.chunk if chunk_rows is None else chunk_rows, 1)
     held = source.memory_chunks if memory_chunks is None else memory_chunks
     return chunk, _check.integer(op, "memory_chunks", held, 1 + -(-(length - 1) // chunk))

@@ -151,6 +151,29 @@ def test_eight_epochs_of_changing_length(options):
         assert ids_of(fit.ids, last - 8, last) == list(range(NUM_WINDOWS))
 
 
+class Hidden:
+    """A loader that shows no sampler, so that Lightning cannot begin its epochs; it counts how often it is begun."""
+
+    def __init__(self, loader):
+        self.loader, self.begun = loader, 0
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        self.begun += 1
+        return iter(self.loader)
+
+
+def test_a_loader_that_hides_its_sampler_is_asked_for_anew_where_lengths_change():
+    run = Run()
+    run.loader = Hidden(run.loader)
+    fit = Fit(NAMES[0], run=run)
+    assert (fit.ids, fit.validations) == (plain("sampler"), ENDS)
+    # Lightning asks for it before epochs 0, 1 and 3 and begins it twice then; once more in each epoch but the first.
+    assert run.loader.begun == 3 * 2 + 3
+
+
 def test_lightning_alone_still_needs_the_callback():
     """Where this fails, Lightning reads lengths anew by itself, and the callback has less to do."""
     fit = Fit(NAMES[0], callback=False)
@@ -207,6 +230,8 @@ def test_every_checkpoint_continues_the_run(name, kind, tmp_path):
         again = Fit(name, kind, checkpoint=tmp_path / file)
         assert again.ids == whole.ids[step:], file
         assert again.rates == whole.rates[step:], file
+        if file != f"epoch {ENDS[-1]}":  # from which nothing is left to begin
+            assert torch.equal(again.run.sampler.table.scores, whole.run.sampler.table.scores), file
         # Lightning does not catch up on the validation that would have followed an epoch's last step.
         assert again.validations == [end - step for end in ENDS if end > step], file
 

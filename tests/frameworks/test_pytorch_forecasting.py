@@ -132,6 +132,20 @@ def test_a_loss_without_values_of_steps_is_refused():
         fit(model, pruning.loader(train), val, pruning)
 
 
+def test_after_a_run_that_failed_no_score_is_taken_twice():
+    train, val = made()
+    pruning = Pruning(stprune.PruningSampler(train, num_epochs=EPOCHS), batch_size=BATCH_SIZE)
+
+    class Failing(L.Callback):
+        def on_train_batch_end(self, *args):
+            raise MemoryError
+
+    model = network(train)
+    with pytest.raises(MemoryError):
+        fit(model, pruning.loader(train), val, pruning, Failing())
+    assert not model._forward_hooks
+
+
 def test_readme():
     train, val = made()
     names = {"stprune": stprune, "training": train, "val_loader": val.to_dataloader(train=False, batch_size=64)}

@@ -255,6 +255,7 @@ def test_it_is_a_mixin_for_other_trainers(tmp_path):
         ({"num_train_epochs": 3}, {}, "num_train_epochs must be the sampler's num_epochs 4, got 3"),
         ({"dataloader_drop_last": True}, {}, "dataloader_drop_last must be the sampler's drop_last False, got True"),
         ({}, {"compute_loss_func": print}, "compute_loss_func must be None"),
+        ({}, {"train_dataset": [{}] * 30}, "sampler must have a sample for each of train_dataset's 30, got 64"),
         ({"max_steps": 25}, {}, "max_steps must be at most the sampler's total_steps 24, got 25"),
     ],
 )
@@ -263,7 +264,7 @@ def test_settings_that_do_not_fit_are_refused(settings, options, said, tmp_path)
     sampler = stprune.PruningSampler(NUM_SAMPLES, num_epochs=NUM_EPOCHS)
     with pytest.raises(ValueError, match=f"PruningTrainer: {said}"):
         PruningTrainer(
-            classifier(), arguments(tmp_path, **settings), train_dataset=sentences(), sampler=sampler, **options
+            classifier(), arguments(tmp_path, **settings), sampler=sampler, **{"train_dataset": sentences(), **options}
         ).train()
 
 
