@@ -6,7 +6,7 @@ import pytest
 import torch
 from example_checks import example
 from loops import BATCH_SIZE, DATA, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved
-from processes import WORLD, on_two_processes
+from rank_processes import WORLD, on_two_processes
 from readme import code_of
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from example_checks import example
 from loops import NUM_EPOCHS, STEPS
-from processes import on_two_processes
+from rank_processes import on_two_processes
 from readme import code_of
 from torch import multiprocessing
 
