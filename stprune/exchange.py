@@ -105,9 +105,12 @@ def mean_by_id(ids: torch.Tensor, columns: list[torch.Tensor]) -> tuple[torch.Te
         rows = column[order]
         total = rows[start]
         if column.is_floating_point():
+            first_row, apart = total.clone(), torch.zeros_like(total, dtype=torch.bool)
             for again in range(1, int(count.max()) if len(count) else 0):
                 now = turn == again
                 total[group[now]] += rows[now]
-            total = total / count.view(-1, *[1] * (column.dim() - 1))
+                apart[group[now]] |= rows[now] != first_row[group[now]]
+            # Equal ones keep their bits: several ranks may have loaded one state.
+            total = torch.where(apart, total / count.view(-1, *[1] * (column.dim() - 1)), first_row)
         merged.append(total)
     return ids[start], merged

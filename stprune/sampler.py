@@ -353,10 +353,10 @@ class PruningSampler(DistributedSampler[int]):
             self._running.place()
 
     def forget(self, index: torch.Tensor) -> None:
-        """Make samples unknown, as if never scored: their slots hold other data from now on. Every rank forgets alike, or the next
-        `set_epoch` raises a ValueError on all of them.
+        """Make samples unknown, as if never scored: their slots hold other data from now on.
 
-        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`.
+        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`. Every rank
+        forgets alike, or the next `set_epoch` raises a ValueError on all of them.
 
         Args:
             index: [B] int64 sample ids; not modified.

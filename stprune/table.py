@@ -285,6 +285,6 @@ class ScoreTable:
             if column is not None:
                 column.copy_(state[name])
         if self._marks is not None:
-            # Every rank loads the same scores: none of them is news to another, though one rank's state says so.
-            self._marks &= SCORED | TRAINED | KNOWN
+            # What was scored in the epoch is news to the other ranks where each loads a state of its own.
+            self._marks &= (SCORED | TRAINED | KNOWN) | (self._marks & SCORED) * FRESH
         self._count.zero_()

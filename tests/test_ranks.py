@@ -247,6 +247,23 @@ def forgotten(rank, start):
     return sampler.table.scores.tolist(), len(sampler.plan)
 
 
+def forgotten_by_one(rank, start):
+    """One rank alone forgets a sample; then both forget the same, in another order."""
+    start()
+    sampler = stprune.PruningSampler(64, num_epochs=4)
+    train(sampler, 0)
+    if rank == 0:
+        sampler.forget(torch.tensor([3]))
+    said = ""
+    try:
+        sampler.set_epoch(1)
+    except ValueError as error:
+        said = str(error)
+    sampler.forget(torch.tensor([5, 6] if rank else [6, 5, 6]))
+    sampler.set_epoch(1)
+    return said
+
+
 # --- training ------------------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +416,7 @@ CASES = {
     "dense": (4, as_dense),
     "pair scores": (3, pair_scores),
     "forgotten": (2, forgotten),
+    "forgotten by one": (2, forgotten_by_one),
     **{f"training on {world}": (world, training()) for world in (1, 2, 3, 4)},
     "part 1": (1, first_part),
     "part 2": (2, next_part(6, "first.pt", "second.pt")),
@@ -516,6 +534,12 @@ def test_what_is_forgotten_does_not_come_back(results):
     for scores, kept in results["forgotten"]:
         assert [id for id, score in enumerate(scores) if score == float("inf")] == [3, 4]
         assert kept == 32
+
+
+def test_ranks_that_do_not_forget_alike_are_refused(results):
+    first, second = results["forgotten by one"]
+    assert first == second
+    assert "forgotten must be the same on every rank, got '1 samples" in first, first
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

@@ -1,5 +1,7 @@
 """sharded=True in real processes: plan, weights, order and scores of a whole table, with n / ranks scores on each rank."""
 
+import copy
+
 import pytest
 import rank_processes
 import test_ranks
@@ -175,6 +177,21 @@ def foreign(rank, start):
     return said, sampler.table.share.num_losses, int(other[0])
 
 
+def other_moments(rank, start):
+    """Each rank loads its state of another epoch, as of a run that was killed between two ranks' checkpoints."""
+    start()
+    sampler = stprune.PruningSampler(9000, num_epochs=6, sharded=True)
+    states = []
+    for epoch in range(3):
+        epoch_of(sampler, epoch, spread(9000, torch.Generator().manual_seed(epoch)))
+        sampler.synchronize()
+        states.append(copy.deepcopy(sampler.state_dict()))
+    try:
+        sampler.load_state_dict(states[rank])
+    except ValueError as error:
+        return str(error), sampler.epoch
+
+
 def forgotten(rank, start):
     start()
     sampler = stprune.PruningSampler(64, num_epochs=4, method="top-k", sharded=True)
@@ -202,6 +219,7 @@ CASES = {
     "uninterrupted": (1, uninterrupted),
     "foreign": (2, foreign),
     "forgotten": (2, forgotten),
+    "other moments": (2, other_moments),
 }
 
 
@@ -256,6 +274,13 @@ def test_ids_of_another_rank_are_refused(results):
         assert len(said) == 4
         assert all(f"got {bad}" in message for message in said), said
         assert losses == 0
+
+
+def test_states_of_several_moments_are_refused_on_every_rank(results):
+    first, second = results["other moments"]
+    assert first == second
+    assert "state must be of the same moment on every rank, got (epoch, position, count) [[0, 9000, 9000], [1," in first[0]
+    assert first[1] == 2
 
 
 def test_forgotten_samples_are_unknown_where_they_are_owned(results):

@@ -248,6 +248,7 @@ PAIRS = {"num_nodes": NODES, "granularity": "pair"}
         (ValueError, "order must be one of sampler, chunk, got 'time'", {}, {"order": "time"}),
         (ValueError, 'order must be "sampler" without a PruningSampler', None, IN_CHUNKS),
         (ValueError, "order must be .* without a PruningSampler of windows", PAIRS, IN_CHUNKS),
+        (ValueError, 'order must be "sampler" where sharded=True', {"sharded": True, "method": "top-k"}, IN_CHUNKS),
         (ValueError, 'chunk_rows must be None unless order is "chunk", got 5', {}, {"chunk_rows": 5}),
         (ValueError, 'memory_chunks must be None unless order is "chunk", got 5', {}, {"memory_chunks": 5}),
         (TypeError, "chunk_rows must be an integer, got None", {}, IN_CHUNKS | {"chunk_rows": None}),

@@ -97,7 +97,7 @@ class Pruning:
 
     def _read_length(self, trainer: Any) -> None:
         """Let Lightning ask for the training loader anew, and so for its length and the interval of validations."""
-        self._length = len(self.sampler)  # before workers ask for samples, which may begin the sampler's next epoch
+        self._length = len(self.sampler)
         every = trainer.reload_dataloaders_every_n_epochs
         trainer.reload_dataloaders_every_n_epochs = -1  # so many epochs have always passed
         try:

@@ -149,3 +149,4 @@ class Priority(NodeSampler):
         self._fresh.zero_()
         self._node[index] = state["node"].to(index.device)
         self._score[index] = state["score"].to(index.device)
+        self._fresh[index] = True  # to the other ranks, where each loads a state of its own
