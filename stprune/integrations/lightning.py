@@ -187,7 +187,7 @@ class BatchPruning(Pruning):
 
     def trains(self, values: torch.Tensor) -> bool:
         """Whether these losses are those of a training step."""
-        return self.batch is not None and values.requires_grad and torch.is_grad_enabled()
+        return self.batch is not None and self.mean.trains(values)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Remember the batch."""
