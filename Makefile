@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY = passive
 
 FRAMEWORKS = $(VENV)-frameworks
 # BasicTS imports its trainer from easy-torch, which is another package than easytorch.
-PINNED = "basicts>=1.1,<1.2" "easy-torch>=1.3,<1.4" "absl-py>=2" "easydict>=1.13" "setproctitle>=1.3" \
+PINNED = "basicts>=1.1,<1.2" "easy-torch>=1.3,<1.4" "absl-py>=2" "easydict>=1.13" "setproctitle>=1.3" "einops>=0.8" \
   "torch-spatiotemporal==0.9.5" "torch-geometric-temporal>=0.56,<0.57"
 
 .PHONY: demo test frameworks lint format wheel sanitize clean

@@ -3,8 +3,8 @@
     python benchmarks/examples.py                    # all, about five minutes; rows go to benchmarks/results/examples.jsonl
     python benchmarks/examples.py --only clients --no-keep
 
-A row has everything that the example prints after its last run, and the machine it ran on. Another row of the same example takes
-its place.
+A row has what the example prints after its last run, and the machine it ran on. A later row of an example on the same
+machine takes its place.
 """
 
 from __future__ import annotations

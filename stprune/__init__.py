@@ -1,6 +1,6 @@
 """Dynamic sample pruning for spatio-temporal training.
 
-Two changed lines in a PyTorch loop:
+In a PyTorch loop, beside `set_epoch` and the ids in each batch:
 
     sampler = stprune.PruningSampler(len(train_set), num_epochs=100, keep_ratio=0.5)
     criterion = stprune.PrunedLoss(sampler, loss="mae", null_value=0.0)

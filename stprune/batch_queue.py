@@ -54,7 +54,7 @@ class BatchQueue:
         >>> scale = torch.ones((), requires_grad=True)
         >>> for x in queue:
         ...     values = scale * x
-        ...     loss = criterion(values, queue.take(values.shape[0]))
+        ...     loss = criterion(values, queue.take(values.shape[0]))  # in validation: criterion(values)
         >>> sampler.table.scores
         tensor([0., 1., 2., 3., 4., 5.])
     """

@@ -372,8 +372,8 @@ class PruningSampler(DistributedSampler[int]):
     def synchronize(self) -> None:
         """Exchange scores between ranks; `set_epoch` does it. A collective where torch.distributed spans the ranks.
 
-        Call it on every rank before `state_dict()` in the middle of a distributed epoch, so that the state holds every
-        rank's scores.
+        Call it on every rank before `state_dict()` of a distributed run, in the middle of an epoch or at its end: a state
+        without it lacks the other ranks' scores of this epoch, and nothing says so.
         """
         if self._ranks.exchange or self.sharded:
             self.table.synchronize(self._ranks.group)
@@ -668,7 +668,7 @@ class PruningSampler(DistributedSampler[int]):
         The position counts distinct samples whose scores came in (`PrunedLoss` or `update`), so batches that a loader has
         prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True). As in the states of
         torch's modules the tensors are the sampler's own, so that a state costs nothing each batch: `copy.deepcopy` it to
-        keep it beside a run that goes on.
+        keep it beside a run that goes on. With several ranks call `synchronize` on each of them first.
         """
         running = self._now
         position = running.position
@@ -688,7 +688,8 @@ class PruningSampler(DistributedSampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`: the next pass over the epoch begins at the saved position; `len` counts all of it.
 
-        A state whose epoch was over begins the next epoch, or the epoch that `set_epoch` then names, anew.
+        A state whose epoch was over begins the next epoch, or the epoch that `set_epoch` then names, anew: a loop goes on
+        with epoch `state["epoch"] + state["finished"]`.
 
         Raises:
             TypeError: `state` is no dictionary.

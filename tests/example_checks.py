@@ -39,14 +39,6 @@ def printed(module, *arguments):
     return out.getvalue()
 
 
-def check_file(name):
-    """An example is one short file that opens no connection and imports nothing private of ours."""
-    text = (EXAMPLES / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 120
-    assert not re.search(r"https?://(?!arxiv)|urllib|requests|download=True", text)
-    assert not re.search(r"stprune\._|from stprune\.|\bsampler\._|\btable\._", text)
-
-
 def check_table(text, rows, columns=("samples", "passes", "seconds")):
     """The rows, in this order, each with a mean and a spread of the measure and its costs, and a sentence after them."""
     lines = text.splitlines()

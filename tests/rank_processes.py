@@ -1,8 +1,10 @@
-"""Real processes with torch.distributed on gloo: each runs a list of cases, and leaves what each case found in a file."""
+"""Real processes with torch.distributed on gloo: they run the cases of a module, or one function as torchrun starts it."""
 
 import datetime
 import importlib
+import os
 import pathlib
+import socket
 import sys
 import time
 
@@ -10,6 +12,7 @@ import torch
 from torch import distributed, multiprocessing
 
 TIMEOUT = datetime.timedelta(seconds=60)
+WORLD = 2
 
 
 def process(rank, folder, module, cases):
@@ -53,3 +56,24 @@ def results(module, folder, world, limit=100):
         name: [torch.load(file, weights_only=True) if file.is_file() else "the process ended" for file in each]
         for name, each in files.items()
     }
+
+
+def started(rank, work, folder, port, arguments):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torch.save(work(rank, folder, *arguments), f"{folder}/result of rank {rank}")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def on_two_processes(work, folder, *arguments):
+    """What `work(rank, folder, *arguments)`, a function of a module, returns on each of two processes."""
+    multiprocessing.spawn(started, (work, folder, free_port(), arguments), nprocs=WORLD)
+    return [torch.load(f"{folder}/result of rank {rank}", weights_only=True) for rank in range(WORLD)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,5 +1,6 @@
 """Every Markdown file: its tables render, its links lead somewhere, its code runs; every cited equation is stated."""
 
+import doctest
 import itertools
 import pathlib
 import re
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import stprune
+from stprune.integrations import requirements
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(
@@ -137,3 +139,9 @@ def test_every_cited_equation_is_stated_and_every_stated_one_is_cited():
                     first, _, last = part.partition("-")
                     cited |= set(range(int(first), int(last or first) + 1))
     assert cited == stated
+
+
+def test_the_examples_of_what_integrations_require_run():
+    """Pytest passes that folder over, as its other files import their frameworks."""
+    found = doctest.testmod(requirements)
+    assert (found.failed, found.attempted > 0) == (0, True)

@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("sklearn", reason="examples/any_loss.py trains on scikit-learn's digits: pip install scikit-learn")
 
 from example_checks import (
-    check_file,
     check_nothing_pruned,
     check_resume,
     check_scores,
@@ -76,10 +75,6 @@ def test_the_short_form_prints_its_table(arguments, last_rows):
     check_table(text, ["full", "full, equal cost", *last_rows])
     samples, passes = (int(word.replace(",", "")) for word in text.split("\nfull ")[1].splitlines()[0].split()[-3:-1])
     assert passes == samples * (2 if arguments == ["--adversarial"] else 1)
-
-
-def test_the_file_is_short_and_offline():
-    check_file("any_loss")
 
 
 @every_task

@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("sklearn", reason="examples/clients.py trains on scikit-learn's digits: pip install scikit-learn")
 
 from example_checks import (
-    check_file,
     check_nothing_pruned,
     check_resume,
     check_scores,
@@ -49,10 +48,6 @@ def trained(sampler, criterion=None, rate=0.1, pull=0.1, **options):
 
 def test_the_short_form_prints_its_table():
     check_table(printed(MODULE), ROWS, ("samples", "seconds"))
-
-
-def test_the_file_is_short_and_offline():
-    check_file("clients")
 
 
 def test_clients_have_different_samples_of_three_classes():

@@ -1,6 +1,5 @@
 """examples/ddp.py by torchrun: stopped on two ranks in the middle of an epoch, resumed on three."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -8,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from example_checks import EXAMPLES, example
 
-EXAMPLE = pathlib.Path(__file__).resolve().parents[1] / "examples" / "ddp.py"
 SHORT = ["--epochs", "3", "--days", "6", "--batch", "48", "--method", "infobatch"]
 
 
@@ -17,7 +16,7 @@ def torchrun(ranks, *options):
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run(
-        [*command, str(EXAMPLE), *SHORT, *options], env=environment, capture_output=True, text=True, timeout=100
+        [*command, str(EXAMPLES / "ddp.py"), *SHORT, *options], env=environment, capture_output=True, text=True, timeout=100
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout
@@ -57,13 +56,10 @@ def test_a_sharded_run_goes_on_where_not_all_ranks_wrote_their_last_checkpoint(t
 
 
 def test_help_and_one_rank(capsys):
-    spec = importlib.util.spec_from_file_location("ddp", EXAMPLE)
-    ddp = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ddp)
+    ddp = example("ddp")
     with pytest.raises(SystemExit, match="0"):
         ddp.main(["--help"])
     found = ddp.main(["--epochs", "2", "--days", "6"])
     assert [(len(each["ids"]), each["planned"]) for each in found["epochs"]] == [(265, 265)] * 2
     assert found["epochs"][1]["loss"] < found["epochs"][0]["loss"]
     assert "265 windows of 265 planned for 1 ranks" in capsys.readouterr().out
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

@@ -2,7 +2,6 @@
 
 import torch
 from example_checks import (
-    check_file,
     check_nothing_pruned,
     check_resume,
     check_scores,
@@ -59,10 +58,6 @@ def trained(memory, sampler, criterion=None, rate=3e-3, epochs=3, **options):
 
 def test_the_short_form_prints_its_table():
     check_table(printed(MODULE), ROWS, ("samples", "seconds"))
-
-
-def test_the_file_is_short_and_offline():
-    check_file("stream")
 
 
 def test_new_windows_come_first_and_new_nodes_are_drawn():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from example_checks import (
-    check_file,
     check_nothing_pruned,
     check_resume,
     check_scores,
@@ -75,10 +74,6 @@ def test_the_short_form_prints_its_table(arguments, last_rows):
         assert counts["uniform pixels"][0] != counts["uniform pixels"][1], "uniform draws fall into holes"
     else:
         assert counts["ST-Prune"] == counts["soft random"] == counts["full, equal cost"]
-
-
-def test_the_file_is_short_and_offline():
-    check_file("video")
 
 
 def test_a_video_is_a_function_of_its_index():

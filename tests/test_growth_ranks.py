@@ -3,20 +3,13 @@
 import pytest
 import torch
 from rank_processes import results
+from test_ranks import train
 
 import stprune
 
 
 def sampler_of(n=64, **settings):
     return stprune.PruningSampler(n, num_epochs=None, keep_ratio=0.5, **settings)
-
-
-def train(sampler, epoch):
-    """Score this rank's samples of an epoch: sample i gets i + 1."""
-    sampler.set_epoch(epoch)
-    ids = torch.tensor(list(sampler))
-    sampler.update(ids, ids + 1.0)
-    return ids.tolist()
 
 
 def grown(rank, start):

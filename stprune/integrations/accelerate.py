@@ -10,7 +10,7 @@ from accelerate.data_loader import DataLoaderStateMixin
 from accelerate.state import GradientState
 from accelerate.utils import send_to_device
 
-from stprune import PruningSampler
+from stprune.integrations.requirements import sampler_of
 
 _OP = "PruningLoader"
 _END = object()
@@ -46,13 +46,9 @@ class PruningLoader(DataLoaderStateMixin):  # type: ignore[misc]
         for name in ("split_batches", "dispatch_batches"):
             if getattr(accelerator, name):
                 raise ValueError(f"{_OP}: {name} must be off, as every process draws whole batches of its own, got True")
-        found = [getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
-        samplers = [each for each in found if isinstance(each, PruningSampler)]
-        if not samplers:
-            raise TypeError(f"{_OP}: loader must have a PruningSampler, got {type(found[0]).__name__}")
         self.accelerator = accelerator
         self.loader = loader
-        self.sampler = samplers[0]
+        self.sampler = sampler_of(_OP, loader)
         self.gradient_state = GradientState()
 
     @property

@@ -10,8 +10,7 @@ from basicts.runners.callback import BasicTSCallback  # type: ignore[import-not-
 from basicts.utils import RunnerStatus  # type: ignore[import-not-found]
 
 from stprune import IndexedDataset, PrunedLoss, PruningSampler, checkpoint, indexed
-from stprune.integrations.lengths import require_constant_length
-from stprune.integrations.whole_windows import require_whole_windows
+from stprune.integrations.requirements import require_constant_length, require_whole_windows
 
 _OP = "Pruning"
 _INDEX = "stprune_index"

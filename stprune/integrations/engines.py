@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stprune import PrunedLoss, PruningSampler, WindowLoader
-from stprune.integrations.whole_windows import require_whole_windows
+from stprune.integrations.requirements import require_whole_windows, sampler_of
 
 Array = np.ndarray[Any, Any]
 
@@ -41,11 +41,8 @@ class EngineLoader:
     """Of the engine's loss."""
 
     def __init__(self, loader: Any) -> None:
-        sampler = getattr(loader, "sampler", None)
-        if not isinstance(sampler, PruningSampler):
-            raise TypeError(f"{type(self).__name__}: loader must have a PruningSampler, got {type(sampler).__name__}")
-        require_whole_windows(type(self).__name__, sampler)
-        self.sampler, self._loader = sampler, loader
+        self.sampler, self._loader = sampler_of(type(self).__name__, loader), loader
+        require_whole_windows(type(self).__name__, self.sampler)
         self._index: Tensor | None = None  # of the batch that has had no loss yet
         self._begun = False
 

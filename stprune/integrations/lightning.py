@@ -97,7 +97,7 @@ class Pruning:
 
     def _read_length(self, trainer: Any) -> None:
         """Let Lightning ask for the training loader anew, and so for its length and the interval of validations."""
-        self._length = len(self.sampler)  # before workers ask for samples, which may begin the sampler's next epoch
+        self._length = len(self.sampler)
         every = trainer.reload_dataloaders_every_n_epochs
         trainer.reload_dataloaders_every_n_epochs = -1  # so many epochs have always passed
         try:
@@ -188,7 +188,7 @@ class BatchPruning(Pruning):
 
     def trains(self, values: torch.Tensor) -> bool:
         """Whether these losses are those of a training step."""
-        return self.batch is not None and values.requires_grad and torch.is_grad_enabled()
+        return self.batch is not None and self.mean.trains(values)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Remember the batch."""

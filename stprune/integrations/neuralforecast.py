@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from neuralforecast.common._base_model import BaseModel
 
 from stprune import PrunedMean, PruningSampler
+from stprune.integrations.requirements import require_functions
 
 _OP = "PruningModel"
 _PRIVATE = {
@@ -51,10 +51,7 @@ class PruningModel(BaseModel):  # type: ignore[misc]
     _batches: Iterator[Any] = iter(())
 
     def _fit(self, dataset: Any, batch_size: int, **named: Any) -> Any:
-        for name, read in _PRIVATE.items():
-            if not read <= set(inspect.signature(getattr(BaseModel, name, lambda: None)).parameters):
-                version = neuralforecast.__version__
-                raise RuntimeError(f"{_OP}: BaseModel must have {name}, as in neuralforecast 3.3, got {version}")
+        require_functions(_OP, BaseModel, _PRIVATE, "neuralforecast 3.3", neuralforecast.__version__)
         if self.loss.is_distribution_output:
             raise TypeError(f"{_OP}: loss must be a point loss, got {type(self.loss).__name__}")
         if batch_size < dataset.n_groups:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 import stprune
 from stprune import PruningSampler
-from stprune.integrations.lengths import require_constant_length
 from stprune.integrations.lightning import BatchPruning
+from stprune.integrations.requirements import require_constant_length
 
 
 class Pruning(BatchPruning):

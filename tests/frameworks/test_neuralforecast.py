@@ -1,11 +1,11 @@
 """NeuralForecast's NHITS on the sampler's plans: own epochs, own loss, and what is refused."""
 
 import logging
-import runpy
 
 import numpy as np
 import pytest
-from readme import README, code_of
+from example_checks import example
+from readme import code_of
 
 pytest.importorskip("neuralforecast", reason="neuralforecast is missing: pip install stprune[frameworks]")
 pandas = pytest.importorskip("pandas")
@@ -117,6 +117,6 @@ def test_readmes_code(tmp_path, monkeypatch):
 
 
 def test_the_example(capsys):
-    runpy.run_path(str(README.parent / "examples" / "forecast_nhits.py"))["main"](["--epochs", "3", "--steps", "150"])
+    example("forecast_nhits").main(["--epochs", "3", "--steps", "150"])
     said = capsys.readouterr().out
     assert "delivered = planned: True" in said

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from loops import NUM_EPOCHS, NUM_WINDOWS, STEPS
-from processes import WORLD, on_two_processes
+from rank_processes import WORLD, on_two_processes
 from readme import code_of
 from torch import distributed
 from torch.distributed.fsdp import fully_shard

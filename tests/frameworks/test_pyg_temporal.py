@@ -1,22 +1,21 @@
 """PyTorch Geometric Temporal's index batching, by its own loader of METR-LA, on a small made series."""
 
 import importlib.util
-import pathlib
 import sys
 import types
 
+import example_checks
 import pytest
 import torch
+from readme import code_of
 
 pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
 pytest.importorskip("dask.array", reason="Dask, which index batching imports, is not installed")
 from torch.utils.data import DataLoader
 
 import stprune
-from tests.frameworks.readme import code_of
 
 PACKAGE = "torch_geometric_temporal"
-EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "examples" / "pyg_temporal.py"
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,7 @@ def example():
     if importlib.util.find_spec("torch_sparse") is None:
         sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
         sys.modules[PACKAGE].__path__ = list(package.submodule_search_locations)
-    spec = importlib.util.spec_from_file_location("pyg_temporal_example", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield example_checks.example("pyg_temporal")
     for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
         del sys.modules[name]
 

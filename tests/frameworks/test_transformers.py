@@ -1,14 +1,14 @@
 """transformers' Trainer as its users use it: steps, schedule, evaluations, losses, and runs that resume inside an epoch."""
 
 import os
-import runpy
 import signal
 
 import pytest
 import torch
+from example_checks import example
 from loops import NUM_EPOCHS, STEPS
-from processes import on_two_processes
-from readme import README, code_of
+from rank_processes import on_two_processes
+from readme import code_of
 from torch import multiprocessing
 
 import stprune
@@ -353,7 +353,7 @@ def test_readmes_code(tmp_path):
 
 def test_the_example(tmp_path, capsys):
     options = ["--epochs", "3", "--windows", "256", "--accumulate", "2", "--folder", str(tmp_path)]
-    runpy.run_path(str(README.parent / "examples" / "trainer.py"))["main"](options)
+    example("trainer").main(options)
     said = capsys.readouterr().out
     assert "640 ids delivered, 640 planned, 3 epochs" in said
     assert "10 optimizer steps of 10, 3 validations" in said
