@@ -62,6 +62,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*others, **options)
         if self.compute_loss_func is not None:
             raise ValueError(f"{_OP}: compute_loss_func must be None: give losses per sample by sample_losses")
+        if (order := self.args.train_sampling_strategy) != "random":
+            raise ValueError(f"{_OP}: train_sampling_strategy must be 'random': the sampler gives the order, got {order!r}")
         if self.args.n_gpu > 1:
             raise RuntimeError(
                 f"{_OP}: n_gpu must be at most 1 in a process (start the run by torchrun), got {self.args.n_gpu}"

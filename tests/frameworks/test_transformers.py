@@ -270,6 +270,7 @@ def test_it_is_a_mixin_for_other_trainers(tmp_path):
     [
         ({"num_train_epochs": 3}, {}, "num_train_epochs must be the sampler's num_epochs 4, got 3"),
         ({"dataloader_drop_last": True}, {}, "dataloader_drop_last must be the sampler's drop_last False, got True"),
+        ({"train_sampling_strategy": "group_by_length"}, {}, "train_sampling_strategy must be 'random'"),
         ({}, {"compute_loss_func": print}, "compute_loss_func must be None"),
         ({}, {"train_dataset": [{}] * 30}, "sampler must have a sample for each of train_dataset's 30, got 64"),
         ({"max_steps": 25}, {}, "max_steps must be at most the sampler's total_steps 24, got 25"),
