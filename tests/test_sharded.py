@@ -1,11 +1,16 @@
 """sharded=True in real processes: plan, weights, order and scores of a whole table, with n / ranks scores on each rank."""
 
+import contextlib
 import copy
+import os
+import signal
+import time
 
 import pytest
 import rank_processes
 import test_ranks
 import torch
+from torch import distributed
 
 import stprune
 from stprune.reference.finite_stats import tree_sum
@@ -14,6 +19,7 @@ from stprune.sharded.owners import bounds_of, own_nodes, root_of
 MOST = 4
 METHODS = ("st-prune", "infobatch", "top-k")
 SIZES = (3, 3 * 4096 + 5)  # fewer blocks of 4,096 than ranks; a block cut short
+SHARED = 9001  # of three blocks: a rank of four owns none
 SAMPLED = 140_001  # enough for a sample to bracket the constant of the budget
 
 
@@ -202,6 +208,77 @@ def forgotten(rank, start):
     return [low + place for place, score in enumerate(sampler.table.scores.tolist()) if score == float("inf")]
 
 
+class Deadly(test_ranks.Counted):
+    """Kills this process where it would send its message of this number while it is open."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def counting(self, name, collective):
+        count = super().counting(name, collective)
+
+        def call(*arguments, **options):
+            if len(self.messages) == self.number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return count(*arguments, **options)
+
+        return call
+
+
+def killed(phase, number=0):
+    """The last rank is killed in set_epoch(3), at its message of this number, or before it saves its state of epoch 2."""
+
+    def case(rank, start):
+        folder = start()
+        sampler = stprune.PruningSampler(SHARED, num_epochs=6, keep_ratio=0.3, sharded=True)
+        dies, begin = rank == sampler.num_replicas - 1, time.monotonic()
+        try:
+            for epoch in range(4):
+                with Deadly(number) if dies and epoch == 3 else contextlib.nullcontext():
+                    sampler.set_epoch(epoch)
+                score(sampler, epoch)
+                sampler.synchronize()
+                if dies and epoch == 2 and phase == "saving":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                stprune.checkpoint.save(sampler.state_dict(), folder / f"{phase} {epoch} {rank}.pt")
+        except RuntimeError:
+            return {"seconds": time.monotonic() - begin}
+        return "the run went on"
+
+    return case
+
+
+def score(sampler, epoch):
+    ids = torch.tensor(list(sampler))
+    distributed.all_reduce(torch.ones(4))  # as the gradients
+    sampler.update(ids, spread(SHARED, torch.Generator().manual_seed(epoch))[ids])
+    return ids.tolist()
+
+
+def after_the_kill(phase, before):
+    """The ranks that are left go on from the last epoch of which all states are there."""
+
+    def case(rank, start):
+        folder, world = start(), distributed.get_world_size()
+        whole, sampler = (
+            stprune.PruningSampler(SHARED, num_epochs=6, keep_ratio=0.3, sharded=sharded) for sharded in (False, True)
+        )
+        files = [[folder / f"{phase} {epoch} {each}.pt" for each in range(before)] for epoch in range(4)]
+        last = max(epoch for epoch, each in enumerate(files) if all(file.is_file() for file in each))
+        states = [stprune.checkpoint.load(file) for file in files[last]]
+        sampler.load_state_dict(stprune.reshard(states, world, rank))
+        for epoch in range(last + 1):
+            whole.set_epoch(epoch)
+            score(whole, epoch)
+        found = []
+        for each in (whole, sampler):
+            each.set_epoch(last + 1)
+            found.append(score(each, last + 1))
+        return last, found[0] == found[1], len(found[1])
+
+    return case
+
+
 CASES = {
     **{f"normal on {world}": (world, same("normal")) for world in (1, 2, 4)},
     **{f"{name} on 3": (3, same(name)) for name in INPUTS},
@@ -220,6 +297,14 @@ CASES = {
     "foreign": (2, foreign),
     "forgotten": (2, forgotten),
     "other moments": (2, other_moments),
+    # A killed process takes part in no case after this one. Messages of set_epoch: settings, then the exchange's two, the
+    # plan's, and two of ids.
+    "killed in exchange": (4, killed("exchange", 2)),
+    "after exchange": (3, after_the_kill("exchange", 4)),
+    "killed in plan": (3, killed("plan", 6)),
+    "after plan": (2, after_the_kill("plan", 3)),
+    "killed in saving": (2, killed("saving", 99)),
+    "after saving": (1, after_the_kill("saving", 2)),
 }
 
 
@@ -285,6 +370,17 @@ def test_states_of_several_moments_are_refused_on_every_rank(results):
 
 def test_forgotten_samples_are_unknown_where_they_are_owned(results):
     assert sorted(id for each in results["forgotten"] for id in each) == [3, 4]
+
+
+@pytest.mark.parametrize(("phase", "last"), [("exchange", 2), ("plan", 2), ("saving", 1)])
+def test_a_killed_rank_ends_the_run_and_the_last_whole_checkpoint_resumes(results, phase, last):
+    *left, dead = results[f"killed in {phase}"]
+    assert dead == "the process ended"
+    for each in left:
+        assert each["seconds"] < rank_processes.TIMEOUT.total_seconds() + 10, each
+    for each in results[f"after {phase}"]:
+        assert each[:2] == (last, True)
+        assert each[2] == -(-round(0.3 * SHARED) // len(results[f"after {phase}"]))
 
 
 def test_trees_of_any_parts_add_up_as_one():

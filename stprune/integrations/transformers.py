@@ -167,6 +167,9 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[int, int]:
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
         if self.state.global_step == 0:
+            # What another run trained on in this epoch, before it failed, does not count in this one.
+            if self.sampler.epoch == 0:
+                self.sampler.resume_at(self.sampler.begin_position)
             return 0, 0
         state = checkpoint.load(os.path.join(resume_from_checkpoint, _FILE))
         self.sampler.load_state_dict(state)

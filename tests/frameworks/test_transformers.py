@@ -111,6 +111,22 @@ def test_a_run_continues_from_its_checkpoints(accumulate, tmp_path):
         torch.testing.assert_close(trainer.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
+def test_a_run_begun_again_after_a_failure_is_a_new_run(tmp_path):
+    """As in a notebook: the sampler is the first run's, whose samples of the epoch do not count in the second."""
+
+    class Fail(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            assert state.global_step < 5
+
+    sampler = stprune.PruningSampler(NUM_SAMPLES, num_epochs=NUM_EPOCHS)
+    with pytest.raises(AssertionError):
+        trained(tmp_path, sampler=sampler, callbacks=[Fail()], save_strategy="no")
+    whole = trained(tmp_path / "whole", sampler=sampler)
+    assert whole.state.global_step == sum(STEPS)
+    resumed = trained(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-2", save_strategy="no")
+    assert resumed.ids == whole.ids[2:]
+
+
 def killed(folder):
     class Kill(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
