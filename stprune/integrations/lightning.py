@@ -113,6 +113,8 @@ class Pruning:
         self._length = len(self.sampler)
         state = self._state
         if state is None:
+            # What another fit trained on in this epoch, before it failed, does not count in this one.
+            self.sampler.resume_at(self.sampler.begin_position)
             return
         # A loader with a state of its own takes it the first time; the sampler's comes after it, from the callback.
         self._read_length(trainer)

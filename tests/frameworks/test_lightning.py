@@ -257,6 +257,20 @@ def test_a_resumed_run_is_saved_and_continued_again(tmp_path):
         assert again.ids == whole.ids[whole.places[first] :]
 
 
+def test_a_fit_begun_again_after_a_failure_is_a_new_run(tmp_path):
+    """As in a notebook: the sampler is the first fit's, whose samples of the epoch do not count in the second."""
+    run = Run()
+    train, run.loss = run.loss, lambda batch, weight: train(batch, weight) if len(run.ids) < 5 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        Fit(NAMES[0], run=run)
+    run.loss = train
+    run.ids.clear()
+    whole = Fit(NAMES[0], run=run, folder=tmp_path)
+    assert whole.ids == plain("sampler")
+    for step in (1, 3, 6):
+        assert Fit(NAMES[0], checkpoint=tmp_path / f"step {step}").ids == whole.ids[step:]
+
+
 def test_an_evaluation_leaves_the_run_alone(tmp_path):
     fit = Fit(NAMES[0], folder=tmp_path)
     run = fit.run
