@@ -402,6 +402,12 @@ class PruningSampler(DistributedSampler[int]):
         self._memory.keep()
         return plan
 
+    @property
+    def next_epoch(self) -> int:
+        """The epoch at which a loop begins or goes on: the current one, or the one after it once all of it was trained on."""
+        running = self._now
+        return self.epoch + (0 < running.position == running.reach)
+
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
         return self._planner.keep_ratio_at(epoch)
