@@ -2,8 +2,6 @@
 
 Nothing here but `set_epoch` knows of ranks: the sampler shares each epoch's plan among them and exchanges scores, torch's
 DistributedDataParallel the gradients. `python examples/ddp.py` is one rank. Under Ray Train and Dask each worker calls `main`.
-With --resume it goes on from the last checkpoint, on another number of ranks if you like; --stop-after ends in the middle of an
-epoch.
 """
 
 import argparse
@@ -31,7 +29,7 @@ def arguments(given=None):
     parser.add_argument("--method", default="st-prune")
     parser.add_argument("--sharded", action="store_true", help="spread the scores over the ranks")
     parser.add_argument("--checkpoint", help="file for model, optimizer and sampler, written after each epoch; rank 0's name")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, also on another number of ranks")
     parser.add_argument("--report", help="file for ids and losses as JSON; the rank is appended to its name")
     parser.add_argument("--stop-after", type=int, help="end after so many steps, with a checkpoint")
     return parser.parse_args(given)
@@ -44,12 +42,17 @@ def series(days):
     wave = 10 + 5 * np.sin(phase) + 2 * np.sin(3 * phase) + random.normal(0, 0.3, phase.shape)
     wave += 6 * (random.random((len(time), 1)) < 0.03) * random.random(phase.shape)
     clock = np.broadcast_to(((time % STEPS_PER_DAY) / STEPS_PER_DAY)[:, None], wave.shape)
-    day = np.broadcast_to((time // STEPS_PER_DAY % 7 / 7)[:, None], wave.shape)
-    return np.stack([wave, clock, day], 2).astype(np.float32)
+    return np.stack([wave, clock, np.broadcast_to((time // STEPS_PER_DAY % 7 / 7)[:, None], wave.shape)], 2).astype(np.float32)
 
 
-def state_of(model, optimizer, sampler):
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "sampler": sampler.state_dict()}
+def last_path(paths, world):
+    """Where the newest state of those moments lies of which all ranks have one: a killed run may have written a few only."""
+    states = ((path, stprune.checkpoint.load(path)["sampler"]) for path in paths if os.path.exists(path))
+    found = {(state["epoch"], state["position"]): path for path, state in states}
+    everyone = [list(found)] * world
+    if world > 1:
+        distributed.all_gather_object(everyone, list(found))
+    return found[max(set.intersection(*map(set, everyone)))] if all(everyone) else paths[0]
 
 
 def main(given=None):
@@ -71,13 +74,14 @@ def main(given=None):
     torch.manual_seed(0)
     model = stprune.models.STID(NODES, history=HISTORY, horizon=HORIZON, steps_per_day=STEPS_PER_DAY, dim=8).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    # A sharded sampler's state is that of its rank: each rank keeps its own, and `stprune.reshard` fits them to other ranks.
-    path = f"{asked.checkpoint}.{sampler.rank}" if asked.sharded and asked.checkpoint else asked.checkpoint
-    first = 0
+    parts, first = {"model": model, "optimizer": optimizer, "sampler": sampler}, 0
+    # A sharded state is that of its rank: each keeps its last two, and `stprune.reshard` fits them to other ranks.
+    paths = [f"{asked.checkpoint}.{sampler.rank}.{last}" for last in "ab"] if asked.sharded else [asked.checkpoint]
     if asked.resume:
-        state = stprune.checkpoint.load(path)
+        paths.sort(key=last_path(paths, world).__eq__)  # it comes last: the other one is written first
+        state = stprune.checkpoint.load(paths[-1])
         first = state["sampler"]["epoch"] + state["sampler"]["finished"]  # the epoch that was under way, or the next
-        for name, owner in (("model", model), ("optimizer", optimizer), ("sampler", sampler)):
+        for name, owner in parts.items():
             owner.load_state_dict(state[name])
     parallel = DistributedDataParallel(model) if world > 1 else model
     result = {"world": world, "rank": sampler.rank, "steps": 0, "epochs": []}
@@ -92,8 +96,7 @@ def main(given=None):
             optimizer.step()
             ids += index.tolist()
             total, result["steps"] = total + float(loss.detach()) * len(index), result["steps"] + 1
-            stopped = result["steps"] == asked.stop_after
-            if stopped:
+            if stopped := result["steps"] == asked.stop_after:
                 break
         result["epochs"].append({"epoch": epoch, "ids": ids, "planned": len(sampler.plan), "loss": total / max(1, len(ids))})
         whole = "" if len(ids) == len(sampler) else f" of {len(sampler)}"
@@ -101,7 +104,8 @@ def main(given=None):
         print(f"[rank {sampler.rank}] {line}, mean loss {result['epochs'][-1]['loss']:.4f}", flush=True)
         sampler.synchronize()
         if asked.checkpoint and (sampler.rank == 0 or asked.sharded):
-            stprune.checkpoint.save(state_of(model, optimizer, sampler), path)
+            stprune.checkpoint.save({name: owner.state_dict() for name, owner in parts.items()}, paths[0])
+            paths.reverse()
         if stopped:
             break
     if asked.report:

@@ -44,6 +44,17 @@ def test_it_stops_and_goes_on_with_another_number_of_ranks(tmp_path, sharded):
     assert len(set(second)) == after[0][1]["planned"] < 265
 
 
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_where_not_all_ranks_wrote_their_last_checkpoint(tmp_path):
+    """As if rank 1 had been killed before it wrote that of epoch 1: all ranks go on from the end of epoch 0."""
+    kept = ["--checkpoint", str(tmp_path / "run.pt"), "--sharded"]
+    torchrun(2, "--stop-after", "9", *kept)  # epoch 0 has 6 steps
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"run.pt.{rank}.{last}" for rank in (0, 1) for last in "ab"]
+    (tmp_path / "run.pt.1.b").unlink()
+    torchrun(2, "--resume", "--report", str(tmp_path / "again"), *kept)
+    assert [[epoch["epoch"] for epoch in each] for each in report_of(tmp_path / "again", 2)] == [[1, 2]] * 2
+
+
 def test_help_and_one_rank(capsys):
     ddp = example("ddp")
     with pytest.raises(SystemExit, match="0"):
