@@ -1,7 +1,8 @@
 """Accelerate: a small forecaster on a pruned set of windows, on one process or several, saved and continued inside an epoch.
 
 python examples/accelerate_loop.py
-accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
+torchrun --nproc-per-node 2 examples/accelerate_loop.py
+On CPUs `accelerate launch --cpu --num_processes 2` takes one process, and no error tells so.
 """
 
 import argparse

@@ -75,7 +75,7 @@ class Tokens:
 def train(task, model, optimizer, sampler, criterion, num_workers=0):
     """A loop as yours: new are the sampler, the criterion and `index`. It goes on where loaded states stopped."""
     data, trained = stprune.IndexedDataset(task.train), 0
-    for epoch in range(sampler.epoch, sampler.num_epochs):
+    for epoch in range(sampler.next_epoch, sampler.num_epochs):
         sampler.set_epoch(epoch)
         for index, (x, y) in DataLoader(data, batch_size=task.batch_size, sampler=sampler, num_workers=num_workers):
             node = sampler.nodes(index) if sampler.num_nodes else None

@@ -73,7 +73,7 @@ def losses(model, teacher, index, x, y):
 def train(data, model, sampler, criterion, optimizer, teacher=None, num_workers=0):
     """A loop as yours: new are the sampler, the criterion and `index`. It goes on where loaded states stopped."""
     data, trained = stprune.IndexedDataset(data), 0
-    for epoch in range(sampler.epoch, sampler.num_epochs):
+    for epoch in range(sampler.next_epoch, sampler.num_epochs):
         sampler.set_epoch(epoch)
         for index, (x, y) in DataLoader(data, batch_size=32, sampler=sampler, num_workers=num_workers):
             values, score = losses(model, teacher, index, x, y)

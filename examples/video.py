@@ -71,7 +71,7 @@ class Holes:  # 24 x 24 pixels, of which 60% were never observed, [B, T, pixel];
 def train(task, model, optimizer, schedule, sampler, criterion, num_workers=0):
     """A loop as yours: new are the sampler, the criterion and `index`. It goes on where loaded states stopped."""
     data, samples, passes = stprune.IndexedDataset(task.train), 0, 0
-    for epoch in range(sampler.epoch, sampler.num_epochs):
+    for epoch in range(sampler.next_epoch, sampler.num_epochs):
         sampler.set_epoch(epoch)
         for index, (x, y) in DataLoader(data, batch_size=16, sampler=sampler, num_workers=num_workers):
             node = sampler.nodes(index) if sampler.num_nodes else None

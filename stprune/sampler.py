@@ -35,15 +35,14 @@ class PruningSampler(DistributedSampler[int]):
 
     Pass it as `DataLoader(sampler=...)`, call `set_epoch` at the start of every epoch as with any distributed sampler, and
     compute the loss with `stprune.PrunedLoss(sampler)`, or any loss of your own with `stprune.PrunedMean(sampler)`, which
-    score the samples and weigh their gradients. Only
-    `set_epoch` moves it on: `iter` returns a fresh iterator with no side effect, and `len` counts the whole epoch's share of
-    this rank, before and after `iter`. It shards itself over ranks (it is a DistributedSampler, so trainers leave it alone)
-    and touches no global random state.
+    score the samples and weight their gradients. Only `set_epoch` moves it on: `iter` returns a fresh iterator with no side
+    effect, and `len` counts the whole epoch's share of this rank, before and after `iter`. It shards
+    itself over ranks (it is a DistributedSampler, so trainers leave it alone) and touches no global random state.
 
     The first epoch is full, since every score is unknown, unless the method needs no scores or `fixed_length` is set.
 
     A sample counts once an epoch: a second loss of a batch in one epoch (two criteria, SAM, gradient checkpointing around
-    the loss) is weighed like the first, but moves neither the sample's score nor the position that `state_dict` saves.
+    the loss) is weighted like the first, but moves neither the sample's score nor the position that `state_dict` saves.
 
     Args:
         data_source: the training set, or its length: the number of windows.
@@ -402,6 +401,12 @@ class PruningSampler(DistributedSampler[int]):
         plan = self._now.plan
         self._memory.keep()
         return plan
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch at which a loop begins or goes on: the current one, or the one after it once all of it was trained on."""
+        running = self._now
+        return self.epoch + (0 < running.position == running.reach)
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""

@@ -1,6 +1,6 @@
 """What the tests of examples/ share: their short form, and four invariants of their models and losses.
 
-An example is a file with `main(arguments)`, and a `train(...)` that goes on at `sampler.epoch`, so that a loaded state
+An example is a file with `main(arguments)`, and a `train(...)` that goes on at `sampler.next_epoch`, so that a loaded state
 continues. Its tests give these functions the example's own training as a closure.
 """
 
@@ -62,7 +62,7 @@ class PlainOrder(torch.utils.data.Sampler):
     num_nodes = None
 
     def __init__(self, sampler):
-        self.num_epochs, self.epoch, self.orders = sampler.num_epochs, 0, []
+        self.num_epochs, self.epoch, self.next_epoch, self.orders = sampler.num_epochs, 0, 0, []
         self.total_steps = sampler.total_steps
         for epoch in range(self.num_epochs):
             sampler.set_epoch(epoch)

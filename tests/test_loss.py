@@ -89,21 +89,6 @@ def test_scores_reach_the_table():
     assert int(torch.isinf(sampler.table.scores).sum()) == 5
 
 
-@pytest.mark.parametrize("how", ["no_grad", "eval"])
-def test_evaluation_is_the_plain_loss_and_touches_nothing(how):
-    prediction, target = batch()
-    sampler = stprune.PruningSampler(10, num_epochs=2)
-    criterion = stprune.PrunedLoss(sampler)
-    if how == "eval":
-        value = criterion.eval()(prediction, target)
-    else:
-        with torch.no_grad():
-            value = criterion(prediction, target)
-    torch.testing.assert_close(value, (prediction - target).abs().mean(), **TOLERANCES[torch.float32])
-    assert bool(torch.isinf(sampler.table.scores).all())
-    assert sampler.state_dict()["position"] == 0
-
-
 def test_masked_entries_leak_nowhere():
     for everything in (True, False):
         prediction, target = batch()

@@ -237,16 +237,6 @@ def pair_scores(rank, start):
     }
 
 
-def forgotten(rank, start):
-    """What every rank forgets stays unknown, though another rank had scored it in this epoch."""
-    start()
-    sampler = stprune.PruningSampler(64, num_epochs=4)
-    train(sampler, 0)
-    sampler.forget(torch.tensor([3, 4]))
-    sampler.set_epoch(1)
-    return sampler.table.scores.tolist(), len(sampler.plan)
-
-
 def forgotten_by_one(rank, start):
     """One rank alone forgets a sample; then both forget the same, in another order."""
     start()
@@ -415,7 +405,6 @@ CASES = {
     "settings": (2, one_message_of_settings),
     "dense": (4, as_dense),
     "pair scores": (3, pair_scores),
-    "forgotten": (2, forgotten),
     "forgotten by one": (2, forgotten_by_one),
     **{f"training on {world}": (world, training()) for world in (1, 2, 3, 4)},
     "part 1": (1, first_part),
@@ -528,12 +517,6 @@ def test_pair_scores_travel_once(results):
     assert first["same"]
     assert first["messages"] == (3, 2)  # no sample was scored: one message; windows: one and one, then only one
     assert all(other == first for other in others)
-
-
-def test_what_is_forgotten_does_not_come_back(results):
-    for scores, kept in results["forgotten"]:
-        assert [id for id, score in enumerate(scores) if score == float("inf")] == [3, 4]
-        assert kept == 32
 
 
 def test_ranks_that_do_not_forget_alike_are_refused(results):

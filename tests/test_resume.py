@@ -61,6 +61,17 @@ def test_only_the_first_pass_after_a_load_is_shorter(kind):
     assert [[Run.parts(batch)[0].tolist() for batch in run.loader] for _ in range(2)] == [ids[3:8], ids[:8]]
 
 
+def test_a_loop_goes_on_with_the_next_epoch_after_a_finished_one():
+    ids, states, _ = uninterrupted("sampler", lambda run: saved(run.sampler.state_dict()))
+    for step in [0, *EVERY_STEP]:
+        run = Run("sampler")
+        if step:
+            run.sampler.load_state_dict(states[step - 1])
+        for epoch in range(run.sampler.next_epoch, NUM_EPOCHS):
+            run.epoch(epoch)
+        assert run.ids == ids[step:], f"after step {step}"
+
+
 def test_a_resumed_run_is_saved_and_continued_again():
     ids, states, _ = uninterrupted("sampler", lambda run: saved(run.sampler.state_dict()))
     state = states[2]

@@ -66,17 +66,17 @@ class EngineLoader:
         """The epoch's batches x and y, float NumPy arrays in the layout of the engine.
 
         Raises:
-            RuntimeError: a batch is asked for, and the one before had no training loss.
+            RuntimeError: a batch or the end is asked for, and the batch before had no training loss.
         """
         self._index = None
         for index, x, y in self._loader:
-            if self._index is not None:
+            self._index, self._begun = index, True
+            yield x.cpu().numpy(), y.cpu().numpy()
+            if self._index is not None:  # of the last batch, too
                 raise RuntimeError(
                     f"{type(self).__name__}: every batch must have a training loss before the next is asked for, got none: a "
                     "loop that looks ahead, skips batches or evaluates on this loader cannot use it"
                 )
-            self._index, self._begun = index, True
-            yield x.cpu().numpy(), y.cpu().numpy()
         if self.sampler.epoch + 1 == self.sampler.num_epochs:
             self.sampler.finish()
 

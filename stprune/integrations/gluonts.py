@@ -34,7 +34,7 @@ def pruned(estimator: Any, sampler: PruningSampler) -> Any:
     A sample is a window: every place at which the estimator's `train_sampler` may cut a series. GluonTS draws places at
     random and without end; here an epoch is the plan, `num_batches_per_epoch` means nothing, and `trainer_kwargs` must give
     the sampler's epochs as `max_epochs`. The loss stays the estimator's own: the likelihood, or whatever its model's `loss`
-    gives for each window, weighed by the plan. The predictor that comes out is the estimator's own, too.
+    gives for each window, weighted by the plan. The predictor that comes out is the estimator's own, too.
 
     The transformed series are kept in memory, as with `cache_data=True`. GluonTS saves weights alone, so that a run cannot be
     resumed unless a `ModelCheckpoint` of your own is among the callbacks.

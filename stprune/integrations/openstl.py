@@ -1,4 +1,4 @@
-"""OpenSTL: ids in its batches, its criterion weighed; epochs of one length, as its schedules need them."""
+"""OpenSTL: ids in its batches, its criterion weighted; epochs of one length, as its schedules need them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Pruning(BatchPruning):
     """The callback of a pruned run of OpenSTL, its training loader and its criterion.
 
     For methods whose training step calls `self.criterion(prediction, target)` once, as SimVP's does. Terms that a method adds
-    outside of it (TAU's divergence) are not weighed.
+    outside of it (TAU's divergence) are not weighted.
 
     OpenSTL takes `len(train_loader)` for the steps of each epoch when it builds its schedule.
 
@@ -48,7 +48,7 @@ class Pruning(BatchPruning):
         )
 
     def criterion(self, criterion: torch.nn.Module) -> torch.nn.Module:
-        """The experiment's criterion, weighed in training: `exp.method.criterion = pruning.criterion(exp.method.criterion)`.
+        """The experiment's criterion, weighted in training: `exp.method.criterion = pruning.criterion(exp.method.criterion)`.
 
         Args:
             criterion: a loss with a `reduction`, such as `torch.nn.MSELoss()`; not changed.
@@ -67,8 +67,8 @@ class _Criterion(torch.nn.Module):
         if not self.pruning.trains(prediction):
             loss: torch.Tensor = self.plain(prediction, target)
             return loss
-        weighed: torch.Tensor = self.pruning.mean(self.unreduced(prediction, target), self.pruning.batch.index)
-        return weighed
+        weighted: torch.Tensor = self.pruning.mean(self.unreduced(prediction, target), self.pruning.batch.index)
+        return weighted
 
 
 class _Batch:

@@ -36,7 +36,7 @@ class Pruning(BatchPruning):
         return StaticGraphLoader(_WithIds(dataset), batch_size=self.batch_size, sampler=self.sampler, **options)
 
     def loss(self, metric: MaskedMetric) -> MaskedMetric:
-        """The metric as `Predictor(loss_fn=...)`: weighed in training, itself in evaluation.
+        """The metric as `Predictor(loss_fn=...)`: weighted in training, itself in evaluation.
 
         Args:
             metric: a `MaskedMetric`; not changed.
@@ -45,13 +45,13 @@ class Pruning(BatchPruning):
         plain = made.metric_fn
 
         # A function: Predictor copies its loss, and with an object it would copy the sampler.
-        def weighed(y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return self._weighed(plain(y_hat, y), made)
+        def weighted(y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self._weighted(plain(y_hat, y), made)
 
-        made.metric_fn = weighed
+        made.metric_fn = weighted
         return made
 
-    def _weighed(self, values: torch.Tensor, metric: MaskedMetric) -> torch.Tensor:
+    def _weighted(self, values: torch.Tensor, metric: MaskedMetric) -> torch.Tensor:
         if not self.trains(values):
             return values
         index, mask = self.batch.sample, self.batch.get("mask")

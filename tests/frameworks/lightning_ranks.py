@@ -20,10 +20,14 @@ def outcome_of(kind, **options):
     return {"ids": fit.ids, "validations": fit.validations, "estimate": fit.estimate, "rank": fit.trainer.global_rank}
 
 
-folder = pathlib.Path(sys.argv[1])
-outcome = {}
-for kind in KINDS:
-    outcome[kind] = {"whole": outcome_of(kind, folder=folder)}
-    outcome[kind] |= {name: outcome_of(kind, checkpoint=folder / name) for name in FILES}
-rank = outcome["sampler"]["whole"]["rank"]
-(folder / f"{rank}.json").write_text(json.dumps(outcome))
+def main(folder):
+    outcome = {}
+    for kind in KINDS:
+        outcome[kind] = {"whole": outcome_of(kind, folder=folder)}
+        outcome[kind] |= {name: outcome_of(kind, checkpoint=folder / name) for name in FILES}
+    rank = outcome["sampler"]["whole"]["rank"]
+    (folder / f"{rank}.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

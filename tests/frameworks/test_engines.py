@@ -201,6 +201,12 @@ def test_a_loss_without_its_batch_and_a_batch_without_its_loss_are_refused(large
     next(batches)
     with pytest.raises(RuntimeError, match="every batch must have a training loss before the next is asked for"):
         next(batches)
+    batches = loader.get_iterator()
+    for _ in range(loader.num_batch - 1):
+        next(batches), loader.take()
+    next(batches)
+    with pytest.raises(RuntimeError, match="every batch must have a training loss"):
+        next(batches)
     _, y = next(loader.get_iterator())
     with pytest.raises(ValueError, match="index must hold one id for each of 31 samples, got 32"):
         loss(prediction[1:], torch.tensor(y[1:]))

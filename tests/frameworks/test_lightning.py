@@ -15,6 +15,7 @@ import warnings
 
 import pytest
 import torch
+from lightning_watch import QUIET
 from loops import BATCH_SIZE, DATA, NUM_EPOCHS, NUM_WINDOWS, STEPS, Run
 from readme import code_of
 from torch.utils.data import DataLoader
@@ -92,16 +93,8 @@ class Fit:
             def on_train_epoch_end(self, trainer, *_):
                 self.save(trainer, "epoch")
 
-        defaults = {
-            "accelerator": "cpu",
-            "callbacks": [*([Pruning(run.sampler, batch_size=BATCH_SIZE)] if callback else []), Save()],
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "logger": False,
-            "max_epochs": NUM_EPOCHS,
-        }
-        self.trainer = package.Trainer(**defaults | options)
+        callbacks = [*([Pruning(run.sampler, batch_size=BATCH_SIZE)] if callback else []), Save()]
+        self.trainer = package.Trainer(**QUIET | {"callbacks": callbacks, "max_epochs": NUM_EPOCHS} | options)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self.trainer.fit(Module(), run.loader, DataLoader(DATA, batch_size=NUM_WINDOWS), ckpt_path=checkpoint)
@@ -380,15 +373,12 @@ def test_only_the_package_in_use_is_needed(monkeypatch):
 # --- README and example ------------------------------------------------------------------------------------------------
 
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-
-
 def test_readme():
     package = package_of(NAMES[0])
 
     class Trainer(package.Trainer):
         def __init__(self, **given):
-            super().__init__(accelerator="cpu", **QUIET, **given)
+            super().__init__(**QUIET, **given)
 
     class Module(package.LightningModule):
         def __init__(self, criterion):

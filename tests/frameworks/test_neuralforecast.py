@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 from example_checks import example
+from lightning_watch import QUIET
 from readme import code_of
 
 pytest.importorskip("neuralforecast", reason="neuralforecast is missing: pip install stprune[frameworks]")
@@ -20,7 +21,6 @@ from stprune.integrations.neuralforecast import PruningModel  # noqa: E402
 NUM_WINDOWS, STEPS = 319, (10, 5, 10)
 OPTIONS = {"h": 6, "input_size": 12, "windows_batch_size": 32, "batch_size": 4, "max_steps": sum(STEPS)}
 EPOCHS = {"num_epochs": 3}
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ class Pruned(PruningModel, NHITS):
 
 def fitted(cls=Pruned, **options):
     small = {"mlp_units": 3 * [[8, 8]]} if issubclass(cls, NHITS) else {"encoder_hidden_size": 8, "decoder_hidden_size": 8}
-    model = cls(**OPTIONS | QUIET | small | {"val_check_steps": 7, "accelerator": "cpu"} | options)
+    model = cls(**OPTIONS | QUIET | small | {"val_check_steps": 7} | options)
     forecast = NeuralForecast([model], freq=1)
     forecast.fit(frame(), val_size=6)
     return forecast
