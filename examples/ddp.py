@@ -74,18 +74,17 @@ def main(given=None):
     torch.manual_seed(0)
     model = stprune.models.STID(NODES, history=HISTORY, horizon=HORIZON, steps_per_day=STEPS_PER_DAY, dim=8).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    parts, first = {"model": model, "optimizer": optimizer, "sampler": sampler}, 0
+    parts = {"model": model, "optimizer": optimizer, "sampler": sampler}
     # A sharded state is that of its rank: each keeps its last two, and `stprune.reshard` fits them to other ranks.
     paths = [f"{asked.checkpoint}.{sampler.rank}.{last}" for last in "ab"] if asked.sharded else [asked.checkpoint]
     if asked.resume:
         paths.sort(key=last_path(paths, world).__eq__)  # it comes last: the other one is written first
         state = stprune.checkpoint.load(paths[-1])
-        first = state["sampler"]["epoch"] + state["sampler"]["finished"]  # the epoch that was under way, or the next
         for name, owner in parts.items():
             owner.load_state_dict(state[name])
     parallel = DistributedDataParallel(model) if world > 1 else model
     result = {"world": world, "rank": sampler.rank, "steps": 0, "epochs": []}
-    for epoch in range(first, asked.epochs):
+    for epoch in range(sampler.next_epoch, asked.epochs):
         sampler.set_epoch(epoch)
         ids, total, stopped = [], 0.0, False
         for index, (x, y) in loader:

@@ -114,6 +114,11 @@ class Running:
         return self.reach if self._end is not None and position >= self._end else min(position, self.reach)
 
     @property
+    def over(self) -> bool:
+        """Whether all of the epoch was trained on."""
+        return 0 < self.position == self.reach
+
+    @property
     def planned(self) -> int:
         """Samples that this rank delivers from where the epoch was resumed."""
         return -(-((self.reach if self._end is None else self._end) - self._base) // self.num_replicas)
@@ -188,12 +193,9 @@ class Running:
         """
         planned, losses, trained = self.planned, self.table.num_losses, self.num_trained
         if losses == 0:
-            unscored = scores_awaited and planned > 0 and self._end is not None
-            return (
-                (self._words(0, 0, "the criterion has another sampler, or is not in training mode"), False)
-                if unscored
-                else None
-            )
+            if not scores_awaited or planned == 0 or self._end is None:
+                return None
+            return self._words(0, 0, "the criterion has another sampler, or is not in training mode"), False
         ids, missing = self._columns[0], planned - trained
         foreign = 0 if ids is None else trained - self.table.num_trained_of(ids)
         if foreign:

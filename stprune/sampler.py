@@ -405,8 +405,7 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def next_epoch(self) -> int:
         """The epoch at which a loop begins or goes on: the current one, or the one after it once all of it was trained on."""
-        running = self._now
-        return self.epoch + (0 < running.position == running.reach)
+        return self.epoch + self._now.over
 
     def keep_ratio_at(self, epoch: int) -> float:
         """The share of samples the schedule asks for in `epoch`."""
@@ -676,14 +675,13 @@ class PruningSampler(DistributedSampler[int]):
         keep it beside a run that goes on. With several ranks call `synchronize` on each of them first.
         """
         running = self._now
-        position = running.position
         self._memory.keep()
         return {
             "version": _VERSION,
             "settings": self._settings(),
             "epoch": self.epoch,
-            "position": position,
-            "finished": 0 < position == running.reach,
+            "position": running.position,
+            "finished": running.over,
             "table": self.table.state_dict(),
             "node_sampler": self.node_sampler.state_dict(),
             "warned": sorted(self._warned),
@@ -694,7 +692,7 @@ class PruningSampler(DistributedSampler[int]):
         """Continue from `state_dict()`: the next pass over the epoch begins at the saved position; `len` counts all of it.
 
         A state whose epoch was over begins the next epoch, or the epoch that `set_epoch` then names, anew: a loop goes on
-        with epoch `state["epoch"] + state["finished"]`.
+        with `next_epoch`.
 
         Raises:
             TypeError: `state` is no dictionary.
