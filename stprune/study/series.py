@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class DemoSeries:
+class Series:
     """A series with the calendar position of each of its steps.
 
     Attributes:
@@ -35,6 +35,8 @@ class DemoSeries:
         unit: unit of the values, empty when not known.
         source: where the series comes from and its licence.
         node_names: one name per node.
+        adjacency: [node, node] float32, not negative: weights of edges; None where not known.
+        null_value: value that means "missing" besides NaN; None for none.
     """
 
     name: str
@@ -46,8 +48,10 @@ class DemoSeries:
     unit: str
     source: str
     node_names: tuple[str, ...]
+    adjacency: FloatArray | None = None
+    null_value: float | None = None
 
-    def cut(self, num_steps: int, num_nodes: int) -> DemoSeries:
+    def cut(self, num_steps: int, num_nodes: int) -> Series:
         """Keep the first steps and nodes, for a quick run; values are copied."""
         return replace(
             self,
@@ -58,7 +62,7 @@ class DemoSeries:
         )
 
 
-def load(data: str, *, seed: int = 0, steps_per_day: int | None = None) -> DemoSeries:
+def load(data: str, *, seed: int = 0, steps_per_day: int | None = None) -> Series:
     """Load the series named on the command line.
 
     Args:
@@ -101,7 +105,7 @@ def simbench_file() -> pathlib.Path:
     raise ModuleNotFoundError(f"--data simbench: the package simbench {reason}; {_SIMBENCH_HELP}", name="simbench")
 
 
-def load_simbench(path: pathlib.Path | None = None) -> DemoSeries:
+def load_simbench(path: pathlib.Path | None = None) -> Series:
     """Read the 192 load profiles of SimBench's complete grid, scenario 0: a year of real quarter hours.
 
     The columns are active (`_pload`) and reactive (`_qload`) power, each scaled by the profile's own maximum active
@@ -137,7 +141,7 @@ def load_simbench(path: pathlib.Path | None = None) -> DemoSeries:
         )
     times = _parse_stamps(stamps, path.name)
     time_of_day, day_of_week = calendar(times)
-    return DemoSeries(
+    return Series(
         name="SimBench load profiles",
         values=values,
         time_of_day=time_of_day,
@@ -150,7 +154,7 @@ def load_simbench(path: pathlib.Path | None = None) -> DemoSeries:
     )
 
 
-def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> DemoSeries:
+def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series:
     """Read a file or folder with `stprune.read_series`; the first channel is forecast.
 
     Args:
@@ -176,7 +180,7 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> DemoSe
         time_of_day, day_of_week = calendar(found.timestamps)
         first_day = found.timestamps[0].astype("datetime64[D]").item()
     names = found.node_ids or tuple(str(node) for node in range(values.shape[1]))
-    return DemoSeries(
+    return Series(
         name=found.name,
         values=values,
         time_of_day=time_of_day,
@@ -253,7 +257,7 @@ def repeated_nodes(values: FloatArray) -> tuple[int, int]:
     return int(constant.sum()), int(copies.sum())
 
 
-def synthetic(*, num_days: int = 120, num_nodes: int = 64, seed: int = 0) -> DemoSeries:
+def synthetic(*, num_days: int = 120, num_nodes: int = 64, seed: int = 0) -> Series:
     """Generate a demand-like series: daily and weekly shapes, heterogeneous nodes, weather and noise.
 
     Args:
@@ -283,7 +287,7 @@ def synthetic(*, num_days: int = 120, num_nodes: int = 64, seed: int = 0) -> Dem
     share = rng.normal(0.0, 0.3, num_nodes)
     noise = rng.normal(0.0, 1.0, (steps, num_nodes)) * rng.uniform(0.02, 0.3, num_nodes)
     values = scale * (weekend * shape + share * weather[:, None] + noise)
-    return DemoSeries(
+    return Series(
         name="synthetic",
         values=values.astype(np.float32),
         time_of_day=time_of_day,

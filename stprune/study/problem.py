@@ -1,11 +1,9 @@
-"""The demo's split of a series and its batches, cut straight from the series by `WindowLoader`."""
+"""A series ready for training: split into parts, normalised, cut into windows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import stprune
-from stprune.demo.data import DemoSeries
+from stprune.study.series import Series
 
 HISTORY = 12
 HORIZON = 12
-# Enough windows that an epoch holds some 60 steps, few enough that a score table fills within minutes.
-_TARGET_TRAIN_WINDOWS = 4200
-_VALIDATION_WINDOWS = 512
+# Enough windows that an epoch holds some 60 steps of 64, few enough that a score table fills within minutes.
+_TRAIN_WINDOWS = 4200
+# Of the parts that are only looked at so many (window, node) pairs are enough, and at least so many windows.
+_VALIDATION_PAIRS, _TEST_PAIRS = 60_000, 250_000
+_FEWEST_WINDOWS = 32
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Split:
 
     Attributes:
         train: every `stride`-th window of the first 60%.
-        validation: a fixed subset of the windows of the next 20%.
-        test: every window of the last 20%.
+        validation: windows of the next 20%, evenly spaced.
+        test: the same of the last 20%.
     """
 
     train: Part
@@ -62,27 +62,11 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A batch of windows.
-
-    Attributes:
-        index: [B] int64, numbers of the windows in their part.
-        node: [B, m] int64, the drawn nodes, or None for all of them.
-        x: [B, 12, N or m, 3] (normalised value, time of day, day of week).
-        y: [B, 12, N or m, 1] in the series' unit.
-    """
-
-    index: Tensor
-    node: Tensor | None
-    x: Tensor
-    y: Tensor
-
-
-@dataclass(frozen=True)
 class Problem:
     """A series ready for training: on its device, split, with what normalises it.
 
     Attributes:
+        name: of the series.
         values: [time, node] float32, in the series' unit; NaN where missing.
         calendar: [time, 2] float32, time of day and day of week, each in [0, 1).
         mean: of the training part, one number for all nodes.
@@ -90,8 +74,11 @@ class Problem:
         split: the windows.
         complete: no value is missing, so that no mask is needed.
         mape_floor: targets smaller than this do not enter the MAPE: a tenth of `std`.
+        steps_per_day: of the series.
+        adjacency: [node, node] float32, not negative, or None where the series has none.
     """
 
+    name: str
     values: Tensor
     calendar: Tensor
     mean: float
@@ -99,6 +86,8 @@ class Problem:
     split: Split
     complete: bool
     mape_floor: float
+    steps_per_day: int
+    adjacency: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -110,26 +99,24 @@ class Problem:
         """Nodes of the series."""
         return int(self.values.shape[1])
 
-    def batches(self, part: Part, sampler: Any = None, *, batch_size: int) -> Iterator[Batch]:
-        """Windows of a part by `WindowLoader`, cut and normalised straight from the series; only drawn nodes are read.
+    def cut(self, part: Part, index: Tensor, node: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """History and horizon of some windows of a part, straight from the series.
 
         Args:
             part: of the split.
-            sampler: a `PruningSampler` or a sized iterable of window numbers; None: all windows in order.
-            batch_size: windows of a batch.
+            index: [B] int64, numbers of windows in the part.
+            node: [B, m] int64, nodes of each window; None for all nodes in order.
 
-        Yields:
-            The batches of the sampler's current epoch.
+        Returns:
+            x [B, 12, N or m, 3]: normalised value (0 where missing), time of day, day of week; y [B, 12, N or m, 1] in the
+            series' unit, NaN where missing.
         """
-        loader = stprune.WindowLoader(
+        x, y = stprune.gather_windows(
             self.values,
-            sampler,
-            batch_size=batch_size,
+            part.start + part.stride * index,
             history=HISTORY,
             horizon=HORIZON,
-            stride=part.stride,
-            start=part.start,
-            stop=part.stop,
+            node=node,
             time_features=self.calendar,
             mean=self.mean,
             std=self.std,
@@ -137,11 +124,15 @@ class Problem:
             # Channels first in memory, so that a model's look at one channel is contiguous.
             layout="BCTN",
         )
-        for index, *node, x, y in loader:
-            yield Batch(index, node[0] if node else None, x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
+        return x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+
+    @property
+    def pairs(self) -> int:
+        """(window, node) pairs of the training part: those of cost 1."""
+        return len(self.split.train) * self.num_nodes
 
 
-def prepare(series: DemoSeries, *, device: torch.device, null_value: float | None = None) -> Problem:
+def prepare(series: Series, *, device: torch.device, null_value: float | None = None) -> Problem:
     """Split a series 6:2:2 in time order and normalise it by its first part.
 
     Args:
@@ -159,7 +150,7 @@ def prepare(series: DemoSeries, *, device: torch.device, null_value: float | Non
     values = torch.from_numpy(np.ascontiguousarray(series.values))
     if null_value is not None:
         values = torch.where(values == null_value, torch.nan, values)
-    split = split_windows(len(values), series.steps_per_day)
+    split = split_windows(len(values), series.steps_per_day, values.shape[1])
     seen = values[: split.train.stop].double()
     seen = seen[torch.isfinite(seen)]
     mean, std = (float(seen.mean()), float(seen.std(correction=0))) if len(seen) else (math.nan, 0.0)
@@ -167,6 +158,7 @@ def prepare(series: DemoSeries, *, device: torch.device, null_value: float | Non
         raise ValueError(f"{series.name}: the training part must hold at least two different values, std is {std}")
     calendar = np.stack([series.time_of_day, series.day_of_week.astype(np.float32) / 7], axis=1)
     return Problem(
+        name=series.name,
         values=values.to(device),
         calendar=torch.from_numpy(calendar).to(device),
         mean=mean,
@@ -174,18 +166,21 @@ def prepare(series: DemoSeries, *, device: torch.device, null_value: float | Non
         split=split,
         complete=bool(torch.isfinite(values).all()),
         mape_floor=0.1 * std,
+        steps_per_day=series.steps_per_day,
+        adjacency=None if series.adjacency is None else torch.from_numpy(series.adjacency).to(device),
     )
 
 
-def split_windows(num_steps: int, steps_per_day: int) -> Split:
+def split_windows(num_steps: int, steps_per_day: int, num_nodes: int) -> Split:
     """Choose the windows of a chronological 6:2:2 split.
 
-    Windows overlap heavily, so the training part takes every `stride`-th; the stride shares no factor with the day, so
-    that every time of day occurs.
+    Windows overlap heavily, so a part with more windows than needed takes every `stride`-th; the stride shares no factor with
+    the day, so that every time of day occurs.
 
     Args:
         num_steps: steps of the series.
         steps_per_day: steps in 24 hours.
+        num_nodes: nodes of the series: validation and test take fewer windows where there are many.
 
     Returns:
         The split.
@@ -197,11 +192,15 @@ def split_windows(num_steps: int, steps_per_day: int) -> Split:
     if num_steps < 5 * length:
         raise ValueError(f"the series must have at least {5 * length} steps for a 6:2:2 split, got {num_steps}")
     first, second = int(num_steps * 0.6), int(num_steps * 0.8)
-    train, validation = first - length + 1, second - first - length + 1
+
+    def part(start: int, stop: int, wanted: int) -> Part:
+        windows = stop - start - length + 1
+        return Part(start, stop, _coprime_below(windows // max(wanted, _FEWEST_WINDOWS), steps_per_day))
+
     return Split(
-        train=Part(0, first, _coprime_below(train // _TARGET_TRAIN_WINDOWS, steps_per_day)),
-        validation=Part(first, second, _coprime_below(validation // _VALIDATION_WINDOWS, steps_per_day)),
-        test=Part(second, num_steps, 1),
+        train=part(0, first, _TRAIN_WINDOWS),
+        validation=part(first, second, _VALIDATION_PAIRS // num_nodes),
+        test=part(second, num_steps, _TEST_PAIRS // num_nodes),
     )
 
 
