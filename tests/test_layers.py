@@ -66,6 +66,7 @@ ALLOWED = {
     "integrations": {"integrations", "checkpoint", ""},
     "checkpoint": {"ops"},
     "demo": {"demo", "models", ""},
+    "study": {"study", "models", ""},
     "cli": {"demo", ""},
     "testing": {"reference", ""},
     "_contract": set(),
