@@ -10,4 +10,4 @@ from stprune.models.staeformer import STAEformer
 from stprune.models.stid import STID
 from stprune.models.tsmixer import TSMixer
 
-__all__ = ["STID", "TSMixer", "GraphWaveNet", "STAEformer", "GraphConv"]
+__all__ = ["STID", "GraphConv", "GraphWaveNet", "STAEformer", "TSMixer"]

@@ -16,12 +16,13 @@ def build(spec: Spec, problem: Problem) -> nn.Module:
 
     - "stid": four embeddings of width d, three layers of width 4 d. The paper's d is 32.
     - "tsmixer": channel-independent; patches of 3 steps with d features, three layers.
-    - "graph-wavenet": residual and dilation channels d, skip 4 d, end 8 d; the paper's are 32, 256 and 512. One block of dilations
-      1, 2, 4 and 8 in place of four blocks of 1 and 2: it also sees all 12 steps, with a quarter of the products with the graph.
-      Layer norm in place of batch norm, so that neither a small batch nor a batch of drawn nodes trains on worse statistics. On the
-      problem's adjacency and a learned one; on the learned one alone where there is none.
+    - "graph-wavenet": residual and dilation channels d, skip 4 d, end 8 d; the paper's are 32, 256 and 512. One block of
+      dilations 1, 2, 4 and 8 in place of four blocks of 1 and 2: it sees all 12 steps as well, with a quarter of the products
+      with the graph. Layer norm in place of batch norm, whose statistics would be worse the smaller the batch. On the problem's
+      adjacency and a learned one; on the learned one alone where there is none.
     - "staeformer": value, day, week and adaptive embeddings of width d / 2, tokens of width 2 d, feed-forward maps of 4 d, one
-      layer over time and one over nodes; the paper's are 24 and 80, 152, 256 and three.
+      layer over time and one over nodes, heads of 16 channels (else one head); the paper's are 24 and 80, 152, 256, three and
+      38.
 
     Args:
         spec: of the run.
@@ -43,5 +44,6 @@ def build(spec: Spec, problem: Problem) -> nn.Module:
         if d % 2:
             raise ValueError(f"build: dim must be even with staeformer, got {d}")
         widths = {"dim": d // 2, "adaptive_dim": d // 2, "feed_forward_dim": 4 * d, "num_layers": 1}
+        widths["num_heads"] = d // 8 if d % 8 == 0 else 1
         return STAEformer(nodes, steps_per_day=per_day, **widths, **sizes)
     raise ValueError(f"build: model must be one of {', '.join(MODELS)}, got {spec.model}")
