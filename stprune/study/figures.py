@@ -69,7 +69,7 @@ _SETTINGS: Any = {
 _ABOVE: Any = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
 _WIDTH = 9.6  # inches; the page shows it at about this size on a desk
 _COLUMNS = 3
-_FARTHEST = 30.0  # in %: larger changes are drawn at the border, so that they do not set the scale for all
+_BESIDE = 1.045  # factor between the places of points that would lie on top of each other
 
 
 def _draw(paint: Callable[[Figure], None], height: float) -> str:
@@ -114,11 +114,15 @@ def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
 
 def _plain_log(axis: Any) -> None:
     """Logarithmic ticks with plain numbers, also between the powers of ten where they are few."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     low, high = axis.get_view_interval()
-    if high / low < 30:
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if _few(value, low, high) else ""))
+    if high / low < 100:
+        axis.set_minor_formatter(
+            FuncFormatter(
+                lambda value, _: (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}") if _few(value, low, high) else ""
+            )
+        )
 
 
 def _few(value: float, low: float, high: float) -> bool:
@@ -128,6 +132,9 @@ def _few(value: float, low: float, high: float) -> bool:
 
 def costs(cells: Sequence[Cell]) -> str:
     """Test MAE against cost, one curve or point a family at its best batch and rate, one panel a series.
+
+    Points of families that ran at one cost only stand side by side to the right of it. A MAE above 1.2 times the largest of
+    full training is drawn there.
 
     Args:
         cells: of one model.
@@ -139,14 +146,19 @@ def costs(cells: Sequence[Cell]) -> str:
     def paint(figure: Figure) -> None:
         panels = list(_panels(figure, cells))
         for axes, cell in panels:
-            # Full training lies on top, uniform draws below it.
-            for depth, family in enumerate(sorted(cell.families, key=lambda f: (f.name == FULL, f.name == UNIFORM))):
-                points = [(result.stat(lambda row: row.cost).mean, result.mae.mean) for result in family.results]
+            top = _highest(cell)
+            alone = 0
+            for family in cell.families:
+                points = [(result.stat(lambda row: row.cost).mean, min(result.mae.mean, top)) for result in family.results]
+                if len(points) == 1 and family.name != FULL:
+                    alone += 1
+                    points = [(points[0][0] * _BESIDE**alone, points[0][1])]
+                depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
                 style = _style(family.name, family.kind)
-                axes.plot(*zip(*points, strict=True), label=family.label, zorder=3 + depth / 100, **style)
+                axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.margins(x=0.12, y=0.12)
+            axes.margins(x=0.08, y=0.12)
             ticks = sorted({result.cost for family in cell.families for result in family.results})
             axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             axes.set_xticks([], minor=True)
@@ -158,6 +170,13 @@ def costs(cells: Sequence[Cell]) -> str:
         _legend(figure, [axes for axes, _ in panels])
 
     return _draw(paint, 1.4 + 2.7 * _lines(cells))
+
+
+def _highest(cell: Cell) -> float:
+    """Largest MAE that is drawn at its place: families that are far worse than full training would set the scale for all."""
+    highest = [max(result.mae.mean for result in family.results) for family in cell.families]
+    full = cell.find(FULL)
+    return 1.2 * max(result.mae.mean for result in full.results) if full else max(highest)
 
 
 def changes(cells: Sequence[Cell]) -> str:
@@ -176,34 +195,37 @@ def changes(cells: Sequence[Cell]) -> str:
         panels = list(_panels(figure, cells, sharey=True))
         for axes, cell in panels:
             axes.axvline(0, color=_INK, linewidth=1)
-            far = 1.0
-            for family in cell.families:
-                if family.result and family.result.change:
-                    far = max(far, _whisker(axes, family.result.change, order[family.name], _style(family.name, family.kind)))
-            axes.set_xlim(-1.08 * far, 1.08 * far)
+            found = [(f, f.result.change) for f in cell.families if f.result and f.result.change]
+            # Changes beyond the border are drawn there, so that they do not set the scale for all.
+            border = _border([abs(change.mean) + (change.half_width or 0) for _, change in found])
+            for family, change in found:
+                _whisker(axes, change, order[family.name], border, _style(family.name, family.kind))
+            axes.set_xlim(-1.08 * border, 1.08 * border)
+            axes.set_ylim(-0.7, len(order) - 0.3)
             axes.set_yticks(list(order.values()), [names[name] for name in order])
             axes.grid(axis="y", visible=False)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
         for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("test MAE against best full training")
+            axes.set_xlabel("test MAE against full training")
 
     return _draw(paint, _lines(cells) * (0.9 + 0.21 * max(4, len(order))))
 
 
-def _whisker(axes: Any, change: Change, place: int, style: dict[str, Any]) -> float:
-    """A point with its interval; returns how far from 0 it reaches."""
+def _border(ends: Sequence[float]) -> float:
+    """Three times the third quartile, or the largest where it is less."""
+    return max(1.0, min(max(ends), 3 * sorted(ends)[3 * len(ends) // 4])) if ends else 1.0
+
+
+def _whisker(axes: Any, change: Change, place: int, border: float, style: dict[str, Any]) -> None:
+    """A point with its interval."""
     width = change.half_width or 0.0
-    shown = max(-_FARTHEST, min(_FARTHEST, change.mean))
+    low, shown, high = (max(-border, min(border, change.mean + side * width)) for side in (-1, 0, 1))
     if shown != change.mean:
-        axes.annotate(
-            f"{change.mean:+.0f}%", (shown, place), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5
-        )
-    # A filled point is told apart from 0 by its seeds, a pale one is not.
+        axes.annotate(f"{change.mean:+.0f}%", (shown, place), **_ABOVE)
+    # A pale point is not told apart from 0 by its seeds.
     alpha = 1.0 if change.outside else 0.4
-    low, high = (max(-_FARTHEST, min(_FARTHEST, change.mean + side * width)) for side in (-1, 1))
     axes.plot([low, high], [place, place], color=style["color"], linewidth=1.6, alpha=alpha)
     axes.plot(shown, place, **{**style, "linestyle": "none", "markersize": 6, "alpha": alpha})
-    return max(abs(low), abs(high), abs(shown))
 
 
 class _Gain(NamedTuple):
@@ -239,10 +261,11 @@ def gains(study: Study) -> str:
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        for group in dict.fromkeys(gain.cell.group for gain in found):
+        for place, group in enumerate(dict.fromkeys(gain.cell.group for gain in found)):
             mine = [gain for gain in found if gain.cell.group == group]
             color, marker = _MODELS.get(group[0], ("#7a7a7a", "o"))
-            nodes = [gain.cell.num_nodes for gain in mine]
+            beside = _BESIDE**place
+            nodes = [gain.cell.num_nodes * beside for gain in mine]
             style: Any = {"color": color, "marker": marker, "markersize": 6, "linestyle": "none", "alpha": 0.9}
             left.errorbar(nodes, [g.lower for g in mine], [g.width or 0 for g in mine], label=group_name(group), **style)
             right.plot(nodes, [g.times for g in mine], **style)
@@ -250,11 +273,11 @@ def gains(study: Study) -> str:
             for name in {gain.cell.series for gain in mine}:
                 alike = [gain for gain in mine if gain.cell.series == name]
                 for axes, values in ((left, [g.lower for g in alike]), (right, [g.times for g in alike])):
-                    axes.plot([g.cell.num_nodes for g in alike], values, color=color, linewidth=1.3, alpha=0.7)
+                    axes.plot([g.cell.num_nodes * beside for g in alike], values, color=color, linewidth=1.3, alpha=0.7)
         for axes, level in ((left, 0), (right, 1)):
             axes.axhline(level, color=_INK, linewidth=1)
             axes.set_xscale("log")
-            axes.margins(x=0.1, y=0.15)
+            axes.margins(x=0.1, y=0.2)
             axes.set_xlabel("nodes of the series")
         right.set_yscale("log")
         for axis in (left.xaxis, right.xaxis, right.yaxis):
@@ -263,12 +286,15 @@ def gains(study: Study) -> str:
         left.set_ylabel("lower than best full training, in %")
         right.set_title("Cost to full training's best validation MAE")
         right.set_ylabel("times less than full training")
-        for name, num_nodes in dict.fromkeys((gain.cell.series, gain.cell.num_nodes) for gain in found):
-            here = [g for g in found if (g.cell.series, g.cell.num_nodes) == (name, num_nodes)]
-            left.annotate(name, (num_nodes, max(g.lower + (g.width or 0) for g in here)), color=_SOFT, **_ABOVE)
-        _legend(figure, [left], columns=3)
+        for name in dict.fromkeys(gain.cell.series for gain in found):
+            last = max(gain.cell.num_nodes for gain in found if gain.cell.series == name)
+            here = [gain.lower + (gain.width or 0) for gain in found if (gain.cell.series, gain.cell.num_nodes) == (name, last)]
+            # Names lean towards the middle, so that the frame cuts none.
+            lean: Any = {"ha": "right", "rotation": -25} if last == found[-1].cell.num_nodes else {"ha": "left", "rotation": 25}
+            left.annotate(name, (last, max(here)), color=_SOFT, **{**_ABOVE, **lean})
+        _legend(figure, [left], columns=2)
 
-    return _draw(paint, 4.2)
+    return _draw(paint, 4.4)
 
 
 def tuning(cells: Sequence[Cell]) -> str:
@@ -293,8 +319,7 @@ def tuning(cells: Sequence[Cell]) -> str:
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.margins(x=0.1, y=0.12)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _plain_log(axes.xaxis)
             _plain_log(axes.yaxis)
         for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
             axes.set_xlabel("(window, node) pairs per step")
@@ -338,10 +363,12 @@ def predictions(found: Sequence[tuple[str, float, float]]) -> str:
             axes.annotate(label, (measured, predicted), xytext=(6, -3), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlim(ends[0], 2 * ends[1])
+        axes.set_xlim(*ends)
+        axes.set_ylim(*ends)
+        axes.set_aspect("equal")
         _plain_log(axes.xaxis)
         _plain_log(axes.yaxis)
         axes.set_xlabel("measured share of full training's time")
         axes.set_ylabel("predicted share")
 
-    return _draw(paint, 4.2)
+    return _draw(paint, 4.4)

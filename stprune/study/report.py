@@ -75,6 +75,7 @@ def render(
         ValueError: there are no rows, or a family has no label.
     """
     study = summarize(rows, labels)
+    cards, place = _cards(study)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -82,8 +83,9 @@ def render(
         title=title,
         scope=scope(study),
         note=note,
-        cards=_cards(study),
-        findings=headline(study)[1:],
+        cards=cards,
+        place=place,
+        findings=headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0]),
         pictures=_pictures(study, predictions),
         groups=[(group_name(group), cells, table.matrix(cells, study)) for group, cells in study.groups.items()],
         cells=[(cell, sentences(cell), *table.texts(cell)) for cell in study.cells],
@@ -94,25 +96,27 @@ def render(
     ) + "\n"  # fmt: skip
 
 
-def _cards(study: Study) -> list[tuple[str, str]]:
-    """The headline numbers of the cell with the most nodes that has them."""
+def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
+    """The headline numbers of the cell with the most nodes that has them, and which cell that is."""
     cells = [cell for cell in study.cells if cell.full and cell.drawing and cell.drawing.result and cell.drawing.result.change]
     if not cells:
-        return []
+        return [], ""
     cell = max(cells, key=lambda one: one.num_nodes)
-    drawing = cell.drawing
-    assert drawing
-    place = f"{cell.title}, {group_name(cell.group)}"
     found = []
-    if drawing.result and drawing.result.change:
-        found.append((f"{percent(drawing.result.change)} MAE", f"{drawing.label} against the best full training, equal cost"))
-    if drawing.reach:
-        found.append((f"{less(drawing.reach.time)} time", f"{drawing.label}, until full training's best validation MAE"))
+    drawing = cell.drawing
+    if drawing and drawing.result and drawing.result.change:
+        found.append(
+            (f"{percent(drawing.result.change)} MAE", f"{drawing.label}, against the best full training at equal cost")
+        )
+    if drawing and drawing.reach:
+        found.append((f"{less(drawing.reach.time)} time", "to reach the best validation MAE of full training"))
     else:
-        found.append(("never", f"{drawing.label} did not reach full training's best validation MAE on every seed"))
+        found.append(("never", "the best validation MAE of full training was not reached on every seed"))
     if cell.batch_gain:
-        found.append((f"{percent(cell.batch_gain)} MAE", f"by the batch alone, against batches of {USUAL_BATCH}"))
-    return [(number, f"{text} ({place})") for number, text in found]
+        found.append(
+            (f"{percent(cell.batch_gain)} MAE", f"by the batch alone: the best full training against batches of {USUAL_BATCH}")
+        )
+    return found, f"{cell.title}, {group_name(cell.group)}"
 
 
 def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
@@ -122,8 +126,8 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
     found = [
         Picture(
             "Test MAE against cost",
-            "One curve a family, or a point where it ran at one cost, each at its best batch and learning rate there. Both "
-            "axes are logarithmic.",
+            "One curve a family, or a point where it ran at one cost, each at its best batch and learning rate there. "
+            "Single points stand side by side to the right of their cost. Both axes are logarithmic.",
             each(figures.costs),
         )
     ]
@@ -132,7 +136,7 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
             Picture(
                 "Every family against the best full training",
                 "Test MAE at equal cost, paired over seeds; left is better. Bars are 95% intervals. Pale: the seeds do not "
-                "tell it from full training.",
+                "tell it from full training. Changes beyond the border stand at it with their number.",
                 each(figures.changes),
             )
         )
@@ -161,13 +165,13 @@ def _conditions(study: Study) -> list[tuple[str, str]]:
         ", ".join(f"{name} {version}" for name, version in row.machine.get("versions", {}).items()) for row in rows
     )
     hours = sum(row.seconds for row in rows) / 3600
-    days = f"{min(row.date for row in rows)[:10]} to {max(row.date for row in rows)[:10]}"
+    days = sorted({row.date[:10] for row in rows})
     return [
         ("Machine", "; ".join(machines)),
         ("Versions", "; ".join(versions)),
         (
             "Time",
-            f"{hours:.2g} hours of training in {len(rows):,} runs, {days}",
+            f"{hours:.2g} hours of training in {len(rows):,} runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}",
         ),
         ("Costs", _values(spec.cost for spec in specs)),
         ("Batches", _values(spec.batch_size for spec in specs)),
@@ -180,8 +184,7 @@ def _conditions(study: Study) -> list[tuple[str, str]]:
 
 def _machine(row: Row) -> str:
     found = row.machine
-    parts = [str(found[name]) for name in ("processor", "device") if name in found]
-    return ", ".join([*parts, *([f"{found['threads']} thread(s) a run"] if "threads" in found else [])])
+    return ", ".join(f"{name} {found[name]}" for name in ("processor", "device", "threads") if name in found)
 
 
 def _values(values: Iterable[float]) -> str:
