@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stprune.study.results import USUAL_BATCH, Change, Stat, compare
 from stprune.study.rows import Row
-from stprune.study.sentences import headline, percent
+from stprune.study.sentences import headline, percent, signed
 from stprune.study.summary import FULL, Cell, Family, Labels, Study, group_name, summarize
 
 
@@ -99,7 +99,7 @@ def _change(change: Change | None) -> str:
 
 
 def _seconds(family: Family) -> str:
-    return with_spread(family.result.time, significant(family.result.time.mean / 10)) if family.result else ""
+    return with_spread(family.result.time, significant(10 * family.result.time.mean)) if family.result else ""
 
 
 def _overhead(family: Family) -> str:
@@ -169,10 +169,7 @@ def matrix(cells: Sequence[Cell], study: Study) -> list[tuple[str, list[Entry]]]
     lines = [
         ("full training at its best: test MAE", [Entry(_best_mae(cell)) for cell in cells]),
         ("its batch", [Entry(f"{cell.full.setting.batch_size}" if cell.full else "") for cell in cells]),
-        (
-            f"full training, batch {USUAL_BATCH}",
-            [_entry(compare(cell.usual, cell.full), own=_is_usual(cell)) for cell in cells],
-        ),
+        (f"full training, batch {USUAL_BATCH}", [_usual(cell) for cell in cells]),
     ]
     for name, (label, _) in study.labels.items():
         found = [cell.find(name) for cell in cells]
@@ -199,7 +196,7 @@ def _usual(cell: Cell) -> Entry:
 def _entry(change: Change | None) -> Entry:
     if change is None:
         return Entry("")
-    return Entry(f"{change.mean:+.1f}%", strong=change.outside, better=change.mean < 0)
+    return Entry(signed(change.mean), strong=change.outside, better=change.mean < 0)
 
 
 def _reached(cell: Cell, family: Family | None, what: str) -> str:
