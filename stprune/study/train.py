@@ -128,9 +128,7 @@ class _Run:
             self.diverged = True
         elif mae < min((point.validation_mae for point in self.curve), default=math.inf):
             self.best = self._weights()
-        self.curve.append(
-            Point(self.pairs / self.problem.pairs, self.steps, self.clock.seconds, self.clock.cpu_seconds, mae)
-        )
+        self.curve.append(Point(self.pairs / self.problem.pairs, self.steps, self.clock.seconds, self.clock.cpu_seconds, mae))
 
     def row(self) -> Row:
         self.model.load_state_dict(self.best)
