@@ -62,6 +62,24 @@ def train(spec: Spec, problem: Problem, *, tick: Callable[[float], None] = lambd
     return run.row()
 
 
+def begun(spec: Spec, problem: Problem, *, share: float) -> nn.Module:
+    """The model of a run after a share of its budget; not validated.
+
+    Args:
+        spec, problem: as for `train`.
+        share: in [0, 1].
+
+    Returns:
+        The model, in training mode.
+    """
+    run = _Run(spec, problem)
+    budget = spec.cost * problem.pairs
+    draws = iter(run.family.draws())
+    while run.pairs < share * budget and not run.diverged:
+        run._step(draws, rate_at(run.pairs / budget, spec.rate_schedule))
+    return run.model
+
+
 class _Run:
     def __init__(self, spec: Spec, problem: Problem) -> None:
         self.spec, self.problem = spec, problem
