@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import stprune
-from stprune.demo.headroom import HeadroomOptions
 from stprune.study import machine, presets
 from stprune.study.command import run_study
 from stprune.study.families import FAMILIES
 from stprune.study.grid import Grid
+from stprune.study.headroom import HeadroomOptions, run_headroom
 from stprune.study.spec import MODELS
 
 _DATA = (
@@ -150,19 +150,20 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     defaults = HeadroomOptions()
     headroom = commands.add_parser(
         "headroom",
-        help="estimates what drawing nodes or windows would save, and says when it cannot pay",
-        description="Train a little, measure gradients and step times, and print the share of nodes and windows that gives "
-        "full training's gradient variance at the least cost. For a model of yours: stprune.headroom(model, loader).",
+        help="predicts what a smaller batch, and drawing nodes, would save",
+        description="Train a little, measure gradients and step times, and print the best batch of full training, the best "
+        "batch and number of nodes of node draws, and the ratio of times. For a model of yours: stprune.headroom(model, loader).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help="as for demo")
+    headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help=_DATA)
     headroom.add_argument("--model", default=defaults.model, choices=MODELS, help="model to train and measure")
+    headroom.add_argument("--dim", type=int, default=defaults.dim, metavar="D", help="width of the model")
     headroom.add_argument(
         "--epochs",
         type=int,
         default=defaults.epochs,
         metavar="N",
-        help="epochs of full training before measuring: the answer changes while the model learns",
+        help="passes over the training windows that full training is to make; the first tenth is trained before measuring",
     )
     headroom.add_argument(
         "--seconds", type=float, default=defaults.seconds, metavar="S", help="that the measurement may take, after training"
@@ -170,18 +171,12 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     headroom.add_argument("--device", default=defaults.device, help="auto (CUDA where present), cpu, cuda, ...")
     headroom.add_argument("--batch-size", type=int, default=defaults.batch_size, metavar="N", help="windows per step")
     headroom.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="of weights, orders and draws")
-    headroom.add_argument("--null-value", type=float, metavar="X", help="value that means missing, e.g. 0 for traffic data")
-    headroom.add_argument(
-        "--steps-per-day", type=int, metavar="N", help="of a series read from a path (default: from the file)"
-    )
     headroom.add_argument("--quick", action="store_true", help="cut the series, to see that it works")
 
 
 def _headroom(options: argparse.Namespace) -> None:
-    from stprune.demo import headroom
-
     settings = {name: value for name, value in vars(options).items() if name != "command"}
-    headroom.run_headroom(HeadroomOptions(**settings))
+    run_headroom(HeadroomOptions(**settings))
 
 
 def _running(options: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ ALLOWED = {
     "passes": {"ops", "plan"},
     "ranks": {"ops", "exchange"},
     "nodes": {"ops", "nodes", "exchange"},
-    "granularity": {"ops", "nodes"},
+    "granularity": {"ops", "nodes", "ranks"},
     "running": {"ops", "plan", "table"},
     "sharded": {
         "ops",

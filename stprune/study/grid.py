@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
@@ -227,13 +227,16 @@ def _searches(block: Block, num_nodes: Callable[[str], int]) -> Iterator[_Search
                         yield _Search(settings, block.rate_factors, block.seeds, curve)
 
 
-def _settings(block: Block, base: Spec, num_nodes: int) -> Iterable[Spec]:
-    kind = FAMILIES[base.family].kind
-    keep = block.keep_ratio if kind in ("windows", "both") and FAMILIES[base.family].drops_windows else 1.0
-    base = replace(base, keep_ratio=keep)
-    if kind in ("all", "windows"):
+def _settings(block: Block, base: Spec, num_nodes: int) -> list[Spec]:
+    family = FAMILIES[base.family]
+    base = replace(base, keep_ratio=block.keep_ratio if family.drops_windows else 1.0)
+    if family.kind in ("all", "windows"):
         return [replace(base, batch_size=batch) for batch in block.batches]
-    return [
+    found = [
         replace(base, batch_size=windows, num_drawn=min(num_nodes - 1, max(1, round(share * num_nodes / windows))))
         for windows, share in block.node_batches
     ]
+    fitting = [spec for spec in found if family.fits(spec, num_nodes)]
+    if not fitting:
+        raise ValueError(f"study: node_batches must fit {base.family} on {base.data}, got {block.node_batches}")
+    return fitting

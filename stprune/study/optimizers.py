@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stprune.study.spec import OPTIMIZERS, Spec
 
@@ -75,7 +75,7 @@ def make_optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer | Toge
     return optimizer
 
 
-def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+def hidden_weights(model: nn.Module) -> list[Tensor]:
     """The matrices that Muon updates: of all linear layers but those named `input_map` or `head`."""
     return [
         module.weight

@@ -20,7 +20,7 @@ HORIZON = 12
 # Enough windows that an epoch holds some 60 steps of 64, few enough that a score table fills within minutes.
 _TRAIN_WINDOWS = 4200
 # Of the parts that are only looked at so many (window, node) pairs are enough, and at least so many windows.
-_VALIDATION_PAIRS, _TEST_PAIRS = 60_000, 250_000
+_VALIDATION_PAIRS, _TEST_PAIRS = 30_000, 150_000
 _FEWEST_WINDOWS = 32
 
 

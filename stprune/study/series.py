@@ -18,18 +18,17 @@ from stprune.study.calendars import Calendar, counted_calendar, read_calendar
 from stprune.study.graph import Edges, FloatArray, IntArray
 from stprune.study.traffic import demand, traffic
 
-_WHOLE = {
-    "nodes": 1,
-    "steps": 1,
-    "stride": 1,
-    "per_day": 1,
-    "days": 1,
-    "seed": 0,
-}  # options that are whole numbers: least value
+# Of every option: the type of its value, the least one, and where it must stay below.
+_VALUES: dict[str, tuple[type, float, float]] = {
+    **dict.fromkeys(("nodes", "days", "steps", "stride", "per_day"), (int, 1, math.inf)),
+    "seed": (int, 0, math.inf),
+    "r": (float, 0, 1),
+    "null": (float, -math.inf, math.inf),
+}
 _OPTIONS = {
     "simbench": ("nodes", "steps", "stride", "null"),
-    "demand": ("nodes", "days", "steps", "seed"),
-    "traffic": ("nodes", "days", "steps", "per_day", "r", "seed"),
+    "demand": ("nodes", "days", "steps", "seed", "null"),
+    "traffic": ("nodes", "days", "steps", "per_day", "r", "seed", "null"),
     "path": ("nodes", "steps", "stride", "null", "per_day"),
 }
 _MINUTES = {"min": 1, "h": 60, "day": 1440}
@@ -99,8 +98,8 @@ def load(data: str) -> Series:
     | name | what | options |
     | --- | --- | --- |
     | `simbench` | 192 load profiles, a year of quarter hours | nodes, steps, stride, null |
-    | `demand` | generated demand, 64 nodes x 120 days of quarter hours | nodes, days, steps, seed |
-    | `traffic` | generated traffic on roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, seed |
+    | `demand` | generated demand, 64 nodes x 120 days of quarter hours | nodes, days, steps, seed, null |
+    | `traffic` | generated traffic on roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, seed, null |
     | path | file or folder that `stprune.read_series` reads, channel 0 | nodes, steps, stride, null, per_day |
 
     `nodes=K`: so many nodes, evenly spaced in the file's order. `steps=K`: the first so many steps. `stride=K`: every K-th
@@ -165,12 +164,13 @@ def _options(kind: str, query: str) -> dict[str, Any]:
         key, _, text = entry.partition("=")
         if key not in _OPTIONS[kind] or key in options:
             raise _refused(f"have each of the options {', '.join(_OPTIONS[kind])} at most once", repr(entry))
+        kind_of_value, least, below = _VALUES[key]
         try:
-            options[key] = int(text) if key in _WHOLE else float(text)
+            options[key] = kind_of_value(text)
         except ValueError:
-            raise _refused(f"have a {'whole ' if key in _WHOLE else ''}number for {key}", repr(text)) from None
-        if options[key] < _WHOLE.get(key, -math.inf) or not math.isfinite(options[key]):
-            raise _refused(f"have a finite {key}" + (f" of at least {_WHOLE[key]}" if key in _WHOLE else ""), text)
+            raise _refused(f"have {'a whole number' if kind_of_value is int else 'a number'} for {key}", repr(text)) from None
+        if not (least <= options[key] < below and math.isfinite(options[key])):
+            raise _refused(f"have {key} in [{least}, {below})", text)
     if "days" in options and "steps" in options:
         raise _refused("have days or steps, not both", repr(query))
     return options
@@ -247,6 +247,29 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series
     source = f"{meta['source']}; licence: {meta.get('licence', 'not stated')}" if "source" in meta else f"read from {path.name}"
     edges = None if found.adjacency is None else Edges.of(found.adjacency)
     return _series(values, calendar, per_day, source, found.node_ids, first=first, edges=edges)
+
+
+def repeated_nodes(values: FloatArray) -> tuple[int, int]:
+    """Count nodes that hold nothing new, since they make drawing nodes look better than it is.
+
+    Args:
+        values: [time, node] float32; NaN counts as the node's mean. At most 8,192 evenly spaced steps are looked at.
+
+    Returns:
+        How many nodes are constant, and how many others are an earlier node up to scale and offset (correlation above
+        0.9999 in size).
+    """
+    some = values[:: -(-len(values) // 8192)].astype(np.float64)
+    seen = np.isfinite(some)
+    mean = np.where(seen, some, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    some = np.where(seen, some - mean, 0.0)
+    spread = np.sqrt(np.square(some).mean(axis=0))
+    # Rounding leaves a constant node a spread of about 1e-8 of its level.
+    constant = spread <= 1e-6 * np.abs(mean)
+    some = some[:, ~constant] / spread[~constant]
+    correlation = some.T @ some / len(some)
+    copies = (np.abs(np.tril(correlation, -1)) > 0.9999).any(axis=1)
+    return int(constant.sum()), int(copies.sum())
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:

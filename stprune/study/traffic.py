@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ _HEIGHTS = np.array(
 )
 _SPREAD = 0.2  # standard deviation of the unpredictable part, of the logarithm
 _NOISE_SHARE = 0.2  # of the unpredictable part's variance: what the next step has forgotten
-_MEMORY_HOURS, _DIFFUSION_HOURS = 1.5, 0.75
+_MEMORY_HOURS, _DIFFUSION_HOURS = 4.0, 2.0
 _DRIFT = 0.1
 _INCIDENTS_PER_NODE_AND_DAY = 0.01
 _INCIDENT_HOPS, _INCIDENT_HOURS = 2, 3.0
@@ -53,8 +54,8 @@ def traffic(
       offices, through roads, leisure), other shapes at weekends, shifted by up to half an hour, and a drift per node.
     - `u` is the unpredictable part, with mean 0 and variance 1: `u = sqrt(r) common + sqrt(1 - r) own`. All nodes have
       `common` alike (weather, demand); `own` is made of shocks to single nodes that diffuse along the roads and fade in
-      hours. Both hold 20% white noise and have about the same memory. So `r` is the mean correlation of `u` between two
-      nodes, what eq. 14 of methods/README.md calls r if gradients were as errors are; neighbours correlate more.
+      hours. Both hold 20% white noise and have the same correlation from step to step. `r` is the mean correlation of `u`
+      between two nodes, as eq. 14 of methods/README.md has it of gradients; neighbours correlate more, others less.
     - `drop` is of incidents: 1% of the nodes a day lose 40 to 90% of their traffic at once, neighbours up to two edges away
       less and later, all recover within three hours.
     - The road network is a grid with shifted crossings and half of the vertical roads, in random numbering; it is connected.
@@ -144,14 +145,17 @@ def _unpredictable(
 ) -> FloatArray:
     """[time, node] float32: the part `u`."""
     kept, moved = math.exp(-hours / _MEMORY_HOURS), 1 - math.exp(-hours / _DIFFUSION_HOURS)
-    own = rng.standard_normal((num_steps, len(neighbour)), dtype=np.float32)
+    # What happened before the first step fades three times as long as the memory lasts.
+    early = math.ceil(3 * _MEMORY_HOURS / hours)
+    own = rng.standard_normal((early + num_steps, len(neighbour)), dtype=np.float32)
     stay, go = np.float32(kept * (1 - moved)), np.float32(kept * moved) * share
-    for step in range(1, num_steps):
-        before = own[step - 1]
-        own[step] += stay * before + np.einsum("nk,nk->n", go, before[neighbour])
-    # What the network has in common is r's alone.
-    own -= own.mean(1, keepdims=True)
+    for before, now in itertools.pairwise(own):
+        now += stay * before + np.einsum("nk,nk->n", go, before[neighbour])
+    own = own[early:]
     own /= own.std(0)
+    # Neighbours that are alike would make the network's mean vary more than that of independent nodes: the mean is r's alone.
+    mean = own.mean(1, keepdims=True)
+    own -= (1 - 1 / (math.sqrt(own.shape[1]) * mean.std())) * mean
     lag = float((own[1:] * own[:-1]).mean())
     common = _autoregressive(rng.standard_normal(num_steps), lag)
     for part in (own, common):

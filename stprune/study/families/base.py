@@ -82,6 +82,15 @@ class Family:
         """Refuse a number of drawn nodes that does not fit the rule; called where nodes are drawn."""
         require(spec, "num_drawn", 1 <= spec.num_drawn < num_nodes, f"in [1, {num_nodes})")
 
+    @classmethod
+    def fits(cls, spec: Spec, num_nodes: int) -> bool:
+        """Whether so many nodes can be drawn of a series with `num_nodes`."""
+        try:
+            cls.check_drawn(spec, num_nodes)
+        except ValueError:
+            return False
+        return True
+
     def draws(self) -> Iterator[Draw]:
         """Draws without end; what an iteration decides may depend on the losses of the draws before."""
         raise NotImplementedError
