@@ -233,7 +233,7 @@ def test_measured_statistics_are_those_of_all_pairs_by_hand():
 def test_gradients_of_models_are_those_of_single_backward_passes(kind):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = kind(NODES, steps_per_day=24, dim=2, num_layers=1).eval()
+        model = kind(NODES, steps_per_day=24, dim=4, num_layers=1).eval()
     x, y = calendar_batch(windows=1)
     parameters = list(model.parameters())
     losses = (model(x) - y).abs().mean(dim=(1, 3))[0]
