@@ -121,7 +121,8 @@ def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
 
 def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
     def each(draw: Callable[[Sequence[Cell]], str]) -> tuple[tuple[str, str], ...]:
-        return tuple((group_name(group), _uri(draw(cells))) for group, cells in study.groups.items())
+        shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
+        return tuple((group_name(group), _uri(draw(cells))) for group, cells in shown.items() if cells)
 
     found = [
         Picture(
