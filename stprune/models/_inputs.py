@@ -1,4 +1,4 @@
-"""Checks of a forecaster's input, shared by the models of this folder."""
+"""Checks of a forecaster's sizes and input, shared by the models of this folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import torch
 from torch import Tensor
 
 
-def check_input(name: str, x: Tensor, node: Tensor | None, *, history: int, num_nodes: int) -> None:
+def check_sizes(name: str, sizes: dict[str, int]) -> None:
+    """Refuse sizes below 1.
+
+    Args:
+        name: the model's name, for the message.
+        sizes: argument names and their values.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+    for argument, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: {argument} must be at least 1, got {size}")
+
+
+def check_input(name: str, x: Tensor, node: Tensor | None, *, history: int, num_nodes: int | None) -> None:
     """Refuse an input that the model would broadcast into a wrong result, or read out of bounds.
 
     Args:
@@ -14,7 +29,7 @@ def check_input(name: str, x: Tensor, node: Tensor | None, *, history: int, num_
         x: [B, T, N, C] or, with `node`, [B, T, m, C].
         node: [B, m] int64 node ids, or None.
         history: T the model was built for.
-        num_nodes: N the model was built for.
+        num_nodes: N the model was built for; None for a model that takes any nodes.
 
     Raises:
         TypeError: x is not floating point, or node is not int64.
@@ -27,7 +42,7 @@ def check_input(name: str, x: Tensor, node: Tensor | None, *, history: int, num_
             f"{name}: x must be [B, {history}, N, C] with C >= 3 (value, time of day, day of week), got {list(x.shape)}"
         )
     if node is None:
-        if x.shape[2] != num_nodes:
+        if num_nodes is not None and x.shape[2] != num_nodes:
             raise ValueError(
                 f"{name}: x must hold all {num_nodes} nodes when node is None, got {x.shape[2]} in {list(x.shape)}"
             )
@@ -39,7 +54,7 @@ def check_input(name: str, x: Tensor, node: Tensor | None, *, history: int, num_
             f"{name}: node must be [B, m] = {[x.shape[0], x.shape[2]]} to match x {list(x.shape)}, got {list(node.shape)}"
         )
     # On a GPU this check would wait for the device in every step; there the embedding lookup's own assert catches it.
-    if node.device.type == "cpu" and node.numel():
+    if num_nodes is not None and node.device.type == "cpu" and node.numel():
         low, high = (int(v) for v in torch.aminmax(node))
         if low < 0 or high >= num_nodes:
             raise ValueError(f"{name}: node ids must lie in [0, {num_nodes}), got {low if low < 0 else high}")

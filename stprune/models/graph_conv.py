@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stprune.models._inputs import check_input, time_index
+from stprune.models._graph import part_of, rows_of_one, with_loops
+from stprune.models._inputs import check_input, check_sizes, time_index
 
 
 class _NeighbourLayer(nn.Module):
@@ -82,13 +83,7 @@ class GraphConv(nn.Module):
         num_layers: int = 2,
     ) -> None:
         super().__init__()
-        if not isinstance(adjacency, Tensor) or not adjacency.is_floating_point():
-            kind = adjacency.dtype if isinstance(adjacency, Tensor) else type(adjacency).__name__
-            raise TypeError(f"GraphConv: adjacency must be a floating tensor, got {kind}")
-        if adjacency.dim() != 2 or adjacency.shape[0] != adjacency.shape[1] or not len(adjacency):
-            raise ValueError(f"GraphConv: adjacency must be [N, N] with N at least 1, got {list(adjacency.shape)}")
-        if not bool((torch.isfinite(adjacency) & (adjacency >= 0)).all()):
-            raise ValueError("GraphConv: adjacency must be finite and not negative, got an entry that is not")
+        adjacency = with_loops("GraphConv", adjacency)
         sizes = {
             "history": history,
             "horizon": horizon,
@@ -96,14 +91,11 @@ class GraphConv(nn.Module):
             "dim": dim,
             "num_layers": num_layers,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"GraphConv: {name} must be at least 1, got {size}")
+        check_sizes("GraphConv", sizes)
         self.num_nodes = len(adjacency)
         self.history = history
         self.steps_per_day = steps_per_day
-        loops = torch.diag((adjacency.diagonal() == 0).to(torch.float32))
-        self.register_buffer("adjacency", adjacency.detach().to(torch.float32) + loops.to(adjacency.device))
+        self.register_buffer("adjacency", adjacency)
         self.input_map = nn.Linear(history, dim)
         self.node_embedding = nn.Embedding(self.num_nodes, dim)
         self.day_embedding = nn.Embedding(steps_per_day, dim)
@@ -122,8 +114,7 @@ class GraphConv(nn.Module):
         Returns:
             [B, m, m] float32, or [N, N] for None; rows sum to 1.
         """
-        part = self.adjacency if node is None else self.adjacency[node[:, :, None], node[:, None, :]]
-        return part / part.sum(dim=-1, keepdim=True)
+        return rows_of_one(part_of(self.adjacency, node))
 
     def forward(self, x: Tensor, node: Tensor | None = None) -> Tensor:
         """Forecast every given node.

@@ -6,20 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stprune.models._inputs import check_input, time_index
+from stprune.models._inputs import check_input, check_sizes, time_index
 
 
 class _AttentionLayer(nn.Module):
     """Self-attention over the second last axis and a feed-forward map, each added to its input and normalised."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, inner_width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.to_query_key_value = nn.Linear(width, 3 * width)
         self.to_output = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(width, 2 * width)
-        self.outer = nn.Linear(2 * width, width)
+        self.inner = nn.Linear(width, inner_width)
+        self.outer = nn.Linear(inner_width, width)
         self.forward_norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class _AttentionLayer(nn.Module):
 
 
 class STAEformer(nn.Module):
-    """Spatio-temporal adaptive-embedding transformer, kept small.
+    """Spatio-temporal adaptive-embedding transformer.
 
     Attention over the nodes costs the square of their number, so drawing nodes saves more than in proportion; and a
     forecast depends on which other nodes were drawn.
@@ -45,21 +45,26 @@ class STAEformer(nn.Module):
         history: T, input steps.
         horizon: output steps.
         steps_per_day: rows of the time-of-day embedding.
-        dim: width of the value, day and week embeddings and of the adaptive one; tokens are 4 * dim wide.
+        dim: width of each of the value, day and week embeddings.
+        adaptive_dim: width of the embedding of every node and step; tokens are 3 * dim + adaptive_dim wide.
+        feed_forward_dim: inner width of the feed-forward maps.
         num_layers: attention layers over time, and as many over nodes.
-        num_heads: attention heads; must divide 4 * dim.
+        num_heads: attention heads; must divide the tokens' width.
+
+    Raises:
+        ValueError: a size is below 1, or num_heads does not divide the tokens' width.
 
     Example:
         >>> import torch
-        >>> model = STAEformer(num_nodes=5, history=12, horizon=12, dim=4, num_layers=1, num_heads=2)
+        >>> model = STAEformer(num_nodes=5, history=12, horizon=12, dim=4, adaptive_dim=4, num_layers=1)
         >>> x = torch.rand(2, 12, 5, 3)
         >>> model(x).shape
         torch.Size([2, 12, 5, 1])
         >>> model(x[:, :, :2], node=torch.tensor([[0, 1], [0, 1]])).shape
         torch.Size([2, 12, 2, 1])
 
-    Source: Liu et al., Spatio-Temporal Adaptive Embedding, CIKM 2023. Deviations: no dropout, so that a training run
-        reads no global random state; fewer and narrower layers by default.
+    Source: Liu et al., Spatio-Temporal Adaptive Embedding, CIKM 2023; sizes by default and initial weights as in its authors'
+        code. Deviation: no dropout, so that a training run reads no global random state.
     """
 
     def __init__(
@@ -69,8 +74,10 @@ class STAEformer(nn.Module):
         history: int = 12,
         horizon: int = 12,
         steps_per_day: int = 288,
-        dim: int = 8,
-        num_layers: int = 1,
+        dim: int = 24,
+        adaptive_dim: int = 80,
+        feed_forward_dim: int = 256,
+        num_layers: int = 3,
         num_heads: int = 4,
     ) -> None:
         super().__init__()
@@ -80,15 +87,15 @@ class STAEformer(nn.Module):
             "horizon": horizon,
             "steps_per_day": steps_per_day,
             "dim": dim,
+            "adaptive_dim": adaptive_dim,
+            "feed_forward_dim": feed_forward_dim,
             "num_layers": num_layers,
             "num_heads": num_heads,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"STAEformer: {name} must be at least 1, got {size}")
-        width = 4 * dim
+        check_sizes("STAEformer", sizes)
+        width = 3 * dim + adaptive_dim
         if width % num_heads:
-            raise ValueError(f"STAEformer: num_heads must divide 4 * dim = {width}, got {num_heads}")
+            raise ValueError(f"STAEformer: num_heads must divide 3 * dim + adaptive_dim = {width}, got {num_heads}")
         self.num_nodes = num_nodes
         self.history = history
         self.horizon = horizon
@@ -96,11 +103,12 @@ class STAEformer(nn.Module):
         self.input_map = nn.Linear(1, dim)
         self.day_embedding = nn.Embedding(steps_per_day, dim)
         self.week_embedding = nn.Embedding(7, dim)
-        self.adaptive_embedding = nn.Embedding(num_nodes, history * dim)
-        for table in (self.day_embedding, self.week_embedding, self.adaptive_embedding):
-            nn.init.xavier_uniform_(table.weight)
-        self.time_layers = nn.Sequential(*(_AttentionLayer(width, num_heads) for _ in range(num_layers)))
-        self.node_layers = nn.Sequential(*(_AttentionLayer(width, num_heads) for _ in range(num_layers)))
+        self.adaptive_embedding = nn.Embedding(num_nodes, history * adaptive_dim)
+        # The authors' table is [T, N, width], and Xavier's rule reads the shape.
+        nn.init.xavier_uniform_(self.adaptive_embedding.weight.view(history, num_nodes, adaptive_dim))
+        self.time_layers, self.node_layers = (
+            nn.Sequential(*(_AttentionLayer(width, feed_forward_dim, num_heads) for _ in range(num_layers))) for _ in range(2)
+        )
         self.head = nn.Linear(history * width, horizon)
 
     def forward(self, x: Tensor, node: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stprune.models._inputs import check_input, time_index
+from stprune.models._inputs import check_input, check_sizes, time_index
 
 
 class _ResidualMLP(nn.Module):
@@ -71,9 +71,7 @@ class STID(nn.Module):
             "dim": dim,
             "num_layers": num_layers,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"STID: {name} must be at least 1, got {size}")
+        check_sizes("STID", sizes)
         self.num_nodes = num_nodes
         self.history = history
         self.steps_per_day = steps_per_day
