@@ -333,6 +333,18 @@ def test_one_seed_is_said_to_prove_little():
     assert "can be chance" not in text_of(*seeds("full", (2.0, 2.1)), *seeds("pairs", (2.0, 2.1)))
 
 
+def test_a_best_batch_at_the_edge_of_what_was_tried_is_said():
+    rows = [row(batch=64, mae=3.0), row(batch=8), row("pairs", batch=1)]
+    assert "No smaller batch was tried, and one may be better still." in text_of(*rows)
+    assert "| its batch | 8, the smallest tried |" in table.markdown(rows, LABELS)
+    assert headline(summarize(rows, LABELS))[-1].startswith("In 1 of 1 comparison the smallest batch tried")
+    for inner in (row(batch=4, mae=3.0), row(batch=1, mae=1.0)):
+        assert "No smaller batch" not in text_of(*rows, inner)
+        assert "the smallest" not in "".join(
+            [table.markdown([*rows, inner], LABELS), *headline(summarize([*rows, inner], LABELS))]
+        )
+
+
 def test_without_full_training_nothing_is_weighed():
     cell = only([row("pairs"), row("nodes-uniform")])
     assert sentences(cell) == ["There is no run of full training at this budget, so that nothing can be weighed against it."]
@@ -346,7 +358,7 @@ def test_without_full_training_nothing_is_weighed():
 def test_the_headline_tells_many_from_few_nodes():
     rows = []
     for nodes, mae in ((100, 2.01), (675, 1.8), (900, 1.6)):
-        rows += [row(data=f"s{nodes}", nodes=nodes), row("nodes-uniform", data=f"s{nodes}", nodes=nodes, mae=mae)]
+        rows += [row(data=f"s{nodes}", nodes=nodes, batch=1), row("nodes-uniform", data=f"s{nodes}", nodes=nodes, mae=mae)]
     _, many, few = headline(summarize(rows, LABELS))
     assert many.startswith(
         "With 600 nodes or more: drawing nodes changed the test MAE by -15.0% on the mean (-20.0% to -10.0%)"
@@ -382,7 +394,7 @@ def test_the_markdown_table_has_a_line_a_family_a_column_a_series_and_marks_what
     assert lines[0] == ["STID of width 16, Adam, cosine schedule", "flow<br>100 nodes", "demand<br>900 nodes"]
     found = {line[0]: line[1:] for line in lines[2:]}
     assert found["full training at its best: test MAE"] == ["2.100", "2.000"]
-    assert found["its batch"] == ["8", "64"]
+    assert found["its batch"] == ["8, the smallest tried", "64, the smallest tried"]
     assert found["full training, batch 64"] == ["**+100.0%**", "the best"]
     assert found["single pairs"] == ["**-50.0%**", ""]
     assert found["uniform nodes"] == ["", "-0.5%"]

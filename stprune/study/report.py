@@ -138,7 +138,7 @@ def _findings(study: Study) -> list[str]:
 
 
 def _wrapped(text: str, lead: str = "") -> str:
-    return textwrap.fill(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead))
+    return textwrap.fill(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
 
 
 def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:

@@ -78,6 +78,12 @@ class Cell:
         return family.result if family and family.result and family.result.cost == self.cost else None
 
     @property
+    def smallest_is_best(self) -> bool:
+        """Full training is best with the smallest batch that was tried, above 1: a smaller one may be better still."""
+        tried = [row.spec.batch_size for row in self.rows if row.spec.family == FULL and row.spec.cost == self.cost]
+        return self.full is not None and 1 < self.full.setting.batch_size == min(tried)
+
+    @property
     def drawing(self) -> Family | None:
         """The family that stands for drawing nodes: uniform draws, or else the first that draws nodes."""
         return self.find(UNIFORM) or next((family for family in self.families if family.kind == "nodes"), None)

@@ -179,7 +179,7 @@ def matrix(cells: Sequence[Cell], study: Study) -> list[tuple[str, list[Entry]]]
     """
     lines = [
         ("full training at its best: test MAE", [Entry(_best_mae(cell)) for cell in cells]),
-        ("its batch", [Entry(f"{cell.full.setting.batch_size}" if cell.full else "") for cell in cells]),
+        ("its batch", [Entry(_batch(cell)) for cell in cells]),
         (f"full training, batch {USUAL_BATCH}", [_usual(cell) for cell in cells]),
     ]
     for name, (label, _) in study.labels.items():
@@ -196,6 +196,10 @@ def matrix(cells: Sequence[Cell], study: Study) -> list[tuple[str, list[Entry]]]
 
 def _best_mae(cell: Cell) -> str:
     return f"{cell.full.mae.mean:{significant(cell.full.mae.mean)}}" if cell.full else ""
+
+
+def _batch(cell: Cell) -> str:
+    return f"{cell.full.setting.batch_size}{', the smallest tried' * cell.smallest_is_best}" if cell.full else ""
 
 
 def _usual(cell: Cell) -> Entry:
