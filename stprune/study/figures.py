@@ -137,7 +137,7 @@ def costs(cells: Sequence[Cell]) -> str:
     full training is drawn there.
 
     Args:
-        cells: of one model.
+        cells: of one model, each with families.
 
     Returns:
         SVG text.
@@ -183,7 +183,7 @@ def changes(cells: Sequence[Cell]) -> str:
     """Every family's test MAE against the best full training at equal cost, with 95% intervals, one panel a series.
 
     Args:
-        cells: of one model.
+        cells: of one model, each with families.
 
     Returns:
         SVG text.
@@ -301,7 +301,7 @@ def tuning(cells: Sequence[Cell]) -> str:
     """Validation MAE against pairs per step at the best rate of each, full training and drawn nodes, one panel a series.
 
     Args:
-        cells: of one model.
+        cells: of one model, each with families.
 
     Returns:
         SVG text.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import pathlib
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import jinja2
 
 from stprune.study import figures, table
+from stprune.study.families import FAMILIES
 from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, less, percent, scope, sentences
@@ -85,7 +87,7 @@ def render(
         note=note,
         cards=cards,
         place=place,
-        findings=headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0]),
+        findings=_findings(study),
         pictures=_pictures(study, predictions),
         groups=[(group_name(group), cells, table.matrix(cells, study)) for group, cells in study.groups.items()],
         cells=[(cell, sentences(cell), *table.texts(cell)) for cell in study.cells],
@@ -94,6 +96,49 @@ def render(
         conditions=_conditions(study),
         sources=sources,
     ) + "\n"  # fmt: skip
+
+
+def write(
+    rows: Sequence[Row],
+    folder: pathlib.Path,
+    *,
+    title: str = TITLE,
+    note: str = "",
+    predictions: Sequence[tuple[str, float, float]] = (),
+    sources: Sequence[str] = (),
+) -> str:
+    """Write report.html and table.md into a folder.
+
+    Args:
+        rows, title, note, predictions, sources: as for `render`; labels are those of the families.
+        folder: exists.
+
+    Returns:
+        What the terminal shows: tables as text, findings, and where the report is.
+
+    Raises:
+        ValueError: there are no rows.
+        OSError: a file cannot be written.
+    """
+    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
+    study = summarize(rows, labels)
+    page = render(rows, labels, title=title, note=note, predictions=predictions, sources=sources)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(rows, labels), encoding="utf-8")
+    if len(study.cells) == 1:
+        tables = [table.as_text(study.cells[0]), _wrapped(table.legend(table.texts(study.cells[0])[0]))]
+    else:
+        tables = [table.over_series(cells, study) for cells in study.groups.values()]
+    findings = "\n".join(_wrapped(text, "- ") for text in ([note] if note else []) + _findings(study))
+    return "\n\n".join(["", *tables, scope(study), findings, f"Report: {folder / 'report.html'}"])
+
+
+def _findings(study: Study) -> list[str]:
+    return headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0])
+
+
+def _wrapped(text: str, lead: str = "") -> str:
+    return textwrap.fill(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
 
 
 def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
@@ -121,7 +166,8 @@ def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
 
 def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
     def each(draw: Callable[[Sequence[Cell]], str]) -> tuple[tuple[str, str], ...]:
-        return tuple((group_name(group), _uri(draw(cells))) for group, cells in study.groups.items())
+        shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
+        return tuple((group_name(group), _uri(draw(cells))) for group, cells in shown.items() if cells)
 
     found = [
         Picture(

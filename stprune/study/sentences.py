@@ -74,11 +74,17 @@ def headline(study: Study) -> list[str]:
         drawing = [cell.drawing for cell in cells if cell.full and cell.drawing and cell.drawing.result]
         if drawing:
             found.append(f"With {name}: {_gain(drawing)}")
+    edge = sum(cell.smallest_is_best for cell in study.cells)
     gains = [cell.batch_gain.mean for cell in study.cells if cell.batch_gain]
     if gains:
         found.append(
             f"The batch alone changed full training's test MAE by {_range(gains)} against batches of {USUAL_BATCH} at equal "
             "cost. Everything above is measured against full training at its best batch and rate."
+        )
+    if edge:
+        found.append(
+            f"In {edge} of {_count(len(study.cells), 'comparison')} the smallest batch tried was full training's best, and a "
+            "smaller one may be better still."
         )
     return [scope(study), *found]
 
@@ -140,9 +146,11 @@ def _gain(drawing: Sequence[Family]) -> str:
 
 def _batch(cell: Cell, full: Result) -> str:
     text = f"Full training is best with {full.setting} at a cost of {cell.cost:g} passes: test MAE {full.mae.mean:.4g}."
-    if cell.batch_gain is None:
-        return text + (f" Batches of {USUAL_BATCH} are the best that were tried." if cell.usual else "")
-    return text + f" Against batches of {USUAL_BATCH} at the same cost that is {percent(cell.batch_gain)}, by the batch alone."
+    if cell.batch_gain:
+        text += f" Against batches of {USUAL_BATCH} at the same cost that is {percent(cell.batch_gain)}, by the batch alone."
+    if cell.smallest_is_best:
+        text += " No smaller batch was tried, and one may be better still."
+    return text
 
 
 def sorted_out(changes: Iterable[tuple[str, Change]]) -> str:
