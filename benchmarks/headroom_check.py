@@ -25,10 +25,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import records
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
-
-import stprune
 from stprune.demo import machine
 from stprune.demo.data import load
 from stprune.demo.feeds import PlainFeed, PrunedFeed
@@ -36,6 +32,10 @@ from stprune.demo.headroom import sample, trained
 from stprune.demo.options import MODEL_DIM
 from stprune.demo.train import Trainer, TrainRun
 from stprune.demo.windows import prepare
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+import stprune
 from stprune.headroom.cost import fit_cost, time_steps, typical
 from stprune.headroom.gradients import gram, measure_gradients
 from stprune.headroom.losses import LOSSES

@@ -13,7 +13,6 @@ import torch
 
 import stprune
 from stprune import cli
-from stprune.study import command as study_command
 
 
 def run(capsys, *arguments):
