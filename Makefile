@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Named exactly, as a range would pull the newest build with gigabytes of CUDA packages; any torch >= 2.10 works.
 TORCH ?= torch==2.13.0
-# Options of `stprune demo` or pytest: make demo ARGS="--data synthetic", make test ARGS="-k sampler".
+# Options of `stprune demo` or pytest: make demo ARGS="--data demand", make test ARGS="-k sampler".
 ARGS ?=
 
 BIN = $(VENV)/bin
@@ -66,9 +66,9 @@ $(VENV)/.installed: $(VENV)/.package
 	$(BIN)/pip install --quiet "stprune[dev]"
 	touch $@
 
-# The demo needs less than the tests. SimBench's data files sit inside its package; its dependencies are not needed to read them.
+# A study needs less than the tests. SimBench's data files sit inside its package; its dependencies are not needed to read them.
 $(VENV)/.demo: $(VENV)/.package
-	$(BIN)/pip install --quiet "stprune[data,demo]"
+	$(BIN)/pip install --quiet "stprune[data,study]"
 	$(BIN)/pip install --quiet --no-deps "simbench>=1.6,<2"
 	touch $@
 
@@ -83,4 +83,4 @@ $(FRAMEWORKS)/.installed: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) build dist stprune-demo
+	rm -rf $(VENV) $(FRAMEWORKS) build dist stprune-demo stprune-study

@@ -111,6 +111,6 @@ if [ "$green" -eq 0 ]; then
 else
   echo "the tests are red: nothing is timed"
 fi
-step demo 40 "$python" -c "import sys; from stprune.cli import main; sys.exit(main())" demo --data synthetic --device cuda \
+step demo 40 "$python" -c "import sys; from stprune.cli import main; sys.exit(main())" demo --data demand --device cuda \
   --quick --output "$out/demo"
 finish

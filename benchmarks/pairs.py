@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import stprune
-from stprune.demo import machine
+from stprune.study import machine
 
 NUM_NODES = 8600
 BATCH = 16384

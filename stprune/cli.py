@@ -1,4 +1,4 @@
-"""The `stprune` command: `stprune demo`, `stprune headroom` and `stprune info`."""
+"""The `stprune` command: `stprune demo`, `stprune study`, `stprune headroom` and `stprune info`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 import stprune
-from stprune.demo import machine
-from stprune.demo.headroom import HeadroomOptions
-from stprune.demo.options import MODELS, RUNS, DemoOptions
+from stprune.study import machine, presets
+from stprune.study.command import run_study
+from stprune.study.families import FAMILIES
+from stprune.study.grid import Grid
+from stprune.study.headroom import HeadroomOptions, run_headroom
+from stprune.study.spec import MODELS
+
+_DATA = (
+    "simbench (pip install --no-deps simbench), demand, traffic?nodes=900&r=0.1, or a file or folder that stprune.read_series "
+    "reads; ?nodes=..., ?steps=... cut it"
+)
 
 _FAILED = 1
 _BAD_INPUT = 2
@@ -40,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    if options.command in ("demo", "headroom") and arguments is None:
+    if options.command in ("demo", "study", "headroom") and arguments is None:
         _restart_with_waiting_threads()
     try:
         if options.command == "info":
             print(info())
         elif options.command == "headroom":
             _headroom(options)
+        elif options.command == "study":
+            _study(options)
         else:
             _demo(options)
     except KeyboardInterrupt:
@@ -81,68 +92,78 @@ def _report(command: str, error: Exception, status: int) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    defaults = DemoOptions()
     parser = argparse.ArgumentParser(prog="stprune", description="Dynamic sample pruning for spatio-temporal training.")
     parser.add_argument("--version", action="version", version=f"stprune {stprune.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("info", help="versions, devices, and which kernels are loaded and why not")
-    demo = commands.add_parser(
-        "demo",
-        help="train with and without pruning on a real series; prints a table and writes a report",
-        description="Train one model on one series with full and with pruned training, taking turns on this machine; print one "
-        "table, write report.html and results.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    demo.add_argument(
-        "--data",
-        default=defaults.data,
-        metavar="NAME|PATH",
-        help="simbench (pip install --no-deps simbench), synthetic, or a file or folder that stprune.read_series reads",
-    )
-    demo.add_argument("--model", default=defaults.model, choices=MODELS, help="model to train")
-    demo.add_argument("--epochs", type=int, metavar="N", help="epochs of the full run (default: by the model)")
-    demo.add_argument(
-        "--keep-ratio", type=float, default=defaults.keep_ratio, metavar="R", help="share of the windows an epoch keeps"
-    )
-    demo.add_argument(
-        "--node-ratio", type=float, default=defaults.node_ratio, metavar="R", help="share of the nodes drawn per window"
-    )
-    demo.add_argument(
-        "--method",
-        action="append",
-        choices=RUNS,
-        metavar="RUN",
-        help=f"a run to make, beside full training; may be given several times. Default: {', '.join(defaults.runs)}. "
-        f"All: {', '.join(RUNS)}",
-    )
-    demo.add_argument("--device", default=defaults.device, help="auto (CUDA where present), cpu, cuda, ...")
-    demo.add_argument("--seeds", type=int, default=defaults.seeds, metavar="N", help="repeat with N seeds, show the spread")
-    demo.add_argument("--batch-size", type=int, default=defaults.batch_size, metavar="N", help="windows per step")
-    demo.add_argument("--null-value", type=float, metavar="X", help="value that means missing, e.g. 0 for traffic data")
-    demo.add_argument("--steps-per-day", type=int, metavar="N", help="of a series read from a path (default: from the file)")
-    demo.add_argument("--output", type=pathlib.Path, default=defaults.output, metavar="DIR", help="folder for the report")
-    demo.add_argument("--quick", action="store_true", help="cut data and training to a few seconds, to see that it works")
+    _add_demo(commands)
+    _add_study(commands)
     _add_headroom(commands)
     return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="a small study: full training at several batches against pruned training on a real series",
+        description="Train one model on one series, in full and pruned, each kind at several batch sizes; print a table, write "
+        "a report. A stopped demo goes on where it was.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    defaults = presets.DEMO
+    demo.add_argument("--data", default=defaults.data[0], metavar="NAME|PATH", help=_DATA)
+    demo.add_argument("--model", default=defaults.models[0], choices=MODELS, help="model to train")
+    demo.add_argument(
+        "--family",
+        action="append",
+        choices=tuple(FAMILIES),
+        metavar="NAME",
+        help=f"what to compare with full training; may be given several times. Default: {', '.join(defaults.families[1:])}. "
+        f"All: {', '.join(FAMILIES)}",
+    )
+    demo.add_argument("--cost", type=float, metavar="X", help="passes over the training part that a run may cost (default: 6)")
+    demo.add_argument("--seeds", type=int, default=defaults.seeds, metavar="N", help="runs of each best setting")
+    demo.add_argument("--quick", action="store_true", help="cut data and training to a few seconds, to see that it works")
+    _add_running(demo, pathlib.Path("stprune-demo"))
+
+
+def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    study = commands.add_parser(
+        "study",
+        help="trains a grid of series, models, families and settings; rows, tables and a report",
+        description="Make every run of a grid, tuned with equal care; finished runs are rows on disk, and a stopped study goes on "
+        "where it was. GRID is a JSON file, see benchmarks/studies.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    study.add_argument("grid", type=pathlib.Path, metavar="GRID", help="JSON file of the grid")
+    _add_running(study, pathlib.Path("stprune-study"))
+
+
+def _add_running(parser: argparse.ArgumentParser, output: pathlib.Path) -> None:
+    parser.add_argument("--processes", type=int, metavar="N", help="runs side by side (default: one per core, at most 8)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin no run after so many; 0 only writes the report")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where present), cpu, cuda, ...")
+    parser.add_argument("--output", type=pathlib.Path, default=output, metavar="DIR", help="folder of rows and report")
 
 
 def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     defaults = HeadroomOptions()
     headroom = commands.add_parser(
         "headroom",
-        help="estimates what drawing nodes or windows would save, and says when it cannot pay",
-        description="Train a little, measure gradients and step times, and print the share of nodes and windows that gives "
-        "full training's gradient variance at the least cost. For a model of yours: stprune.headroom(model, loader).",
+        help="predicts what a smaller batch, and drawing nodes, would save",
+        description="Train a little, measure gradients and step times, and print the best batch of full training, the best "
+        "batch and number of nodes of node draws, and the ratio of times. For your model: stprune.headroom(model, loader).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help="as for demo")
+    headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help=_DATA)
     headroom.add_argument("--model", default=defaults.model, choices=MODELS, help="model to train and measure")
+    headroom.add_argument("--dim", type=int, default=defaults.dim, metavar="D", help="width of the model")
     headroom.add_argument(
         "--epochs",
         type=int,
         default=defaults.epochs,
         metavar="N",
-        help="epochs of full training before measuring: the answer changes while the model learns",
+        help="passes over the training windows that full training is to make; the first tenth is trained before measuring",
     )
     headroom.add_argument(
         "--seconds", type=float, default=defaults.seconds, metavar="S", help="that the measurement may take, after training"
@@ -150,40 +171,32 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     headroom.add_argument("--device", default=defaults.device, help="auto (CUDA where present), cpu, cuda, ...")
     headroom.add_argument("--batch-size", type=int, default=defaults.batch_size, metavar="N", help="windows per step")
     headroom.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="of weights, orders and draws")
-    headroom.add_argument("--null-value", type=float, metavar="X", help="value that means missing, e.g. 0 for traffic data")
-    headroom.add_argument(
-        "--steps-per-day", type=int, metavar="N", help="of a series read from a path (default: from the file)"
-    )
     headroom.add_argument("--quick", action="store_true", help="cut the series, to see that it works")
 
 
 def _headroom(options: argparse.Namespace) -> None:
-    from stprune.demo import headroom
-
     settings = {name: value for name, value in vars(options).items() if name != "command"}
-    headroom.run_headroom(HeadroomOptions(**settings))
+    run_headroom(HeadroomOptions(**settings))
+
+
+def _running(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("processes", "minutes", "device", "command")}
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from stprune.demo.main import run_demo
-
-    run_demo(
-        DemoOptions(
-            data=options.data,
-            model=options.model,
-            epochs=options.epochs,
-            keep_ratio=options.keep_ratio,
-            node_ratio=options.node_ratio,
-            runs=tuple(options.method) if options.method else DemoOptions().runs,
-            device=options.device,
-            seeds=options.seeds,
-            output=options.output,
-            batch_size=options.batch_size,
-            quick=options.quick,
-            steps_per_day=options.steps_per_day,
-            null_value=options.null_value,
-        )
+    grid = presets.demo(
+        data=options.data,
+        model=options.model,
+        families=tuple(options.family or ()),
+        cost=options.cost,
+        seeds=options.seeds,
+        quick=options.quick,
     )
+    run_study(grid, options.output, **_running(options))
+
+
+def _study(options: argparse.Namespace) -> None:
+    run_study(Grid.read(options.grid), options.output, **_running(options))
 
 
 def info() -> str:

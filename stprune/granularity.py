@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 from collections.abc import Callable, Sized
@@ -12,8 +13,11 @@ from torch.utils.data import ConcatDataset
 
 from stprune.nodes import Draw, NodeSampler, resolve
 from stprune.ops import _check
+from stprune.ranks import Ranks
 
 GRANULARITIES = ("window", "node", "pair")
+AUTO = "auto"
+"""`node_ratio` of a sampler that is told during the run how many nodes to draw."""
 
 
 class Granularity:
@@ -24,7 +28,7 @@ class Granularity:
         kind: "window", "node", "pair", or None: "node" where num_nodes is given, else "window".
         num_windows: windows of the data set.
         num_nodes: nodes of a window, or None.
-        node_ratio: share of the nodes drawn in every window.
+        node_ratio: share of the nodes drawn in every window; "auto" for all until `draw_next` says otherwise.
         node_sampler: how they are drawn.
         seed: of the draws.
     """
@@ -37,24 +41,30 @@ class Granularity:
         *,
         num_windows: int,
         num_nodes: int | None,
-        node_ratio: float,
+        node_ratio: float | str,
         node_sampler: str | NodeSampler,
         seed: int,
     ) -> None:
         self._op = op
-        self.node_ratio = _check.real(op, "node_ratio", node_ratio, 0.0, 1.0, low_open=True)
+        if isinstance(node_ratio, str) and node_ratio != AUTO:
+            raise ValueError(f"{op}: node_ratio must be a number or {AUTO!r}, got {node_ratio!r}")
+        self.auto = node_ratio == AUTO
+        self.node_ratio = 1.0 if self.auto else _check.real(op, "node_ratio", node_ratio, 0.0, 1.0, low_open=True)
         self.num_nodes = None if num_nodes is None else _check.integer(op, "num_nodes", num_nodes, 1, 2**31 - 1)
         self.kind = ("window" if num_nodes is None else "node") if kind is None else kind
         _check.choice(op, "granularity", self.kind, GRANULARITIES)
-        if self.num_nodes is None and self.node_ratio < 1.0:
-            raise ValueError(f"{op}: num_nodes must be given when node_ratio is below 1, got None")
+        if self.num_nodes is None and (self.auto or self.node_ratio < 1.0):
+            raise ValueError(f"{op}: num_nodes must be given when node_ratio is below 1 or {AUTO!r}, got None")
         if self.num_nodes is None and self.kind != "window":
             raise ValueError(f"{op}: num_nodes must be given for granularity {self.kind!r}, got None")
-        if self.node_ratio < 1.0 and self.kind != "node":
-            raise ValueError(f"{op}: node_ratio must be 1 for granularity {self.kind!r}, got {self.node_ratio:g}")
+        if (self.auto or self.node_ratio < 1.0) and self.kind != "node":
+            raise ValueError(f"{op}: node_ratio must be 1 for granularity {self.kind!r}, got {node_ratio}")
+        # Whether batches hold some nodes of each window only.
+        self.draws_nodes = self.auto or self.node_ratio < 1.0 or self.kind == "pair"
         nodes = self._nodes = self.num_nodes or 1
         self.num_windows = num_windows
         self.count = self._count(nodes)
+        self._next: int | None = None
         chosen = resolve(node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
@@ -63,6 +73,45 @@ class Granularity:
     def _count(self, num_nodes: int) -> int:
         # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
         return 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * num_nodes, 9)))
+
+    def draw_next(self, op: str, num_drawn: int) -> None:
+        """Draw so many nodes from the next epoch on.
+
+        Raises:
+            TypeError, ValueError: node_ratio is not "auto", or the node sampler cannot draw so many; nothing is changed.
+        """
+        if not self.auto:
+            raise ValueError(f"{op}: node_ratio must be {AUTO!r}, got {self.node_ratio:g}")
+        count = _check.integer(op, "num_drawn", num_drawn, 1, self.num_nodes)
+        copy.copy(self.node_sampler).recount(count)
+        self._next = count
+
+    @torch.inference_mode(False)
+    def begin(self, ranks: Ranks) -> float:
+        """Begin an epoch with the number of nodes that rank 0 was told to draw, and return its share; a collective."""
+        if self.auto:
+            self._draw(ranks.of_first(self._next or self.count))
+            self._next = None
+        return self.node_ratio
+
+    def _draw(self, count: int) -> None:
+        if count != self.count:
+            self.node_sampler.recount(count)
+            self.count, self.node_ratio = count, count / self._nodes
+
+    def state_dict(self) -> dict[str, Any]:
+        """The node sampler's state, and how many nodes are drawn where that may change."""
+        return self.node_sampler.state_dict() | ({AUTO: [self.count, self._next or 0]} if self.auto else {})
+
+    @torch.inference_mode(False)
+    def load_state_dict(self, op: str, state: dict[str, Any]) -> float:
+        """Go on from `state_dict()`, and return the share of nodes that is drawn."""
+        if self.auto:
+            counts = [_check.integer(op, "num_drawn", count, 0, self.num_nodes) for count in state[AUTO]]
+            self._draw(counts[0])
+            self._next = counts[1] or None
+        self.node_sampler.load_state_dict({name: value for name, value in state.items() if name != AUTO})
+        return self.node_ratio
 
     @property
     def num_samples(self) -> int:
@@ -110,11 +159,13 @@ class Granularity:
     def drawn_in(self, epoch: int, now: Callable[[], int]) -> Callable[[torch.Tensor], torch.Tensor]:
         """The draw of nodes in an epoch, of which `now` tells whether it is still under way."""
 
+        count = self.count
+
         def drawn(index: torch.Tensor) -> torch.Tensor:
-            if epoch != now() and self.wants_scores:
+            if epoch != now() and (self.wants_scores or self.count != count):
                 raise RuntimeError(
                     f"{self._op}: an iterator over epoch {epoch} must end before epoch {now()} begins, whose scores decide "
-                    f"what the node sampler {self.node_sampler.name!r} draws"
+                    f"what the node sampler {self.node_sampler.name!r} draws, or which draws another number of nodes"
                 )
             return self.draw(index, epoch)[0]
 
@@ -122,7 +173,7 @@ class Granularity:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same on every rank, and in a sampler that continues."""
-        own = {"num_nodes": self.num_nodes, "node_ratio": self.node_ratio, "granularity": self.kind}
+        own = {"num_nodes": self.num_nodes, "node_ratio": AUTO if self.auto else self.node_ratio, "granularity": self.kind}
         return own | {f"node_sampler.{name}": value for name, value in self.node_sampler.settings().items()}
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:

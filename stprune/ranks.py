@@ -93,6 +93,15 @@ class Ranks:
         if self.exchange:
             self._forgotten = torch.cat([self._forgotten, index.cpu()]).unique()
 
+    def of_first(self, value: int) -> int:
+        """The value >= 0 that the first rank has; a collective where scores are exchanged, else one's own."""
+        if not self.exchange:
+            return value
+        own = value if self.both[1] == 0 else 0
+        found = torch.tensor([own], device=message_device(self.group, torch.device("cpu")))
+        distributed.all_reduce(found, op=distributed.ReduceOp.MAX, group=self.group)
+        return int(found)
+
     def agree(self, settings: dict[str, Any]) -> None:
         """Refuse, on every rank, ranks whose settings differ; a collective where scores are exchanged.
 

@@ -68,7 +68,8 @@ class PruningSampler(DistributedSampler[int]):
             OneCycleLR and for trainers that cache the length. Unknown samples then rank first instead of being certain,
             and annealed epochs are uniform draws.
         num_nodes: nodes in every window; needed for granularities other than "window".
-        node_ratio: share of the nodes drawn in every window, in (0, 1]; below 1 only for granularity "node".
+        node_ratio: share of the nodes drawn in every window, in (0, 1]; below 1 only for granularity "node". "auto": all, until
+            `stprune.headroom(model, batches, sampler=sampler)` or `draw_next` chooses, from the next epoch on.
         granularity: what is pruned. "window": windows, with all their nodes. "node": windows, of each of which
             ceil(node_ratio * num_nodes) nodes are drawn; `nodes` says which. "pair": single (window, node) samples, for
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and
@@ -113,7 +114,7 @@ class PruningSampler(DistributedSampler[int]):
         drop_last: bool = False,
         fixed_length: bool = False,
         num_nodes: int | None = None,
-        node_ratio: float = 1.0,
+        node_ratio: float | str = 1.0,
         granularity: str | None = None,
         node_sampler: str | NodeSampler = "uniform",
         sharded: bool = False,
@@ -127,7 +128,7 @@ class PruningSampler(DistributedSampler[int]):
             _OP, granularity, num_windows=size, num_nodes=num_nodes, node_ratio=node_ratio, node_sampler=node_sampler, seed=seed
         )
         self.num_windows, self.granularity, self.node_sampler = units.num_windows, units.kind, units.node_sampler
-        self.num_nodes, self.node_ratio = units.num_nodes, units.node_ratio
+        self.num_nodes, self.node_ratio, self.draws_nodes = units.num_nodes, units.node_ratio, units.draws_nodes
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)
@@ -206,6 +207,7 @@ class PruningSampler(DistributedSampler[int]):
                 self.table.advance(passed)
             else:
                 self.table.restart()
+        self.node_ratio = self._units.begin(self._ranks)
         self._begin(self._make_plan(scheduled))
         self._report_nonfinite()
 
@@ -527,6 +529,30 @@ class PruningSampler(DistributedSampler[int]):
         """
         return self._units.weights(index, node, self.epoch)
 
+    def draw_next(self, num_drawn: int) -> None:
+        """Draw so many nodes of every window from the next epoch that `set_epoch` begins: with node_ratio="auto" only.
+
+        Only the number of nodes changes; how many samples an epoch has does not. Where ranks exchange scores all take what
+        rank 0 was told, so that it is enough to tell that one. States hold the number.
+
+        Args:
+            num_drawn: in [1, num_nodes].
+
+        Raises:
+            TypeError, ValueError: node_ratio is not "auto", `num_drawn` is out of range, or the node sampler cannot draw so
+                many; nothing is changed.
+
+        Example:
+            >>> import torch, stprune
+            >>> sampler = stprune.PruningSampler(8, num_epochs=4, num_nodes=10, node_ratio="auto")
+            >>> sampler.draw_next(3)
+            >>> before = sampler.nodes(torch.arange(2)).shape[1]
+            >>> sampler.set_epoch(1)
+            >>> before, sampler.nodes(torch.arange(2)).shape[1]
+            (10, 3)
+        """
+        self._units.draw_next(f"{_OP}.draw_next", num_drawn)
+
     @property
     def constant_length(self) -> bool:
         """Whether every epoch has the same number of samples, whatever the scores."""
@@ -683,7 +709,7 @@ class PruningSampler(DistributedSampler[int]):
             "position": running.position,
             "finished": running.over,
             "table": self.table.state_dict(),
-            "node_sampler": self.node_sampler.state_dict(),
+            "node_sampler": self._units.state_dict(),
             "warned": sorted(self._warned),
             **self._planner.saved(running.plan),
         }
@@ -709,7 +735,7 @@ class PruningSampler(DistributedSampler[int]):
         position = _check.integer(op, "position", state["position"], 0)
         plan = self._planner.restored(op, self.table, state)
         self._ranks.settle(needs_scores=self._needs_scores)
-        self.node_sampler.load_state_dict(state["node_sampler"])
+        self.node_ratio = self._units.load_state_dict(op, state["node_sampler"])
         self.table.load_state_dict(state["table"])
         self.epoch = epoch
         self._warned = frozenset(state["warned"])

@@ -17,7 +17,8 @@ def collect(batches: Iterable[Any], num_windows: int, device: torch.device) -> l
     """Take batches until they hold enough windows.
 
     Args:
-        batches: yields (x, y), (index, x, y) or (index, (x, y)) with x, y [B, T, N, C] of all nodes; not modified.
+        batches: yields (x, y), (index, x, y), (index, (x, y)) or (index, node, x, y) with x, y [B, T, N, C] of all nodes;
+            not modified.
         num_windows: windows wanted; the last batch is cut to that, but never the first, whose size is the batch size.
         device: where they are put.
 
@@ -57,6 +58,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         parts = list(parts[1])
     elif len(parts) == 3:
         parts = parts[1:]
+    if len(parts) == 4 and _all_nodes(parts[1]):
+        parts = parts[2:]
     if len(parts) == 4:
         raise ValueError(f"{_OP}: batches must hold all nodes, got (index, node, x, y): set node_ratio to 1 for this")
     if len(parts) != 2 or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
@@ -64,6 +67,11 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             f"{_OP}: batches must yield (x, y), (index, x, y) or (index, (x, y)) of floating tensors, got {_form(batch)}"
         )
     return parts[0], parts[1]
+
+
+def _all_nodes(node: Any) -> bool:
+    """Whether drawn nodes [B, m] are 0 to m - 1 in every window: a sampler's that draws all."""
+    return isinstance(node, Tensor) and node.dim() == 2 and bool((node.cpu() == torch.arange(node.shape[1])).all())
 
 
 def _form(batch: Any) -> str:

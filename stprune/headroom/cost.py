@@ -1,4 +1,4 @@
-"""What a training step costs, by the number of nodes in it."""
+"""What a training step costs, by its windows and nodes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds per window of a training step with m nodes: c0 + c1 m + c2 m^2.
+    """Seconds of a training step of B windows with m nodes: step + B (c0 + c1 m + c2 m^2).
 
     Attributes:
-        c0: what does not depend on the nodes, the step's own share included.
-        c1: per node.
-        c2: per pair of nodes, as in attention over nodes; 0 where the cost is linear.
+        step: what does not depend on the batch.
+        c0: per window.
+        c1: per window and node.
+        c2: per window and pair of nodes, as in attention over nodes; 0 where the cost is linear.
     """
 
+    step: float
     c0: float
     c1: float
     c2: float
 
-    def at(self, num_drawn: Numbers) -> Array:
-        """Seconds per window with so many nodes."""
+    def at(self, batch_size: Numbers, num_drawn: Numbers) -> Array:
+        """Seconds of a step with so many windows and nodes."""
         m = np.asarray(num_drawn, dtype=np.float64)
-        return self.c0 + self.c1 * m + self.c2 * m * m
+        return self.step + np.asarray(batch_size, dtype=np.float64) * (self.c0 + self.c1 * m + self.c2 * m * m)
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,24 @@ class StepTimes:
     """Measured steps.
 
     Attributes:
-        sizes: [K] int64, nodes per window, ascending.
-        seconds: [rounds, K] float64 per window.
+        sizes: [K, 2] int64, windows and nodes a window.
+        seconds: [rounds, K] float64.
     """
 
     sizes: NDArray[np.int64]
     seconds: Array
 
 
-def sizes_to_time(num_nodes: int) -> NDArray[np.int64]:
-    """Numbers of nodes worth timing: all, and halvings of it down to a 32nd.
+def sizes_to_time(batch_size: int, num_nodes: int) -> NDArray[np.int64]:
+    """Windows and nodes worth timing: all of both; of each a quarter, a 16th and a 64th; and an eighth of both.
 
     Example:
-        >>> sizes_to_time(192).tolist(), sizes_to_time(3).tolist()
-        ([6, 12, 24, 48, 96, 192], [1, 2, 3])
+        >>> sizes_to_time(8, 16).tolist()
+        [[1, 2], [1, 16], [2, 16], [8, 1], [8, 4], [8, 16]]
     """
-    halvings = {max(1, round(num_nodes / 2**power)) for power in range(6)}
-    return np.array(sorted(halvings), dtype=np.int64)
+    parts = [(4**k, 1) for k in range(4)] + [(1, 4**k) for k in range(4)] + [(8, 8)]
+    sizes = {(max(1, batch_size // windows), max(1, num_nodes // nodes)) for windows, nodes in parts}
+    return np.array(sorted(sizes), dtype=np.int64)
 
 
 def time_steps(
@@ -93,39 +96,40 @@ def time_steps(
         seed: of orders and node draws.
         deadline: time.perf_counter() after which no new round is begun, once there are 3.
         progress: called with 1 after every round.
-        sizes: [K] ascending numbers of nodes to time; None for `sizes_to_time`.
+        sizes: [K, 2] windows and nodes to time; None for `sizes_to_time`.
 
     Returns:
         The times.
     """
-    num_nodes = batches[0][0].shape[2]
-    sizes = sizes_to_time(num_nodes) if sizes is None else sizes
+    all_x, all_y = batches[0]
+    num_nodes = all_x.shape[2]
+    sizes = sizes_to_time(len(all_x), num_nodes) if sizes is None else sizes
     maker = optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
     rng = np.random.default_rng([seed, 1])
-    device = batches[0][0].device
-    index = torch.arange(len(batches[0][0]), device=device)
+    device = all_x.device
+    index = torch.arange(len(all_x), device=device)
     rounds: list[Array] = []
     # The first round warms up allocators, kernels and the optimizer's state, and is dropped.
     for number in range(_MOST_ROUNDS + 1):
         if number > FEWEST_ROUNDS and time.perf_counter() > deadline:
             break
-        x, y = batches[0]
         row = np.empty(len(sizes))
         for place in rng.permutation(len(sizes)):
-            count = int(sizes[place])
+            windows, count = sizes[place].tolist()
+            x, y = all_x[:windows], all_y[:windows]
             _wait(device)
             started = time.perf_counter()
             if count == num_nodes:
                 forecast, target = model(x), y
             else:
-                node = draw_nodes(index, num_nodes=num_nodes, count=count, seed=seed, epoch=number)
+                node = draw_nodes(index[:windows], num_nodes=num_nodes, count=count, seed=seed, epoch=number)
                 forecast, target = model(gather_nodes(x, node), node=node), gather_nodes(y, node)
             value = batch_mean(*entries(forecast, target, loss, null_value, null_tolerance))
             maker.zero_grad(set_to_none=True)
             value.backward()
             maker.step()
             _wait(device)
-            row[place] = (time.perf_counter() - started) / len(x)
+            row[place] = time.perf_counter() - started
         if number:
             rounds.append(row)
             progress(1)
@@ -151,37 +155,43 @@ def typical(seconds: Array) -> Array:
     return quartile
 
 
-def fit_cost(sizes: NDArray[np.int64], seconds: Array) -> StepCost:
-    """Least squares of the relative errors with coefficients that are not negative.
+def fit_cost(times: StepTimes) -> StepCost:
+    """Least squares of the typical times' relative errors with coefficients that are not negative.
 
-    Relative, since a clock's errors grow with what it measures. A quadratic term needs at least four sizes.
+    Relative, since a clock's errors grow with what it measures.
 
     Args:
-        sizes: [K] nodes per window.
-        seconds: [K] per window, positive.
+        times: of steps.
 
     Returns:
-        The cost. Exact data of a cost of this form give its coefficients back.
+        The cost. Exact data of a cost of this form, measured at `sizes_to_time` of many windows and nodes, give its
+        coefficients back.
 
     Example:
         >>> import numpy as np
-        >>> cost = fit_cost(np.array([1, 2, 4, 8]), np.array([3.5, 4.0, 5.0, 7.0]))
-        >>> round(cost.c0, 6), round(cost.c1, 6), round(cost.c2, 6)
-        (3.0, 0.5, 0.0)
+        >>> sizes = np.array([[1, 1], [1, 8], [2, 4], [4, 2], [4, 8], [8, 1]])
+        >>> cost = fit_cost(StepTimes(sizes, StepCost(3.0, 0.0, 0.5, 0.0).at(*sizes.T)[None]))
+        >>> round(cost.step, 6), round(cost.c0, 6), round(cost.c1, 6), round(cost.c2, 6)
+        (3.0, 0.0, 0.5, 0.0)
     """
-    m = sizes.astype(np.float64)
-    columns = [np.ones_like(m), m] + ([m * m] if len(m) >= 4 else [])
-    matrix = np.stack(columns, axis=1) / seconds[:, None]
-    best, least = np.zeros(len(columns)), np.inf
-    # The best of all sets of free coefficients whose solution is feasible is the constrained solution; three have seven.
-    for some in itertools.chain.from_iterable(itertools.combinations(range(len(columns)), n) for n in range(1, 4)):
+    windows, nodes = times.sizes.astype(np.float64).T
+    columns = np.stack([np.ones_like(nodes), windows, windows * nodes, windows * nodes * nodes], axis=1)
+    matrix = columns / typical(times.seconds)[:, None]
+    best, least = np.zeros(4), np.inf
+    # The best of all sets of free coefficients whose solution is feasible is the constrained solution; four have fifteen.
+    for some in itertools.chain.from_iterable(itertools.combinations(range(4), n) for n in range(1, 5)):
         chosen = list(some)
-        solution = np.linalg.lstsq(matrix[:, chosen], np.ones(len(m)), rcond=None)[0]
+        solution = np.linalg.lstsq(matrix[:, chosen], np.ones(len(matrix)), rcond=None)[0]
         if (solution < 0).any():
             continue
         error = float(np.square(matrix[:, chosen] @ solution - 1).sum())
         # A term more must earn its place by more than rounding.
         if error < least - 1e-12:
-            best, least = np.zeros(len(columns)), error
+            best, least = np.zeros(4), error
             best[chosen] = solution
-    return StepCost(float(best[0]), float(best[1]), float(best[2]) if len(best) > 2 else 0.0)
+    return StepCost(*best.tolist())
+
+
+def fit_error(times: StepTimes, cost: StepCost) -> float:
+    """Largest relative distance of the fitted cost from the times of the measured steps."""
+    return float(np.abs(cost.at(*times.sizes.T) / typical(times.seconds) - 1).max())

@@ -35,13 +35,11 @@ class GradientStats:
     Attributes:
         gram: [W, W] float64, inner products of the windows' gradients.
         within: [W] float64, estimate of the variance (divisor N - 1, summed over parameters) of a window's pair gradients.
-        loss: [W] float64, the windows' losses.
         num_nodes: N.
     """
 
     gram: Array
     within: Array
-    loss: Array
     num_nodes: int
 
 
@@ -134,7 +132,6 @@ def measure_gradients(
     count = min(num_pairs, num_nodes)
     vectors: list[Tensor] = []
     within: list[float] = []
-    values: list[float] = []
     windows = ((x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x)))
     # Plain attention and plain recurrent layers: their backward can be batched, and runs in evaluation mode.
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
@@ -150,9 +147,8 @@ def measure_gradients(
             gradients = pair_gradients(losses, parameters, cotangents)
             vectors.append(gradients[count].float().cpu())
             within.append(spread(gradients[:count]))
-            values.append(float(losses.detach().mean()))
             progress(1)
-    return GradientStats(gram(torch.stack(vectors)), np.array(within), np.array(values), num_nodes)
+    return GradientStats(gram(torch.stack(vectors)), np.array(within), num_nodes)
 
 
 def drawn_bias(

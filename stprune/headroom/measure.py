@@ -5,22 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stprune.headroom import batches as windows
-from stprune.headroom.choices import choose
-from stprune.headroom.cost import MakeOptimizer, fit_cost, time_steps, typical
-from stprune.headroom.gradients import GradientStats, drawn_bias, measure_gradients, measured_parameters
+from stprune.headroom.cost import MakeOptimizer, fit_cost, fit_error, time_steps
+from stprune.headroom.gradients import drawn_bias, measure_gradients, measured_parameters
+from stprune.headroom.law import Candidate, Law, choose
 from stprune.headroom.losses import Loss, resolve
 from stprune.headroom.progress import bar
-from stprune.headroom.report import fit_error, sentences
+from stprune.headroom.report import pays, sentences
 from stprune.headroom.result import Headroom
-from stprune.headroom.variance import moments
+from stprune.headroom.variance import least_by_windows, moments
 from stprune.ops import _check, draw_nodes, gather_nodes
 
 _OP = "headroom"
@@ -46,13 +45,18 @@ def headroom(
     seconds: float = 60.0,
     seed: int = 0,
     progress: bool = False,
+    budget: int | None = None,
+    sampler: Any = None,
+    candidates: tuple[Sequence[int], Sequence[Candidate]] | None = None,
 ) -> Headroom:
-    """Estimate, before a run, what drawing nodes or windows would save on this model and data.
+    """Predict the best batch of full training, the best batch and number of nodes of node draws, and their ratio of times.
 
     Gradients: those of `num_windows` windows and of `num_pairs` random nodes of each, exact, give the intraclass
-    correlation r of a window's nodes and the spread of the windows' gradient lengths. Steps: whole training steps with N,
-    N / 2, ... N / 32 nodes, taking turns, give the cost c0 + c1 m (+ c2 m^2 where it shows) of a window. Both together give
-    the number of nodes, and of windows, at which a given gradient variance is cheapest.
+    correlation r of a window's nodes, the noise of a step of B windows with m nodes, v = s^2 (r + (1 - r) / m) / B, and the
+    squared length G^2 of the mean gradient. Steps: whole training steps of several sizes, taking turns, give a step's time
+    t(B, m). Training takes t(B, m) (1 + v / G^2), up to a factor that all steps share; the learning rate is the best for each.
+    Full training takes whole windows, and so at least one; where that is still more noise than its pairs need have, drawing
+    nodes pays. Where it is not, a smaller batch does the same, and the first sentence of the verdict says so.
 
     The gradients are a function of model, batches and seed; the timings are not. The model itself is neither trained nor
     changed: copies of it are, in evaluation mode for gradients, in training mode for timings. Global random state is put back.
@@ -77,6 +81,11 @@ def headroom(
             below 3).
         seed: in [0, 2^63), of drawn nodes, orders and bootstrap.
         progress: show progress bars, where tqdm is installed.
+        budget: windows that full training is to train on, repeats counted: epochs times windows. In training so long that
+            more of it would not help, drawing nodes gains less (`share_of_run`). None: not so long.
+        sampler: a `PruningSampler` with node_ratio="auto", which draws the best number of nodes for the loader's batch from
+            its next epoch on: `nodes_for(batch_in_use)` where `time_ratio` pays, else all. Or None.
+        candidates: batches of full training, and (windows, nodes) of node draws, to choose from; None for all sensible ones.
 
     Returns:
         A `Headroom`; print it.
@@ -96,8 +105,8 @@ def headroom(
         (32, True, True)
 
     Source:
-        Eq. 12-14; Cochran, Sampling Techniques (1977), chapters 10 and 5.7 (optimum for two-stage draws). Deviations: the
-        optimum is searched over integers, so that any cost may enter; windows' bound as variance, not second moment.
+        Eq. 12-15: Cochran, Sampling Techniques (1977), chapter 10 (variance of two-stage draws); McCandlish et al., An
+        Empirical Model of Large-Batch Training (2018) (steps needed by noise).
     """
     number = _check.integer(_OP, "num_windows", num_windows, windows.FEWEST)
     pairs = _check.integer(_OP, "num_pairs", num_pairs, 2)
@@ -105,6 +114,9 @@ def headroom(
     null_value, null_tolerance = _check.null(_OP, null_value, null_tolerance)
     limit = _check.real(_OP, "seconds", seconds, 0.0, math.inf, low_open=True)
     _check.choice(_OP, "layers", layers, ("auto", "all", "last"))
+    budget = None if budget is None else _check.integer(_OP, "budget", budget, 1)
+    if sampler is not None and not sampler.draws_nodes:
+        raise ValueError(f'{_OP}: sampler must have node_ratio="auto", got {sampler.node_ratio}')
     losses = resolve(loss)
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_OP}: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -130,7 +142,6 @@ def headroom(
                 deadline=started + _GRADIENT_SHARE * limit,
                 progress=advance,
             )
-        gradient = moments(stats)
         with bar("rounds of timed steps", 40, shown=progress) as advance:
             times = time_steps(
                 copy.deepcopy(model).to(where).train(),
@@ -143,61 +154,62 @@ def headroom(
                 deadline=started + limit,
                 progress=advance,
             )
-        choices = choose(stats, times, seed=seed)
+        in_use = len(found[0][0])
+        full, drawn = candidates or (None, None)
+        choice = choose(stats, times, batch_size=in_use, seed=seed, budget=budget, full=full, drawn=drawn)
+        law = Law(moments(stats), fit_cost(times))
         bias_share = None
         if interacts:
             moved = drawn_bias(
                 still,
                 found,
                 parameters,
-                num_drawn=choices.nodes.num_drawn,
+                num_drawn=choice.drawn[1],
                 loss=losses,
                 null_value=null_value,
                 null_tolerance=null_tolerance,
                 seed=seed,
             )
-            bias_share = max(moved, 0.0) / gradient.signal if gradient.signal > 0 else math.inf
-    cost = fit_cost(times.sizes, typical(times.seconds))
+            bias_share = max(moved, 0.0) / law.gradient.signal if law.gradient.signal > 0 else math.inf
     stopped_early = len(stats.gram) < number
-    noise = float(gradient.variance(gradient.num_nodes)) / len(found[0][0])
-    noise_share = noise / (noise + max(gradient.signal, 0.0))
-    return Headroom(
+    # A choice of windows divides the noise, and nothing else, of the best full training.
+    noise = float(law.gradient.noise(choice.full, stats.num_nodes))
+    window_bound = (1 + least_by_windows(stats) * noise) / (1 + noise)
+    windows_a_step, num_drawn = choice.drawn if pays(choice) else (choice.full, stats.num_nodes)
+    result = Headroom(
+        batch_size=windows_a_step,
+        num_drawn=num_drawn,
+        best_full_batch=choice.full,
+        best_drawn=choice.drawn,
+        time_ratio=choice.ratio,
+        interval=choice.interval,
+        smaller_batch=choice.smaller_batch,
+        window_bound=window_bound,
+        batch_in_use=in_use,
         num_nodes=stats.num_nodes,
         num_windows=len(stats.gram),
-        batch_size=len(found[0][0]),
-        gradient=gradient,
-        r_interval=choices.r_interval,
-        window_spread=window_spread(stats),
-        noise_share=noise_share,
-        step_cost=cost,
+        law=law,
+        r_interval=choice.r_interval,
         times=times,
         interacts=interacts,
         bias_share=0.0 if bias_share is None else bias_share,
         stopped_early=stopped_early,
-        nodes=choices.nodes,
-        windows=choices.windows,
-        score=choices.score,
-        both=choices.both,
-        node_ratio=choices.nodes.node_ratio if choices.nodes.pays else 1.0,
-        keep_ratio=choices.windows.keep_ratio if choices.windows.pays and choices.score.pays else 1.0,
         verdict=tuple(
             sentences(
-                choices,
-                gradient,
-                cost,
-                noise_share=noise_share,
+                choice,
+                batch_size=in_use,
+                num_nodes=stats.num_nodes,
+                window_bound=window_bound,
                 bias_share=bias_share,
                 stopped_early=stopped_early,
-                error=fit_error(times, cost),
+                error=fit_error(times, law.cost),
+                budget=budget,
             )
         ),
     )
-
-
-def window_spread(stats: GradientStats) -> float:
-    """(mean g)^2 / mean(g^2) of the windows' gradient lengths, in (0, 1]."""
-    squares = np.diagonal(stats.gram)
-    return float(np.sqrt(squares).mean() ** 2 / squares.mean())
+    if sampler is not None:
+        sampler.draw_next(result.nodes_for(in_use) if pays(choice) else result.num_nodes)
+    return result
 
 
 def _nodes_interact(model: nn.Module, x: Tensor, seed: int) -> bool:

@@ -82,6 +82,15 @@ class NodeSampler:
         _check.integer(op, "num_nodes", num_nodes, self.num_nodes)
         _check.integer(op, "count", count, self.count, num_nodes)
 
+    def recount(self, count: int) -> None:
+        """Draw so many nodes from now on, in place, between epochs; what was learned stays.
+
+        Raises:
+            ValueError: the sampler's settings do not fit the number; nothing is changed.
+        """
+        again = self.bind(num_windows=self.num_windows, num_nodes=self.num_nodes, count=count, seed=self.seed)
+        self.__dict__.update(again.__dict__)
+
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         """The nodes of windows [B] int64, and their weights.
 

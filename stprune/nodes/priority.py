@@ -60,10 +60,20 @@ class Priority(NodeSampler):
 
     def prepare(self) -> None:
         self.table = PairTable(self.num_windows, self.num_nodes, storage=self.storage, beta=self.beta)
+        self._wait()
+
+    def _wait(self) -> None:
         # What this epoch's batches gave: the drawn nodes, counted from 1 (0: the window was not trained on), and their scores.
-        self._node = torch.zeros(self.num_windows, self.count, dtype=torch.int32)
-        self._score = torch.zeros(self.num_windows, self.count, dtype=torch.float32)
-        self._fresh = torch.zeros(self.num_windows, dtype=torch.bool)  # windows whose scores no other rank has yet
+        device = self.table.device
+        self._node = torch.zeros(self.num_windows, self.count, dtype=torch.int32, device=device)
+        self._score = torch.zeros(self.num_windows, self.count, dtype=torch.float32, device=device)
+        # Windows whose scores no other rank has yet.
+        self._fresh = torch.zeros(self.num_windows, dtype=torch.bool, device=device)
+
+    def recount(self, count: int) -> None:
+        """As `NodeSampler.recount`: the table is kept."""
+        self.count = count
+        self._wait()
 
     def grow(self, num_windows: int, num_nodes: int, count: int) -> None:
         """As `NodeSampler.grow`: the table and the scores that wait are kept; new pairs are unknown."""

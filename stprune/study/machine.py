@@ -72,3 +72,25 @@ def describe(device: torch.device) -> dict[str, Any]:
         "versions": versions(),
         "libraries": {name: status.loaded for name, status in stprune.library_status().items()},
     }
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn a device name into a device that works here.
+
+    Args:
+        name: "auto" (CUDA where present, else the CPU) or a torch device name.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: torch does not know the name, or the device cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name} cannot be used here ({str(error).splitlines()[0]})") from None
+    return device

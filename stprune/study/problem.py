@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import stprune
+from stprune.study.graph import Edges, nearest_nodes
 from stprune.study.series import Series
 
 HISTORY = 12
@@ -18,7 +20,7 @@ HORIZON = 12
 # Enough windows that an epoch holds some 60 steps of 64, few enough that a score table fills within minutes.
 _TRAIN_WINDOWS = 4200
 # Of the parts that are only looked at so many (window, node) pairs are enough, and at least so many windows.
-_VALIDATION_PAIRS, _TEST_PAIRS = 60_000, 250_000
+_VALIDATION_PAIRS, _TEST_PAIRS = 30_000, 150_000
 _FEWEST_WINDOWS = 32
 
 
@@ -75,7 +77,7 @@ class Problem:
         complete: no value is missing, so that no mask is needed.
         mape_floor: targets smaller than this do not enter the MAPE: a tenth of `std`.
         steps_per_day: of the series.
-        adjacency: [node, node] float32, not negative, or None where the series has none.
+        edges: the series' own graph, None where it has none.
     """
 
     name: str
@@ -87,7 +89,7 @@ class Problem:
     complete: bool
     mape_floor: float
     steps_per_day: int
-    adjacency: Tensor | None = None
+    edges: Edges | None = None
 
     @property
     def device(self) -> torch.device:
@@ -126,19 +128,28 @@ class Problem:
         )
         return x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
 
+    @functools.cached_property
+    def graph(self) -> Edges:
+        """The series' own graph, or that of its most correlated nodes; made when asked."""
+        return self.edges or nearest_nodes(self.values[: self.split.train.stop])
+
+    @functools.cached_property
+    def adjacency(self) -> Tensor:
+        """[node, node] float32, not negative: `graph` as a dense matrix."""
+        return torch.from_numpy(self.graph.dense()).to(self.device)
+
     @property
     def pairs(self) -> int:
         """(window, node) pairs of the training part: those of cost 1."""
         return len(self.split.train) * self.num_nodes
 
 
-def prepare(series: Series, *, device: torch.device, null_value: float | None = None) -> Problem:
+def prepare(series: Series, *, device: torch.device) -> Problem:
     """Split a series 6:2:2 in time order and normalise it by its first part.
 
     Args:
         series: not modified.
         device: where the series is kept.
-        null_value: value that means "missing", besides NaN.
 
     Returns:
         The problem; missing values are NaN in `values`.
@@ -148,8 +159,8 @@ def prepare(series: Series, *, device: torch.device, null_value: float | None = 
             or wholly missing.
     """
     values = torch.from_numpy(np.ascontiguousarray(series.values))
-    if null_value is not None:
-        values = torch.where(values == null_value, torch.nan, values)
+    if series.null_value is not None:
+        values = torch.where(values == series.null_value, torch.nan, values)
     split = split_windows(len(values), series.steps_per_day, values.shape[1])
     seen = values[: split.train.stop].double()
     seen = seen[torch.isfinite(seen)]
@@ -167,7 +178,7 @@ def prepare(series: Series, *, device: torch.device, null_value: float | None = 
         complete=bool(torch.isfinite(values).all()),
         mape_floor=0.1 * std,
         steps_per_day=series.steps_per_day,
-        adjacency=None if series.adjacency is None else torch.from_numpy(series.adjacency).to(device),
+        edges=series.edges,
     )
 
 

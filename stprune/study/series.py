@@ -1,24 +1,37 @@
-"""The demo's series: SimBench load profiles, a synthetic one, or a file of the user's."""
+"""The series of a study: SimBench's load profiles, generated ones, or files of the user's."""
 
 from __future__ import annotations
 
-import csv
 import datetime
-import importlib.util
+import json
+import math
 import pathlib
+import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import stprune
+from stprune.study import simbench
+from stprune.study.calendars import Calendar, counted_calendar, read_calendar
+from stprune.study.graph import Edges, FloatArray, IntArray
+from stprune.study.traffic import demand, traffic
 
-SIMBENCH_STEPS = 35_136  # quarter hours of the leap year 2016
-SIMBENCH_NODES = 192
-_SIMBENCH_FILE = pathlib.PurePath("networks", "1-complete_data-mixed-all-0-sw", "LoadProfile.csv")
-_SIMBENCH_HELP = "install it with `pip install --no-deps simbench`, or use `--data synthetic`"
-
-FloatArray = NDArray[np.float32]
+# Of every option: the type of its value, the least one, and where it must stay below.
+_VALUES: dict[str, tuple[type, float, float]] = {
+    **dict.fromkeys(("nodes", "days", "steps", "stride", "per_day"), (int, 1, math.inf)),
+    "seed": (int, 0, math.inf),
+    "r": (float, 0, 1),
+    "null": (float, -math.inf, math.inf),
+}
+_OPTIONS = {
+    "simbench": ("nodes", "steps", "stride", "null"),
+    "demand": ("nodes", "days", "steps", "seed", "null"),
+    "traffic": ("nodes", "days", "steps", "per_day", "r", "seed", "null"),
+    "path": ("nodes", "steps", "stride", "null", "per_day"),
+}
+_MINUTES = {"min": 1, "h": 60, "day": 1440}
 
 
 @dataclass(frozen=True)
@@ -30,128 +43,178 @@ class Series:
         values: [time, node] float32, in `unit`; NaN where missing.
         time_of_day: [time] float32 in [0, 1), share of the day gone by.
         day_of_week: [time] int64, 0 = Monday.
-        steps_per_day: steps in 24 hours.
+        steps_per_day: steps of a day; where the file has only a part of each day, the steps of that part.
         first_day: date of the first step, None when not known.
         unit: unit of the values, empty when not known.
         source: where the series comes from and its licence.
         node_names: one name per node.
-        adjacency: [node, node] float32, not negative: weights of edges; None where not known.
+        edges: its graph; None where not known.
         null_value: value that means "missing" besides NaN; None for none.
     """
 
     name: str
     values: FloatArray
     time_of_day: FloatArray
-    day_of_week: NDArray[np.int64]
+    day_of_week: IntArray
     steps_per_day: int
     first_day: datetime.date | None
     unit: str
     source: str
     node_names: tuple[str, ...]
-    adjacency: FloatArray | None = None
+    edges: Edges | None = None
     null_value: float | None = None
 
-    def cut(self, num_steps: int, num_nodes: int) -> Series:
-        """Keep the first steps and nodes, for a quick run; values are copied."""
+    def thin(self, *, nodes: int | None = None, steps: int | None = None, stride: int = 1) -> Series:
+        """A smaller series: every `stride`-th step, of these the first `steps`, and evenly spaced nodes; values are copied.
+
+        Raises:
+            ValueError: there are fewer nodes or steps, or `stride` does not divide the day.
+        """
+        if self.steps_per_day % stride:
+            raise _refused("have a stride that divides its day", f"{stride} for {self.steps_per_day} steps per day")
+        time = np.arange(0, len(self.values), stride)
+        for what, wanted, there in (("nodes", nodes, len(self.node_names)), ("steps", steps, len(time))):
+            if wanted is not None and wanted > there:
+                raise _refused(f"ask for at most the {there} {what} there are", wanted)
+        time = time[:steps]
+        wanted = len(self.node_names) if nodes is None else nodes
+        node = np.arange(wanted) * len(self.node_names) // wanted
         return replace(
             self,
-            values=np.ascontiguousarray(self.values[:num_steps, :num_nodes]),
-            time_of_day=self.time_of_day[:num_steps],
-            day_of_week=self.day_of_week[:num_steps],
-            node_names=self.node_names[:num_nodes],
+            values=np.ascontiguousarray(self.values[np.ix_(time, node)]),
+            time_of_day=self.time_of_day[time],
+            day_of_week=self.day_of_week[time],
+            steps_per_day=self.steps_per_day // stride,
+            node_names=tuple(self.node_names[n] for n in node),
+            edges=None if self.edges is None else self.edges.select(node),
         )
 
 
-def load(data: str, *, seed: int = 0, steps_per_day: int | None = None) -> Series:
-    """Load the series named on the command line.
+def load(data: str) -> Series:
+    """Load a series by its name.
+
+    A name is `simbench`, `demand`, `traffic` or a path, and may be followed by options: `NAME?key=value&key=value`.
+
+    | name | what | options |
+    | --- | --- | --- |
+    | `simbench` | 192 load profiles, a year of quarter hours | nodes, steps, stride, null |
+    | `demand` | generated demand, 64 nodes x 120 days of quarter hours | nodes, days, steps, seed, null |
+    | `traffic` | generated traffic on roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, seed, null |
+    | path | file or folder that `stprune.read_series` reads, channel 0 | nodes, steps, stride, null, per_day |
+
+    `nodes=K`: so many nodes, evenly spaced in the file's order. `steps=K`: the first so many steps. `stride=K`: every K-th
+    step, chosen before `steps`. `null=V`: V means "missing". `per_day=K`: steps of a day, where the file does not say it.
+
+    Steps of a day come from `per_day`, the time stamps, or a `meta.json` in the folder (`"step": "10 min"`, `"1 h"`,
+    `"10 min (108/day)"`, or `"what"` with opening hours such as `(05:00-23:00)`). Without time stamps the series is taken to
+    start with a Monday, and to have no weekends where `"what"` says `weekdays`.
 
     Args:
-        data: "simbench", "synthetic" or the path of a file or folder that `stprune.read_series` reads.
-        seed: of the synthetic series.
-        steps_per_day: of a series read from a path; None infers it from the file's time stamps.
+        data: the name.
 
     Returns:
-        The series; node order is the file's.
+        The series; generated ones are the same for the same name.
 
     Raises:
         ModuleNotFoundError: "simbench" is asked for and not installed.
         FileNotFoundError: the path does not exist.
-        ValueError: the file is not what it must be.
+        ValueError: an option is unknown or its value cannot be, or the file is not what it must be.
+
+    Example:
+        >>> series = load("traffic?nodes=100&days=7&r=0.2")
+        >>> series.name, series.values.shape, series.steps_per_day
+        ('traffic, nodes=100, days=7, r=0.2', (672, 100), 96)
     """
-    if data == "simbench":
-        return load_simbench()
-    if data == "synthetic":
-        return synthetic(seed=seed)
-    if not pathlib.Path(data).exists():
-        raise FileNotFoundError(f"--data: must be simbench, synthetic or an existing path, got {data}")
-    return load_path(pathlib.Path(data), steps_per_day=steps_per_day)
+    name, _, query = data.partition("?")
+    options = _options(name if name in _OPTIONS else "path", query)
+    null = options.pop("null", None)
+    if name == "simbench":
+        values, stamps, names = simbench.read_profiles()
+        series = _series(values, read_calendar(stamps), 96, simbench.SOURCE, names, unit="p.u.", first=stamps[0])
+    elif name == "demand":
+        series = _demand(options)
+    elif name == "traffic":
+        series = _traffic(options)
+    else:
+        series = load_path(pathlib.Path(name), steps_per_day=options.pop("per_day", None))
+    series = series.thin(**options)
+    return replace(series, name=label(data), null_value=null)
 
 
-def simbench_file() -> pathlib.Path:
-    """Find the load profiles of the installed package `simbench`, which is not imported: its dependencies may be absent.
+def label(data: str) -> str:
+    """Short name of what `load` reads, for reports: without folders, and without options that only say how to read.
 
-    Returns:
-        Path of the CSV file.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed, or does not hold the file.
+    Example:
+        >>> label("simbench"), label("../data/MontevideoBus?nodes=300&per_day=24")
+        ('simbench', 'MontevideoBus, nodes=300')
     """
-    spec = importlib.util.find_spec("simbench")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = pathlib.Path(folder) / _SIMBENCH_FILE
-        if path.is_file():
-            return path
-    reason = "is not installed" if spec is None else f"holds no {_SIMBENCH_FILE}"
-    raise ModuleNotFoundError(f"--data simbench: the package simbench {reason}; {_SIMBENCH_HELP}", name="simbench")
+    name, _, query = data.partition("?")
+    shown = [each for each in query.split("&") if each and each.partition("=")[0] not in ("null", "per_day")]
+    return ", ".join([pathlib.PurePath(name).name, *shown])
 
 
-def load_simbench(path: pathlib.Path | None = None) -> Series:
-    """Read the 192 load profiles of SimBench's complete grid, scenario 0: a year of real quarter hours.
+def _refused(rule: str, got: object) -> ValueError:
+    return ValueError(f"load: data must {rule}, got {got}")
 
-    The columns are active (`_pload`) and reactive (`_qload`) power, each scaled by the profile's own maximum active
-    power (p.u.); all of them are taken, in the file's order. Time stamps are local, so one spring night lacks an hour
-    and one autumn night has it twice: the day's share is read from the stamps, not counted.
 
-    Args:
-        path: the CSV file; None finds it in the installed package.
+def _options(kind: str, query: str) -> dict[str, Any]:
+    """The options of a name, as numbers."""
+    options: dict[str, Any] = {}
+    for entry in query.split("&") if query else []:
+        key, _, text = entry.partition("=")
+        if key not in _OPTIONS[kind] or key in options:
+            raise _refused(f"have each of the options {', '.join(_OPTIONS[kind])} at most once", repr(entry))
+        kind_of_value, least, below = _VALUES[key]
+        try:
+            options[key] = kind_of_value(text)
+        except ValueError:
+            raise _refused(f"have {'a whole number' if kind_of_value is int else 'a number'} for {key}", repr(text)) from None
+        if not (least <= options[key] < below and math.isfinite(options[key])):
+            raise _refused(f"have {key} in [{least}, {below})", text)
+    if "days" in options and "steps" in options:
+        raise _refused("have days or steps, not both", repr(query))
+    return options
 
-    Returns:
-        Series of 35,136 steps x 192 nodes.
 
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-        ValueError: the file does not hold 35,136 x 192 numbers with time stamps `dd.mm.yyyy HH:MM`.
-    """
-    path = simbench_file() if path is None else path
-    with path.open(newline="", encoding="utf-8") as file:
-        header = next(csv.reader(file, delimiter=";"))
-    names = tuple(header[1:])
-    profiles = [name for name in names if name.endswith(("_pload", "_qload"))]
-    if header[0] != "time" or len(names) != SIMBENCH_NODES or len(profiles) != SIMBENCH_NODES:
-        raise ValueError(
-            f"{path.name}: columns must be time and {SIMBENCH_NODES} load profiles (_pload, _qload), got {len(header)} "
-            f"columns with {len(profiles)} profiles"
-        )
-    columns = range(1, len(header))
-    values = np.loadtxt(path, delimiter=";", skiprows=1, usecols=columns, dtype=np.float32)
-    stamps = np.loadtxt(path, delimiter=";", skiprows=1, usecols=0, dtype=np.str_)
-    if values.shape != (SIMBENCH_STEPS, SIMBENCH_NODES):
-        raise ValueError(
-            f"{path.name}: values must be {SIMBENCH_STEPS} x {SIMBENCH_NODES}, got {values.shape[0]} x {values.shape[1]}"
-        )
-    times = _parse_stamps(stamps, path.name)
-    time_of_day, day_of_week = calendar(times)
+def _series(
+    values: FloatArray,
+    calendar: Calendar,
+    per_day: int,
+    source: str,
+    names: tuple[str, ...] | None = None,
+    *,
+    unit: str = "",
+    first: np.datetime64 | None = None,
+    edges: Edges | None = None,
+) -> Series:
     return Series(
-        name="SimBench load profiles",
+        name="",
         values=values,
-        time_of_day=time_of_day,
-        day_of_week=day_of_week,
-        steps_per_day=96,
-        first_day=times[0].astype("datetime64[D]").item(),
-        unit="p.u.",
-        source="SimBench (simbench.de), complete_data-mixed-all-0, LoadProfile.csv; Open Database License 1.0",
-        node_names=names,
+        time_of_day=calendar.time_of_day,
+        day_of_week=calendar.day_of_week,
+        steps_per_day=per_day,
+        first_day=None if first is None else first.astype("datetime64[D]").item(),
+        unit=unit,
+        source=source,
+        node_names=names or tuple(str(node) for node in range(values.shape[1])),
+        edges=edges,
     )
+
+
+def _demand(options: dict[str, Any]) -> Series:
+    days = options.pop("days", math.ceil(options.get("steps", 120 * 96) / 96))
+    seed = options.pop("seed", 0)
+    values = demand(num_days=days, num_nodes=options.pop("nodes", 64), seed=seed)
+    return _series(values, counted_calendar(len(values), 96), 96, f"generated demand, seed {seed}")
+
+
+def _traffic(options: dict[str, Any]) -> Series:
+    per_day, seed = options.pop("per_day", 96), options.pop("seed", 0)
+    steps = options.pop("steps", per_day * options.pop("days", 28))
+    nodes, r = options.pop("nodes", 900), options.pop("r", 0.1)
+    found = traffic(num_nodes=nodes, num_steps=steps, steps_per_day=per_day, r=r, seed=seed)
+    source = f"generated traffic, r {r:g}, seed {seed}"
+    return _series(found.values, counted_calendar(steps, per_day), per_day, source, edges=found.edges)
 
 
 def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series:
@@ -159,83 +222,35 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series
 
     Args:
         path: what `read_series` takes.
-        steps_per_day: steps in 24 hours; None takes the file's own.
+        steps_per_day: steps of a day; None takes the file's own.
 
     Returns:
-        The series. Without time stamps in the file it is taken to start at midnight of a Monday, which only shifts the
-        names of the hours.
+        The series, nodes in the file's order; see `load` for its calendar.
 
     Raises:
+        FileNotFoundError: the path does not exist.
         ValueError: the file is not what it must be, or neither it nor the caller says how many steps a day has.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"load: data must be simbench, demand, traffic or an existing path, got {path}")
     found = stprune.read_series(path)
+    meta = _read_meta(path / "meta.json")
     values = np.ascontiguousarray(found.values[:, :, 0], dtype=np.float32)
-    per_day = steps_per_day or found.steps_per_day
+    per_day = steps_per_day or found.steps_per_day or _steps_per_day(meta)
     if per_day is None:
-        raise ValueError(f"--steps-per-day: must be given for {path.name}, whose times do not say it, got None")
-    first_day = None
+        raise _refused("say its steps per day, as in PATH?per_day=96", f"{path.name}, whose files do not")
     if found.timestamps is None:
-        time_of_day, day_of_week = counted_calendar(len(values), per_day)
+        days = 5 if "weekdays" in str(meta.get("what")) else 7
+        calendar, first = counted_calendar(len(values), per_day, days_per_week=days), None
     else:
-        time_of_day, day_of_week = calendar(found.timestamps)
-        first_day = found.timestamps[0].astype("datetime64[D]").item()
-    names = found.node_ids or tuple(str(node) for node in range(values.shape[1]))
-    return Series(
-        name=found.name,
-        values=values,
-        time_of_day=time_of_day,
-        day_of_week=day_of_week,
-        steps_per_day=per_day,
-        first_day=first_day,
-        unit="",
-        source=f"read from {path.name}",
-        node_names=names,
-    )
-
-
-def _parse_stamps(stamps: NDArray[np.str_], name: str) -> NDArray[np.datetime64]:
-    # "31.12.2016 23:45" -> "2016-12-31T23:45", without a Python loop over the steps.
-    if stamps.dtype.itemsize != 16 * 4:
-        raise ValueError(f"{name}: time stamps must be dd.mm.yyyy HH:MM, got {stamps[0]!r}")
-    letters = stamps.view("U1").reshape(len(stamps), 16)
-    iso = letters[:, [6, 7, 8, 9, 2, 3, 4, 5, 0, 1, 10, 11, 12, 13, 14, 15]].copy()
-    iso[:, [4, 7]], iso[:, 10] = "-", "T"
-    return iso.reshape(-1).view("U16").astype("datetime64[m]")
-
-
-def calendar(stamps: NDArray[np.datetime64]) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Split time stamps into the share of the day gone by and the day of the week.
-
-    Args:
-        stamps: [time] datetime64.
-
-    Returns:
-        time_of_day [time] float32 in [0, 1) and day_of_week [time] int64, 0 = Monday.
-    """
-    days = stamps.astype("datetime64[D]")
-    seconds = (stamps.astype("datetime64[s]") - days).astype(np.int64)
-    time_of_day = (seconds / 86_400).astype(np.float32)
-    # 1970-01-01 was a Thursday.
-    return time_of_day, (days.astype(np.int64) + 3) % 7
-
-
-def counted_calendar(num_steps: int, steps_per_day: int) -> tuple[FloatArray, NDArray[np.int64]]:
-    """The calendar of a series without time stamps: it starts at midnight of a Monday.
-
-    Args:
-        num_steps: steps of the series.
-        steps_per_day: steps in 24 hours.
-
-    Returns:
-        time_of_day [time] float32 in [0, 1) and day_of_week [time] int64, 0 = Monday.
-    """
-    step = np.arange(num_steps)
-    time_of_day = (step % steps_per_day / steps_per_day).astype(np.float32)
-    return time_of_day, step // steps_per_day % 7
+        calendar, first = read_calendar(found.timestamps), found.timestamps[0]
+    source = f"{meta['source']}; licence: {meta.get('licence', 'not stated')}" if "source" in meta else f"read from {path.name}"
+    edges = None if found.adjacency is None else Edges.of(found.adjacency)
+    return _series(values, calendar, per_day, source, found.node_ids, first=first, edges=edges)
 
 
 def repeated_nodes(values: FloatArray) -> tuple[int, int]:
-    """Count nodes that hold nothing new, since they make node pruning look better than it is.
+    """Count nodes that hold nothing new, since they make drawing nodes look better than it is.
 
     Args:
         values: [time, node] float32; NaN counts as the node's mean. At most 8,192 evenly spaced steps are looked at.
@@ -257,44 +272,26 @@ def repeated_nodes(values: FloatArray) -> tuple[int, int]:
     return int(constant.sum()), int(copies.sum())
 
 
-def synthetic(*, num_days: int = 120, num_nodes: int = 64, seed: int = 0) -> Series:
-    """Generate a demand-like series: daily and weekly shapes, heterogeneous nodes, weather and noise.
+def _read_meta(path: pathlib.Path) -> dict[str, Any]:
+    """What a folder says of its series; empty where it says nothing."""
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _refused("have a meta.json of JSON text", f"{path} ({error})") from None
+    return meta if isinstance(meta, dict) else {}
 
-    Args:
-        num_days: days of 96 quarter hours.
-        num_nodes: nodes.
-        seed: the same seed gives the same series; no global random state is used.
 
-    Returns:
-        Series in arbitrary units.
-    """
-    rng = np.random.default_rng([seed, num_days, num_nodes])
-    steps = num_days * 96
-    time_of_day, day_of_week = counted_calendar(steps, 96)
-    clock = 2 * np.pi * time_of_day[:, None]
-    scale = rng.lognormal(0.0, 0.6, num_nodes)
-    phase = rng.normal(0.0, 0.6, num_nodes)
-    evening = rng.uniform(0.0, 0.8, num_nodes)
-    weekend = np.where(day_of_week[:, None] >= 5, rng.uniform(0.4, 1.2, num_nodes), 1.0)
-    shape = 1.5 - np.cos(clock + phase) + evening * np.sin(2 * clock + phase)
-    # Weather: one slow random walk that pulls every node, each with its own sensitivity.
-    shock = rng.normal(0.0, 1.0, steps)
-    weather = np.empty(steps)
-    level = 0.0
-    for step in range(steps):
-        level = 0.995 * level + 0.1 * shock[step]
-        weather[step] = level
-    share = rng.normal(0.0, 0.3, num_nodes)
-    noise = rng.normal(0.0, 1.0, (steps, num_nodes)) * rng.uniform(0.02, 0.3, num_nodes)
-    values = scale * (weekend * shape + share * weather[:, None] + noise)
-    return Series(
-        name="synthetic",
-        values=values.astype(np.float32),
-        time_of_day=time_of_day,
-        day_of_week=day_of_week,
-        steps_per_day=96,
-        first_day=None,
-        unit="",
-        source=f"generated, seed {seed}",
-        node_names=tuple(f"node {i}" for i in range(num_nodes)),
-    )
+def _steps_per_day(meta: dict[str, Any]) -> int | None:
+    step, what = str(meta.get("step", "")), str(meta.get("what", ""))
+    if stated := re.search(r"\((\d+)/day\)", step):
+        return int(stated[1]) or None
+    length = re.match(r"(\d+) ?(min|h|day)\b", step)
+    if length is None or not int(length[1]):
+        return None
+    opened = re.search(r"\((\d\d):(\d\d)-(\d\d):(\d\d)\)", what)
+    hours = [int(number) for number in opened.groups()] if opened else [0, 0, 24, 0]
+    minutes = 60 * (hours[2] - hours[0]) + hours[3] - hours[1]
+    steps, rest = divmod(minutes, int(length[1]) * _MINUTES[length[2]])
+    return steps if steps > 0 and not rest else None

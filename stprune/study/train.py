@@ -22,7 +22,7 @@ GRADIENT_CLIP = 5.0
 FINAL_RATE = 0.01
 HARD_SHARE = 0.05
 # Validations of a run, as shares of its budget: more of them early, where the error falls fast.
-VALIDATE_AT = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+VALIDATE_AT = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
 # Evaluation holds no gradients, so that larger batches than in training cost no memory to speak of.
 _EVALUATION_PAIRS = 16_384
 
@@ -60,6 +60,24 @@ def train(spec: Spec, problem: Problem, *, tick: Callable[[float], None] = lambd
     run = _Run(spec, problem)
     run.train(tick)
     return run.row()
+
+
+def begun(spec: Spec, problem: Problem, *, share: float) -> nn.Module:
+    """The model of a run after a share of its budget; not validated.
+
+    Args:
+        spec, problem: as for `train`.
+        share: in [0, 1].
+
+    Returns:
+        The model, in training mode.
+    """
+    run = _Run(spec, problem)
+    budget = spec.cost * problem.pairs
+    draws = iter(run.family.draws())
+    while run.pairs < share * budget and not run.diverged:
+        run._step(draws, rate_at(run.pairs / budget, spec.rate_schedule))
+    return run.model
 
 
 class _Run:
@@ -128,9 +146,7 @@ class _Run:
             self.diverged = True
         elif mae < min((point.validation_mae for point in self.curve), default=math.inf):
             self.best = self._weights()
-        self.curve.append(
-            Point(self.pairs / self.problem.pairs, self.steps, self.clock.seconds, self.clock.cpu_seconds, mae)
-        )
+        self.curve.append(Point(self.pairs / self.problem.pairs, self.steps, self.clock.seconds, self.clock.cpu_seconds, mae))
 
     def row(self) -> Row:
         self.model.load_state_dict(self.best)

@@ -31,7 +31,7 @@ def ids_of(op: str, sampler: Any, starts: WindowStarts, num_nodes: int) -> Any:
 
 def draws_nodes(ids: Any) -> bool:
     """Whether batches hold some nodes of each window only."""
-    return bool(ids.node_ratio < 1.0 or ids.granularity == "pair")
+    return bool(ids.draws_nodes)
 
 
 class PlainIds:
@@ -46,7 +46,7 @@ class PlainIds:
         TypeError: `sampler` is something else.
     """
 
-    granularity, num_nodes, node_ratio = None, None, 1.0
+    granularity, num_nodes, node_ratio, draws_nodes = None, None, 1.0, False
 
     def __init__(self, op: str, sampler: Any, num_windows: int) -> None:
         if sampler is not None and not (isinstance(sampler, Iterable) and isinstance(sampler, Sized)):

@@ -1,0 +1,120 @@
+"""`stprune study` and `stprune demo`: from a grid to rows, a table and a report."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from stprune.study import machine
+from stprune.study.families import FAMILIES
+from stprune.study.grid import Grid
+from stprune.study.rows import Row
+from stprune.study.run import ROWS, run
+from stprune.study.sentences import headline, sentences
+from stprune.study.summary import Cell, summarize
+
+LABELS = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
+"""Name of every family -> (label for people, kind), in the report's order."""
+
+
+def run_study(
+    grid: Grid,
+    folder: pathlib.Path,
+    *,
+    processes: int | None = None,
+    minutes: float | None = None,
+    device: str = "auto",
+    command: str = "study",
+) -> list[Row]:
+    """Make the runs of a grid, print the table, write report.html and table.md.
+
+    Args:
+        grid: what to run.
+        folder: of rows.jsonl and the report; runs whose rows are there already are not made again.
+        processes: runs side by side; None: one per processor core, at most 8.
+        minutes: no run is begun after so many; None for no limit, 0 only writes the report.
+        device: "auto" (CUDA where present, else the CPU) or a torch device name.
+        command: name in error messages.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: a setting or the data is not usable.
+        OSError: the data cannot be read or the output not written.
+        ModuleNotFoundError: tqdm, matplotlib, jinja2 or the data's package is not installed.
+        RuntimeError: no run has finished, or see `stprune.study.run.run`.
+    """
+    for module in ("tqdm", "matplotlib", "jinja2"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"stprune {command}: needs {module}; install it with `pip install 'stprune[study]'`")
+    device = str(machine.choose_device(device))
+    processes = min(8, machine.cores()) if processes is None else processes
+    with _Progress() as progress:
+        rows = run(grid, folder, processes=processes, minutes=minutes, device=device, report=progress.take)
+    if not rows:
+        raise RuntimeError(f"no run has finished in {folder}: give it more --minutes")
+    print(_write(rows, grid, folder), flush=True)
+    return rows
+
+
+def _write(rows: list[Row], grid: Grid, folder: pathlib.Path) -> str:
+    """Write report and table, and return what the terminal shows."""
+    from stprune.study import report, table
+
+    sources = dict.fromkeys(source for row in rows if (source := FAMILIES[row.spec.family].source))
+    page = report.render(rows, LABELS, title=grid.title, note=grid.note, sources=tuple(sources))
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(rows, LABELS), encoding="utf-8")
+    study = summarize(rows, LABELS)
+    parts = [grid.note, *(_cell(cell) for cell in study.cells)] if len(study.cells) == 1 else [grid.note, *headline(study)]
+    closing = f"Report: {folder / 'report.html'}, table: {folder / 'table.md'}, rows: {folder / ROWS}"
+    return "\n".join(part for part in (*parts, closing) if part)
+
+
+def _cell(cell: Cell) -> str:
+    from stprune.study import table
+
+    width = min(120, shutil.get_terminal_size().columns)
+    layout, _ = table.texts(cell)
+    found = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences(cell)]
+    return "\n\n".join([f"\n{table.as_text(cell)}", textwrap.fill(table.legend(layout), width), "\n".join(found), ""])
+
+
+class _Progress:
+    """A bar of runs, with what the last one gave."""
+
+    def __enter__(self) -> _Progress:
+        from tqdm import tqdm
+
+        lines = sys.stderr.isatty()
+        self._bar: Any = tqdm(
+            unit="run",
+            dynamic_ncols=lines,
+            mininterval=0.2 if lines else 15.0,
+            bar_format="{desc}{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} runs [{elapsed} < {remaining}{postfix}]",
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def take(self, row: Row | None, done: int, total: int) -> None:
+        """A run has finished; None: the study begins, with so many runs done before."""
+        self._bar.total = max(total, done)
+        if row is None:
+            self._bar.initial = self._bar.n = done
+            self._bar.refresh()
+            return
+        spec = row.spec
+        drawn = f", {spec.num_drawn} nodes" if spec.num_drawn else ""
+        self._bar.set_postfix_str(
+            f"{spec.family} on {spec.data}, {spec.model}, batch {spec.batch_size}{drawn}, seed {spec.seed}: "
+            f"val MAE {row.best_mae:.4g}, {row.seconds:.0f} s",
+            refresh=False,
+        )
+        self._bar.update(done - self._bar.n)

@@ -1,0 +1,244 @@
+"""Which runs a study makes: every family is tuned with the same number of trials, and its best setting repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
+
+from stprune.study.families import FAMILIES
+from stprune.study.rows import Row
+from stprune.study.spec import MODELS, OPTIMIZERS, RATE_SCHEDULES, Spec
+
+BASE_RATES = {
+    ("stid", "adam"): 2e-3,
+    ("tsmixer", "adam"): 1e-3,
+    ("graph-wavenet", "adam"): 2e-3,
+    ("staeformer", "adam"): 2e-3,
+    ("stid", "sgd"): 1e-1,
+    ("stid", "muon"): 2e-3,
+}
+"""Learning rates around which the runs are tuned, by model and optimizer; others take that of STID."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a study: every series with every model and every family, tuned with equal care.
+
+    Attributes:
+        data: series, as `stprune.study.series.load` reads them.
+        models: names from `MODELS`.
+        families: names from `FAMILIES`; "full" is always among them.
+        cost: budget of a run, in passes over the training part.
+        seeds: runs of each family's best setting, with seeds 0, 1, ...
+        batches: windows per step tried for families that take all nodes of a window.
+        node_batches: [windows, share] pairs tried for families that draw nodes: windows per step, and pairs per step as a
+            multiple of one window's pairs.
+        keep_ratio: share of the windows kept by families that drop windows.
+        rate_factors: multiples of the base rate tried at the best of these, beside 1.
+        curve: shares of the cost at which the best setting is run as well, for MAE against cost.
+        curve_families: families that have a curve; empty for none.
+        dim: width of the models.
+        optimizers, rate_schedules: each of them makes cells of its own.
+    """
+
+    data: tuple[str, ...]
+    models: tuple[str, ...] = ("stid",)
+    families: tuple[str, ...] = ("full", "soft-random", "st-prune", "nodes-uniform")
+    cost: float = 4.0
+    seeds: int = 3
+    batches: tuple[int, ...] = (64, 16, 4, 1)
+    node_batches: tuple[tuple[int, float], ...] = ((64, 16.0), (64, 4.0), (64, 1.0), (16, 1.0))
+    keep_ratio: float = 0.5
+    rate_factors: tuple[float, ...] = (0.4, 2.5)
+    curve: tuple[float, ...] = ()
+    curve_families: tuple[str, ...] = ("full", "nodes-uniform")
+    dim: int = 16
+    optimizers: tuple[str, ...] = ("adam",)
+    rate_schedules: tuple[str, ...] = ("cosine",)
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could do, before the first one.
+
+        Raises:
+            ValueError: a setting breaks its rule.
+        """
+        known = {
+            "models": MODELS,
+            "families": tuple(FAMILIES),
+            "curve_families": tuple(FAMILIES),
+            "optimizers": OPTIMIZERS,
+            "rate_schedules": RATE_SCHEDULES,
+        }
+        for name, choices in known.items():
+            for value in getattr(self, name):
+                if value not in choices:
+                    raise ValueError(f"study: {name} must be among {', '.join(choices)}, got {value!r}")
+        if not self.data:
+            raise ValueError("study: data must name at least one series, got none")
+        if "full" not in self.families:
+            raise ValueError(f"study: families must hold 'full', which all are weighed against, got {', '.join(self.families)}")
+        positive = {"cost": (self.cost,), "seeds": (self.seeds,), "batches": self.batches, "dim": (self.dim,)}
+        positive |= {"rate_factors": self.rate_factors, "curve": self.curve}
+        positive["node_batches"] = tuple(number for pair in self.node_batches for number in pair)
+        for name, numbers in positive.items():
+            if name in ("batches", "node_batches") and not numbers:
+                raise ValueError(f"study: {name} must hold at least one, got none")
+            for number in numbers:
+                if not (0 < number < math.inf):
+                    raise ValueError(f"study: {name} must be positive, got {number}")
+        if not 0 < self.keep_ratio < 1:
+            raise ValueError(f"study: keep_ratio must lie in (0, 1), got {self.keep_ratio}")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All blocks of a study.
+
+    Attributes:
+        blocks: in the order in which they are run.
+        title: heading of the report.
+        note: a sentence that the report and the terminal show first.
+    """
+
+    blocks: tuple[Block, ...]
+    title: str = "Pruned training against full training at its best"
+    note: str = ""
+
+    def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> list[Spec]:
+        """What can be run now, given what was run: the first stage of every family first, then the next.
+
+        Args:
+            rows: finished runs.
+            num_nodes: nodes of a series by its name.
+
+        Returns:
+            Specs without a row, each once, in the order in which they are to be run.
+        """
+        done = {row.spec: row for row in rows}
+        found: dict[Spec, int] = {}
+        for number, block in enumerate(self.blocks):
+            for search in _searches(block, num_nodes):
+                stage, specs = search.next(done)
+                for spec in specs:
+                    found.setdefault(spec, number * 10 + stage)
+        return sorted(found, key=found.__getitem__)
+
+    def count(self, num_nodes: Callable[[str], int]) -> int:
+        """Runs of the whole study, those of settings that fall together counted once."""
+        return sum(search.count for block in self.blocks for search in _searches(block, num_nodes))
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> Grid:
+        """Read a grid from JSON: {"title": ..., "blocks": [{"data": [...], ...}, ...]}, keys as in `Block`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not such a file.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"study: {path} must be JSON, got an error: {error}") from None
+        if not isinstance(values, dict) or not isinstance(values.get("blocks"), list) or set(values) - {"title", "blocks"}:
+            raise ValueError(f'study: {path} must hold {{"title": ..., "blocks": [...]}}, got {_short(values)}')
+        blocks = tuple(_block(path, each) for each in values["blocks"])
+        return cls(blocks, **({"title": str(values["title"])} if "title" in values else {}))
+
+
+def _block(path: pathlib.Path, values: Any) -> Block:
+    kinds = get_type_hints(Block)
+    names = {each.name for each in fields(Block)}
+    if not isinstance(values, dict) or set(values) - names:
+        raise ValueError(f"study: a block in {path} must have keys among {', '.join(sorted(names))}, got {_short(values)}")
+    return Block(**{name: _typed(name, value, kinds[name]) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or kind(value) != value:
+            raise ValueError(f"study: {name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}")
+        return kind(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(f"study: {name} must be text, got {value!r}")
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"study: {name} must be a list, got {value!r}")
+    inner = kind.__args__
+    if inner[-1] is Ellipsis:
+        return tuple(_typed(name, each, inner[0]) for each in value)
+    if len(value) != len(inner):
+        raise ValueError(f"study: {name} must hold lists of {len(inner)} numbers, got {value!r}")
+    return tuple(_typed(name, each, one) for each, one in zip(value, inner, strict=True))
+
+
+def _short(values: Any) -> str:
+    return repr(sorted(values) if isinstance(values, dict) else values)[:80]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The runs of one family in one cell: settings, learning rates, seeds, smaller budgets, one after the other."""
+
+    settings: tuple[Spec, ...]
+    rate_factors: tuple[float, ...]
+    seeds: int
+    curve: tuple[float, ...] = field(default=())
+
+    @property
+    def count(self) -> int:
+        return len(self.settings) + len(self.rate_factors) + self.seeds - 1 + len(self.curve) * self.seeds
+
+    def next(self, done: dict[Spec, Row]) -> tuple[int, list[Spec]]:
+        """The first stage that is not finished, and its runs without a row."""
+        tried = list(self.settings)
+        for stage, more in enumerate((self._rates, self._seeds)):
+            missing = [spec for spec in tried if spec not in done]
+            if missing:
+                return stage, missing
+            tried += more(min((done[spec] for spec in tried), key=_validation).spec)
+        return 2, [spec for spec in tried if spec not in done]
+
+    def _rates(self, best: Spec) -> list[Spec]:
+        return [replace(best, learning_rate=best.learning_rate * factor) for factor in self.rate_factors]
+
+    def _seeds(self, best: Spec) -> list[Spec]:
+        costs = [best.cost, *(best.cost * share for share in self.curve)]
+        specs = [replace(best, seed=seed, cost=cost) for cost in costs for seed in range(self.seeds)]
+        return [spec for spec in specs if spec != best]
+
+
+def _validation(row: Row) -> float:
+    return math.inf if row.diverged else row.best_mae
+
+
+def _searches(block: Block, num_nodes: Callable[[str], int]) -> Iterator[_Search]:
+    for data in block.data:
+        for model in block.models:
+            for optimizer in block.optimizers:
+                for schedule in block.rate_schedules:
+                    rate = BASE_RATES.get((model, optimizer), BASE_RATES["stid", optimizer])
+                    base = Spec(data, model, "full", 1, rate, block.cost, 0, 1.0, block.dim, schedule, optimizer)
+                    for name in block.families:
+                        settings = tuple(dict.fromkeys(_settings(block, replace(base, family=name), num_nodes(data))))
+                        curve = block.curve if name in block.curve_families else ()
+                        yield _Search(settings, block.rate_factors, block.seeds, curve)
+
+
+def _settings(block: Block, base: Spec, num_nodes: int) -> list[Spec]:
+    family = FAMILIES[base.family]
+    base = replace(base, keep_ratio=block.keep_ratio if family.drops_windows else 1.0)
+    if family.kind in ("all", "windows"):
+        return [replace(base, batch_size=batch) for batch in block.batches]
+    found = [
+        replace(base, batch_size=windows, num_drawn=min(num_nodes - 1, max(1, round(share * num_nodes / windows))))
+        for windows, share in block.node_batches
+    ]
+    fitting = [spec for spec in found if family.fits(spec, num_nodes)]
+    if not fitting:
+        raise ValueError(f"study: node_batches must fit {base.family} on {base.data}, got {block.node_batches}")
+    return fitting

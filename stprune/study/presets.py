@@ -1,0 +1,60 @@
+"""Grids that have a name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stprune.study.grid import Block, Grid
+
+DEMO = Block(
+    data=("simbench",),
+    models=("stid",),
+    families=("full", "soft-random", "infobatch", "st-prune", "nodes-uniform", "windows-and-nodes"),
+    cost=6.0,
+    seeds=1,
+    batches=(64, 16, 4),
+    node_batches=((64, 16.0), (64, 4.0), (64, 1.0)),
+    rate_factors=(),
+)
+"""One series, one model, one seed: windows, nodes and both dropped, against full training at its best batch."""
+
+
+def demo(
+    *,
+    data: str = DEMO.data[0],
+    model: str = DEMO.models[0],
+    families: tuple[str, ...] = (),
+    cost: float | None = None,
+    seeds: int = DEMO.seeds,
+    quick: bool = False,
+) -> Grid:
+    """The grid of `stprune demo`.
+
+    Args:
+        data: series, as `stprune.study.series.load` reads it.
+        model: name of the model.
+        families: beside full training; none: those of the demo.
+        cost: budget of a run in passes over the training part; None: 6, and 1 for models that mix nodes.
+        seeds: of each family's best setting.
+        quick: cut the series to a few seconds of training, to see that everything works.
+
+    Returns:
+        A grid of one block.
+
+    Raises:
+        ValueError: a setting breaks its rule.
+    """
+    if quick:
+        data += ("&" if "?" in data else "?") + "nodes=12&steps=800"
+    block = replace(
+        DEMO,
+        data=(data,),
+        models=(model,),
+        families=tuple(dict.fromkeys(("full", *families))) if families else DEMO.families,
+        cost=cost if cost is not None else (DEMO.cost if model in ("stid", "tsmixer") else 1.0),
+        seeds=seeds,
+    )
+    if quick:
+        block = replace(block, cost=min(block.cost, 2.0), batches=(64, 16), node_batches=((64, 16.0), (64, 4.0)))
+        return Grid((block,), note="A quick run on a cut series: it shows that everything works; its numbers mean nothing.")
+    return Grid((block,))

@@ -1,0 +1,133 @@
+"""Running a study: processes side by side, rows on disk as runs finish, and on from where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from stprune.study import rows as storage
+from stprune.study.grid import Grid
+from stprune.study.problem import Problem, prepare
+from stprune.study.rows import Row
+from stprune.study.series import load
+from stprune.study.spec import Spec
+from stprune.study.train import train
+
+ROWS = "rows.jsonl"
+# A worker keeps this many series ready.
+_KEPT_PROBLEMS = 2
+
+
+def run(
+    grid: Grid,
+    folder: pathlib.Path,
+    *,
+    processes: int = 1,
+    minutes: float | None = None,
+    device: str = "cpu",
+    report: Callable[[Row | None, int, int], None] = lambda row, done, total: None,
+) -> list[Row]:
+    """Make the runs of a grid that have no row yet.
+
+    Args:
+        grid: what to run.
+        folder: of rows.jsonl; made where absent. One study at a time runs in a folder.
+        processes: runs side by side, each with one thread.
+        minutes: no run is begun after so many; None for no limit.
+        device: where the runs train.
+        report: called with a finished run's row (None at the start), the number of finished runs and of all.
+
+    Returns:
+        All rows of the folder, in the order in which they were finished.
+
+    Raises:
+        ValueError: a setting cannot be run; the rows of runs that finished before are on disk.
+        RuntimeError: another study runs in the folder, or a process of this one was killed.
+    """
+    if processes < 1:
+        raise ValueError(f"study: processes must be at least 1, got {processes}")
+    if minutes is not None and not minutes >= 0:
+        raise ValueError(f"study: minutes must not be negative, got {minutes}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        path = folder / ROWS
+        rows = storage.read(path)
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        total = grid.count(num_nodes)
+        open_specs = grid.pending(rows, num_nodes)
+        report(None, len(rows), total)
+        if not open_specs or minutes == 0:
+            return rows
+        with _workers(processes) as pool:
+            running: dict[Future[Row], Spec] = {}
+            while True:
+                late = deadline is not None and time.monotonic() > deadline
+                taken = set(running.values())
+                waiting = [] if late else [spec for spec in open_specs if spec not in taken]
+                for spec in waiting[: processes - len(running)]:
+                    running[pool.submit(_train, spec, device)] = spec
+                if not running:
+                    return rows
+                try:
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        row = future.result()
+                        del running[future]
+                        storage.append(path, [row])
+                        rows.append(row)
+                        report(row, len(rows), total)
+                except BrokenProcessPool:
+                    names = ", ".join(f"{spec.family} on {spec.data}" for spec in running.values())
+                    raise RuntimeError(f"study: a process was killed while it ran {names}; finished runs are kept") from None
+                open_specs = grid.pending(rows, num_nodes)
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"study: another study runs in {folder}") from None
+        yield
+
+
+@contextlib.contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        yield pool
+    except BaseException:
+        # An interrupted study ends at once; its open runs are made again by the next call.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _train(spec: Spec, device: str) -> Row:
+    return train(spec, problem_of(spec.data, device))
+
+
+@functools.lru_cache(maxsize=_KEPT_PROBLEMS)
+def problem_of(data: str, device: str = "cpu") -> Problem:
+    """The prepared series of a name; the last two are kept."""
+    return prepare(load(data), device=torch.device(device))
+
+
+@functools.lru_cache(maxsize=None)
+def num_nodes(data: str) -> int:
+    """Nodes of a series."""
+    return load(data).values.shape[1]

@@ -1,0 +1,309 @@
+"""Studies: rows on disk, the order of the runs, processes, and studies that were killed."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from study_rows import SPEC, row
+
+from stprune.study import rows as storage
+from stprune.study.grid import Block, Grid
+from stprune.study.problem import prepare
+from stprune.study.rows import Row
+from stprune.study.run import problem_of, run
+from stprune.study.series import load
+from stprune.study.spec import Spec
+from stprune.study.train import VALIDATE_AT, evaluate, forecast, rate_at, train
+
+TINY = "demand?nodes=6&steps=300"
+BLOCK = Block(
+    data=(TINY,),
+    families=("full", "nodes-uniform"),
+    cost=0.5,
+    seeds=2,
+    batches=(32, 8),
+    node_batches=((16, 4.0), (16, 1.0)),
+    rate_factors=(0.5,),
+    dim=4,
+)
+
+
+def numbers(found):
+    """All of a row that must not depend on the machine's speed or the day."""
+    values = asdict(found)
+    for name in ("seconds", "cpu_seconds", "plan_seconds", "loss_seconds", "machine", "date"):
+        del values[name]
+    values["curve"] = [(point.cost, point.steps, point.validation_mae) for point in found.curve]
+    return values
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_survive_the_disk(tmp_path):
+    rows = [row(), row(replace(SPEC, family="nodes-uniform", num_drawn=7, cost=0.1), mae=0.1 + 0.2, diverged=True)]
+    storage.append(tmp_path / "rows.jsonl", rows[:1])
+    storage.append(tmp_path / "rows.jsonl", rows[1:])
+    assert storage.read(tmp_path / "rows.jsonl") == rows
+    assert storage.read(tmp_path / "none.jsonl") == []
+
+
+def test_a_row_that_a_kill_cut_off_is_no_row_and_the_next_one_is_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    storage.append(path, [row(), row(mae=2.0)])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for cut in (first, first + 1, first + 40, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert storage.read(path) == [row()], cut
+        storage.append(path, [row(mae=3.0)])
+        assert storage.read(path) == [row(), row(mae=3.0)], cut
+
+
+def test_a_line_that_is_no_row_is_refused_by_its_number(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row().as_json() + '\n{"key": 1}\n' + row().as_json() + "\n")
+    with pytest.raises(ValueError, match="line 2 must be a row of a study"):
+        storage.read(path)
+
+
+def test_specs_differ_by_key_in_every_field():
+    others = [
+        replace(SPEC, **{name: value})
+        for name, value in {
+            "data": "x", "model": "tsmixer", "family": "rs2", "batch_size": 1, "learning_rate": 1.0, "cost": 1.0,
+            "num_drawn": 1, "keep_ratio": 0.5, "dim": 1, "rate_schedule": "constant", "optimizer": "sgd", "seed": 1,
+        }.items()
+    ]  # fmt: skip
+    assert len({spec.key for spec in [SPEC, *others]}) == 13
+    assert Spec.of(json.loads(row().as_json())) == SPEC
+
+
+# --- which runs ------------------------------------------------------------------------------------------------------
+
+
+def finished(spec):
+    """Best at batch 8 with its base rate; nodes: best at the lower rate."""
+    mae = 1.0 + (spec.batch_size == 32) + (spec.num_drawn == 2) / 2
+    lower = spec.learning_rate < 2e-3
+    return row(spec, mae=mae + (0.1 if lower and spec.family == "full" else -0.1 if lower else 0))
+
+
+def test_settings_come_first_then_rates_then_seeds_of_the_best():
+    grid, rows, stages = Grid((BLOCK,)), [], []
+    while specs := grid.pending(rows, lambda data: 6):
+        stages.append(specs)
+        rows += [finished(spec) for spec in specs]
+    full = [[spec for spec in stage if spec.family == "full"] for stage in stages]
+    assert [[(spec.batch_size, spec.learning_rate, spec.seed) for spec in stage] for stage in full] == [
+        [(32, 2e-3, 0), (8, 2e-3, 0)],
+        [(8, 1e-3, 0)],
+        [(8, 2e-3, 1)],
+    ]
+    nodes = [[spec for spec in stage if spec.family == "nodes-uniform"] for stage in stages]
+    assert [[(spec.batch_size, spec.num_drawn, spec.learning_rate, spec.seed) for spec in stage] for stage in nodes] == [
+        [(16, 2, 2e-3, 0), (16, 1, 2e-3, 0)],
+        [(16, 1, 1e-3, 0)],
+        [(16, 1, 1e-3, 1)],
+    ]
+    assert grid.count(lambda data: 6) == len(rows) == len({each.spec for each in rows}) == 8
+
+
+def test_equal_care_every_family_has_as_many_trials():
+    block = replace(BLOCK, families=("full", "st-prune", "nodes-uniform", "windows-and-nodes"))
+    specs = Grid((block,)).pending([], lambda data: 1000)
+    assert {name: sum(spec.family == name for spec in specs) for name in block.families} == dict.fromkeys(block.families, 2)
+    assert {spec.keep_ratio for spec in specs if spec.family in ("st-prune", "windows-and-nodes")} == {0.5}
+    assert {spec.keep_ratio for spec in specs if spec.family in ("full", "nodes-uniform")} == {1.0}
+
+
+def test_a_curve_repeats_the_best_setting_at_smaller_budgets():
+    block, rows = replace(BLOCK, curve=(0.5,), curve_families=("full",)), []
+    while specs := Grid((block,)).pending(rows, lambda data: 6):
+        rows += [finished(spec) for spec in specs]
+    small = [each.spec for each in rows if each.spec.cost == 0.25]
+    assert [(spec.family, spec.batch_size, spec.seed) for spec in small] == [("full", 8, 0), ("full", 8, 1)]
+    assert len(rows) == Grid((block,)).count(lambda data: 6)
+
+
+def test_a_diverged_run_is_never_the_best():
+    grid = Grid((replace(BLOCK, families=("full",), rate_factors=()),))
+    rows = [row(spec, mae=9.0 - spec.batch_size, diverged=spec.batch_size == 32) for spec in grid.pending([], lambda data: 6)]
+    assert [(spec.batch_size, spec.seed) for spec in grid.pending(rows, lambda data: 6)] == [(8, 1)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": ("mlp",)}, "models must be among stid"),
+        ({"families": ("nodes-uniform",)}, "families must hold 'full'"),
+        ({"families": ("full", "best")}, "families must be among"),
+        ({"data": ()}, "data must name at least one series"),
+        ({"cost": -1.0}, "cost must be positive, got -1.0"),
+        ({"cost": math.nan}, "cost must be positive, got nan"),
+        ({"batches": (0,)}, "batches must be positive, got 0"),
+        ({"batches": ()}, "batches must hold at least one"),
+        ({"keep_ratio": 1.0}, r"keep_ratio must lie in \(0, 1\), got 1.0"),
+        ({"optimizers": ("lion",)}, "optimizers must be among adam"),
+    ],
+)
+def test_blocks_refuse_what_cannot_be_run(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(BLOCK, **settings)
+
+
+def test_a_grid_is_read_from_json(tmp_path):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps({"title": "Mine", "blocks": [asdict(BLOCK), {"data": ["simbench"]}]}))
+    assert Grid.read(path) == Grid((BLOCK, Block(data=("simbench",))), "Mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "must hold"),
+        ('{"blocks": [{"dta": ["x"]}]}', r"must have keys among .*data.*, got \['dta'\]"),
+        ('{"blocks": [{"data": "x"}]}', "data must be a list, got 'x'"),
+        ('{"blocks": [{"data": [1]}]}', "data must be text, got 1"),
+        ('{"blocks": [{"data": ["x"], "seeds": 1.5}]}', "seeds must be a whole number, got 1.5"),
+        ('{"blocks": [{"data": ["x"], "node_batches": [[64]]}]}', "node_batches must hold lists of 2 numbers"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_refused(tmp_path, text, message):
+    (tmp_path / "grid.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Grid.read(tmp_path / "grid.json")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"family": "nodes-priority", "num_drawn": 2}, {"family": "st-prune", "keep_ratio": 0.5}])
+def test_a_spec_gives_the_same_row_bit_for_bit(one_thread, settings):
+    spec = replace(SPEC, data=TINY, batch_size=16, cost=1.5, dim=4, seed=3, **settings)
+    found = train(spec, problem_of(TINY))
+    torch.rand(7)  # the global random state plays no part
+    assert numbers(train(spec, prepare(load(TINY), device=torch.device("cpu")))) == numbers(found)
+    assert numbers(train(replace(spec, seed=4), problem_of(TINY)))["mae"] != found.mae
+
+
+def test_a_run_spends_its_budget_and_no_more_than_a_step_over(one_thread):
+    problem = problem_of(TINY)
+    for settings in ({}, {"family": "nodes-uniform", "num_drawn": 2}):
+        spec = replace(SPEC, data=TINY, batch_size=16, cost=0.7, dim=4, **settings)
+        found = train(spec, problem)
+        step = 16 * (spec.num_drawn or 6)
+        assert 0.7 * problem.pairs <= found.pairs < 0.7 * problem.pairs + step
+        assert found.cost == found.pairs / problem.pairs
+        assert [point.steps for point in found.curve][-1] == found.steps == math.ceil(0.7 * problem.pairs / step)
+        assert len(found.curve) <= len(VALIDATE_AT)
+        assert found.best_mae == min(point.validation_mae for point in found.curve)
+        # Values of x: 12 steps of one value and two time channels; of y: 12 steps; 4 bytes each.
+        assert found.num_bytes == found.pairs * 12 * 4 * 4
+
+
+def test_the_learning_rate_follows_the_budget():
+    assert [round(rate_at(share), 3) for share in (0.0, 0.5, 1.0, 1.2)] == [1.0, 0.505, 0.01, 0.01]
+    assert rate_at(0.9, "constant") == 1.0
+
+
+def test_test_errors_are_those_of_the_definitions(one_thread):
+    problem = problem_of(TINY)
+    problem.values[:, 2][problem.values[:, 2] > problem.values[:, 2].median()] = math.nan
+    problem = prepare(replace(load(TINY), values=problem.values.numpy().copy()), device=torch.device("cpu"))
+    torch.manual_seed(0)
+    from stprune.study.networks import build
+
+    model = build(replace(SPEC, data=TINY, dim=4), problem)
+    part = problem.split.test
+    x, y = problem.cut(part, torch.arange(len(part)))
+    with torch.no_grad():
+        error = (forecast(model, problem, x) - y).double()[..., 0]
+    found = evaluate(model, problem, part)
+    assert found.mae == pytest.approx(float(error.abs().nanmean()), rel=1e-5)
+    assert found.rmse == pytest.approx(float(error.square().nanmean().sqrt()), rel=1e-5)
+    large = y[..., 0].abs() >= problem.mape_floor
+    assert found.mape == pytest.approx(float(100 * (error.abs() / y[..., 0].abs())[large].mean()), rel=1e-5)
+    assert found.horizon_mae == pytest.approx(error.abs().nanmean((0, 2)).tolist(), rel=1e-5)
+    windows, nodes = error.abs().nanmean((1, 2)), error.abs().nanmean((0, 1))
+    count = max(1, round(0.05 * len(windows)))
+    assert found.hard_windows_mae == pytest.approx(float(windows.sort().values[-count:].mean()), rel=1e-5)
+    assert found.hard_nodes_mae == pytest.approx(float(nodes.max()), rel=1e-5)
+    problem_of.cache_clear()
+
+
+def test_a_run_that_diverges_ends_and_says_so(one_thread):
+    found = train(replace(SPEC, data=TINY, batch_size=16, cost=2.0, dim=4, learning_rate=1e30), problem_of(TINY))
+    assert found.diverged and found.steps < 30 and math.isfinite(found.mae)
+    assert Row.from_json(found.as_json()).diverged
+
+
+# --- studies ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_makes_every_run_once_and_then_none(tmp_path):
+    seen = []
+    rows = run(Grid((BLOCK,)), tmp_path, processes=2, report=lambda *values: seen.append(values[1:]))
+    assert len(rows) == 8 == len({each.spec for each in rows})
+    assert seen == [(done, 8) for done in range(9)]
+    assert storage.read(tmp_path / "rows.jsonl") == rows
+    assert run(Grid((BLOCK,)), tmp_path) == rows
+
+
+def test_no_run_begins_after_the_minutes(tmp_path):
+    assert run(Grid((BLOCK,)), tmp_path, minutes=0) == []
+    rows = run(Grid((BLOCK,)), tmp_path, minutes=1e-9)
+    assert len(rows) <= 1
+    with pytest.raises(ValueError, match="minutes must not be negative, got -1"):
+        run(Grid((BLOCK,)), tmp_path, minutes=-1)
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        run(Grid((BLOCK,)), tmp_path, processes=0)
+
+
+CODE = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[2])
+from test_study_run import BLOCK
+from stprune.study.grid import Grid
+from stprune.study.run import run
+
+if __name__ == "__main__":
+    run(Grid((BLOCK,)), pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_study_goes_on_where_it_stopped(tmp_path):
+    script = tmp_path / "study.py"
+    script.write_text(CODE)
+    here = str(pathlib.Path(__file__).parent)
+    process = subprocess.Popen([sys.executable, script, tmp_path, here], start_new_session=True)
+    path, deadline = tmp_path / "rows.jsonl", time.monotonic() + 60
+    while not (path.exists() and path.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(RuntimeError, match="another study runs in"):
+        run(Grid((BLOCK,)), tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = storage.read(path)
+    assert 2 <= len(before) < 8
+    rows = run(Grid((BLOCK,)), tmp_path)
+    assert rows[: len(before)] == before
+    alone = run(Grid((BLOCK,)), tmp_path / "alone")
+    assert {each.spec: numbers(each) for each in rows} == {each.spec: numbers(each) for each in alone}
