@@ -15,8 +15,8 @@ from stprune.models._inputs import check_input, check_sizes
 _GRAPH_DIM = 10
 _ORDER = 2
 # Share of entries that are edges up to which products with the known graph of all nodes are sparse on a CPU. On one AVX-512
-# core, 900 and 1,617 nodes and 448 columns, one product and its backward is 6 and 16 times faster than dense at 1%, 4 and 3 times
-# at 5%.
+# core, 900 and 1,617 nodes and 448 columns, a product and its backward is 6 and 16 times faster than dense at 1%, 4 and 3
+# times at 5%.
 _FEW_EDGES = 0.05
 
 
