@@ -165,17 +165,25 @@ def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
 
 
 def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
-    def each(draw: Callable[[Sequence[Cell]], str]) -> tuple[tuple[str, str], ...]:
-        shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
-        return tuple((group_name(group), _uri(draw(cells))) for group, cells in shown.items() if cells)
+    shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
+    several = {group for group, cells in shown.items() if any(len(f.results) > 1 for cell in cells for f in cell.families)}
+
+    def each(draw: Callable[[Sequence[Cell]], str], groups: Iterable[tuple[str, int, str, str]]) -> tuple[tuple[str, str], ...]:
+        return tuple((group_name(group), _uri(draw(shown[group]))) for group in groups if shown[group])
 
     found = [
         Picture(
             "Test MAE against cost",
             "One curve a family, or a point where it ran at one cost, each at its best batch and learning rate there. "
             "Single points stand side by side to the right of their cost. Both axes are logarithmic.",
-            each(figures.costs),
-        )
+            each(figures.costs, [group for group in shown if group in several]),
+        ),
+        Picture(
+            "Validation MAE while training",
+            "Every family at its best batch and learning rate, with the first seed. The dotted line is full training's best. "
+            "Both axes are logarithmic.",
+            each(figures.courses, [group for group in shown if group not in several]),
+        ),
     ]
     if any(f.result and f.result.change for cell in study.cells for f in cell.families):
         found.append(
@@ -183,7 +191,7 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
                 "Every family against the best full training",
                 "Test MAE at equal cost, paired over seeds; left is better. Bars are 95% intervals. Pale: the seeds do not "
                 "tell it from full training. Changes beyond the border stand at it with their number.",
-                each(figures.changes),
+                each(figures.changes, shown),
             )
         )
     if len({cell.num_nodes for cell in study.cells if cell.full and cell.drawing}) > 1:
@@ -191,11 +199,11 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
         found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(study))),)))
     if any(len(figures.tuning_points(cell, FULL)) > 1 for cell in study.cells):
         text = "Validation MAE of the first seed by pairs per step, each at its best learning rate: what the batch alone gives."
-        found.append(Picture("Tuning of the batch", text, each(figures.tuning)))
+        found.append(Picture("Tuning of the batch", text, each(figures.tuning, shown)))
     if predictions:
         text = "Share of full training's time until its best validation MAE. The band is 25% to each side."
         found.append(Picture("Predicted and measured", text, (("", _uri(figures.predictions(predictions))),)))
-    return found
+    return [picture for picture in found if picture.sources]
 
 
 def _uri(svg: str) -> str:
