@@ -152,7 +152,7 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "headroom",
         help="predicts what a smaller batch, and drawing nodes, would save",
         description="Train a little, measure gradients and step times, and print the best batch of full training, the best "
-        "batch and number of nodes of node draws, and the ratio of times. For a model of yours: stprune.headroom(model, loader).",
+        "batch and number of nodes of node draws, and the ratio of times. For your model: stprune.headroom(model, loader).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help=_DATA)

@@ -369,6 +369,10 @@ def test_evenly_spread_batches_hold_all_hours_alike(problem):
     def pull(index):  # length of the mean direction: 0 for hours that are evenly spread over the day
         return abs(np.exp(2j * np.pi * ((np.asarray(index) + 12) % DAY) / DAY).mean())
 
+    of_first = [int(draw.index[draw.index < 31]) for draw in epochs[0]]  # the stretch's windows in the order of their batches
+    order = sorted(range(31), key=lambda window: ((window + 12) % DAY, window))
+    steps = np.diff([order.index(window) for window in of_first]) % 31
+    assert len(set(steps.tolist())) > 10  # batches that follow each other are not neighbours in the hour
     spread = np.mean([pull(draw.index) for draw in epochs[0]])
     chance = np.mean([pull(rng.permutation(217)[:7]) for _ in range(300)])
     assert spread < chance / 2
@@ -440,6 +444,19 @@ def test_nodes_by_error_are_those_of_the_reference(problem):
         torch.testing.assert_close(loss, (error * weight).mean())
         later[draw.index[:, None], node] = error.float().bfloat16().float()
     assert number == 2
+
+
+def test_a_draw_keeps_its_weights_behind_a_later_one(problem):
+    family = make(spec_of("nodes-priority"), problem)
+    draws = family.draws()
+    for draw in itertools.islice(draws, 14):
+        prediction, y, _ = targets(problem, draw)
+        family.loss(prediction, y, draw)
+    for draw in [next(draws), next(draws)]:
+        prediction, y, error = targets(problem, draw)
+        weight = family.sampler.node_weights(draw.index, draw.node)
+        assert not (weight == 1).all()
+        torch.testing.assert_close(family.loss(prediction, y, draw), (error * weight).mean())
 
 
 def test_few_nodes_early_and_more_late(problem):

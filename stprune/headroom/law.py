@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stprune.headroom.cost import StepCost, StepTimes, fit_cost
-from stprune.headroom.gradients import Array, GradientStats
+from stprune.headroom.gradients import Array, GradientStats, Numbers
 from stprune.headroom.variance import Moments, moments
 
 PAYS_BELOW = 0.95
@@ -18,7 +18,7 @@ ENOUGH_STEPS = 4000
 """Steps without noise behind which more of them hardly lower the validation error (see `share_of_run`)."""
 # Of choices this near to the best, the one with most pairs a step: fewer, larger steps.
 _FLAT = 1.02
-_SAMPLES = 400
+_SAMPLES = 200
 _GRID = 32
 
 Candidate = tuple[int, int]
@@ -44,11 +44,11 @@ class Law:
     gradient: Moments
     cost: StepCost
 
-    def steps(self, batch_size: int | Array, num_drawn: int | Array) -> Array:
+    def steps(self, batch_size: Numbers, num_drawn: Numbers) -> Array:
         """Steps needed, by those needed without noise: 1 + v / G^2."""
         return 1.0 + self.gradient.noise(batch_size, num_drawn)
 
-    def time(self, batch_size: int | Array, num_drawn: int | Array) -> Array:
+    def time(self, batch_size: Numbers, num_drawn: Numbers) -> Array:
         """Seconds that take training as far as one step without noise."""
         return self.cost.at(batch_size, num_drawn) * self.steps(batch_size, num_drawn)
 
@@ -182,9 +182,12 @@ def powers(most: int) -> list[int]:
 
 
 def grid_of(batch_size: int, num_nodes: int) -> list[Candidate]:
-    """Windows a step and nodes a window that are worth trying: no more pairs than the batch in use, which fits in memory."""
+    """Windows a step and nodes a window that are worth trying.
+
+    No more pairs than the batch in use, which fits in memory, and no more than 16 times its windows.
+    """
     numbers = sorted(set(np.geomspace(1, num_nodes, _GRID).round().astype(int).tolist()))
-    return [(windows, nodes) for nodes in numbers for windows in powers(batch_size * num_nodes // nodes)]
+    return [(windows, nodes) for nodes in numbers for windows in powers(batch_size * min(16, num_nodes // nodes))]
 
 
 def _interval(values: list[float]) -> tuple[float, float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from stprune.headroom.cost import StepTimes
 from stprune.headroom.law import Candidate, Law, grid_of
-from stprune.headroom.report import table
+from stprune.headroom.report import time_text
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,53 @@ class Headroom:
 
     def __str__(self) -> str:
         return table(self)
+
+
+def table(found: Headroom) -> str:
+    """Everything, as text of lines up to 110 characters.
+
+    Args:
+        found: the result.
+
+    Returns:
+        The verdict, measured values, the table of steps; no final newline.
+    """
+    low, high = found.r_interval
+    cost = found.law.cost
+    quadratic = f" + {time_text(cost.c2)} x m^2" if cost.c2 > 0 else ""
+    facts = [
+        ("windows measured", f"{found.num_windows}, of {found.num_nodes} nodes"),
+        ("r, gradients of nodes in a window", f"{found.r:.3g} [{low:.3g}, {high:.3g}]"),
+        (
+            "step of B windows with m nodes",
+            f"{time_text(cost.step)} + B ({time_text(cost.c0)} + {time_text(cost.c1)} x m{quadratic})",
+        ),
+    ]
+    width = max(len(name) for name, _ in facts)
+    full = found.num_nodes
+    rows = [
+        ("batch in use", found.batch_in_use, full),
+        ("best full training", found.best_full_batch, full),
+        ("nodes drawn", *found.best_drawn),
+    ]
+    base = float(found.law.time(found.best_full_batch, full))
+    cells = [["step", "windows", "nodes", "noise / signal", "time of a step", "time to equal loss"]]
+    cells += [
+        [
+            name,
+            str(windows),
+            str(nodes),
+            f"{float(found.law.gradient.noise(windows, nodes)):.3g}",
+            time_text(float(cost.at(windows, nodes))),
+            f"{float(found.law.time(windows, nodes)) / base:.2f}",
+        ]
+        for name, windows, nodes in rows
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    texts = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    texts.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+    verdict = [textwrap.fill(text, _WIDTH, initial_indent="- ", subsequent_indent="  ") for text in found.verdict]
+    return "\n".join([*verdict, "", *(f"{name:<{width}}  {value}" for name, value in facts), "", *texts])

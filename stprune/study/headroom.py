@@ -85,8 +85,8 @@ def run_headroom(options: HeadroomOptions) -> stprune.Headroom:
     problem = prepare(series, device=torch.device(options.device))
     print(
         f"{series.name}: {series.values.shape[0]:,} steps x {problem.num_nodes} nodes, {len(problem.split.train):,} training "
-        f"windows, {options.epochs} passes.\n{options.model} on {machine.device_name(problem.device)}, {machine.cores()} cores, "
-        f"batch {options.batch_size}.",
+        f"windows, {options.epochs} passes.\n{options.model} on {machine.device_name(problem.device)}, {machine.cores()} "
+        f"cores, batch {options.batch_size}.",
         flush=True,
     )
     rate = BASE_RATES.get((options.model, "adam"), BASE_RATES["stid", "adam"])

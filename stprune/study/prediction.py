@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import stprune
-from stprune.headroom.law import Candidate
-from stprune.study.optimizers import make_optimizer
 from stprune.study.problem import Problem
 from stprune.study.spec import Spec
 from stprune.study.train import begun
@@ -24,7 +22,7 @@ def predict(
     spec: Spec,
     problem: Problem,
     *,
-    candidates: tuple[Sequence[int], Sequence[Candidate]] | None = None,
+    candidates: tuple[Sequence[int], Sequence[tuple[int, int]]] | None = None,
     share: float = SHARE,
     batch_in_use: int = 64,
     seconds: float = 60.0,
