@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import pathlib
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import jinja2
 
 from stprune.study import figures, table
-from stprune.study.families import FAMILIES
 from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, less, percent, scope, sentences
@@ -34,7 +32,8 @@ DEFINITIONS = (
      "training needed with the same choice. Never: on some seed it did not get there."),
     ("Equal time", "test MAE after as much processor time as the best full training took, read off between the budgets of the "
      "family on logarithmic axes."),
-    ("A sixth", f"test MAE at a sixth of the cost of full training with batches of {USUAL_BATCH}, against that training's."),
+    ("A sixth", f"test MAE at the family's largest cost of at most a sixth of the cell's, against that of full training with batches "
+     f"of {USUAL_BATCH} at the whole cost."),
     ("Overhead", "time of plans and draws, and of the loss beyond the plain loss of full training with about as many pairs per "
      "step, in % of the run. Negative: the scoring loss is faster than the plain one."),
     ("Hard windows, hard nodes", "mean test MAE of the 5% of the windows (nodes) with the largest MAE in that run."),
@@ -98,47 +97,8 @@ def render(
     ) + "\n"  # fmt: skip
 
 
-def write(
-    rows: Sequence[Row],
-    folder: pathlib.Path,
-    *,
-    title: str = TITLE,
-    note: str = "",
-    predictions: Sequence[tuple[str, float, float]] = (),
-    sources: Sequence[str] = (),
-) -> str:
-    """Write report.html and table.md into a folder.
-
-    Args:
-        rows, title, note, predictions, sources: as for `render`; labels are those of the families.
-        folder: exists.
-
-    Returns:
-        What the terminal shows: tables as text, findings, and where the report is.
-
-    Raises:
-        ValueError: there are no rows.
-        OSError: a file cannot be written.
-    """
-    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
-    study = summarize(rows, labels)
-    page = render(rows, labels, title=title, note=note, predictions=predictions, sources=sources)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    (folder / "table.md").write_text(table.markdown(rows, labels), encoding="utf-8")
-    if len(study.cells) == 1:
-        tables = [table.as_text(study.cells[0]), _wrapped(table.legend(table.texts(study.cells[0])[0]))]
-    else:
-        tables = [table.over_series(cells, study) for cells in study.groups.values()]
-    findings = "\n".join(_wrapped(text, "- ") for text in ([note] if note else []) + _findings(study))
-    return "\n\n".join(["", *tables, scope(study), findings, f"Report: {folder / 'report.html'}"])
-
-
 def _findings(study: Study) -> list[str]:
     return headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0])
-
-
-def _wrapped(text: str, lead: str = "") -> str:
-    return textwrap.fill(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
 
 
 def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
