@@ -13,7 +13,6 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from stprune.study import figures, report, results, table
-from stprune.study.families import FAMILIES
 from stprune.study.results import Change, Setting
 from stprune.study.rows import Point, Row
 from stprune.study.sentences import headline, sentences
@@ -531,24 +530,6 @@ def test_a_study_with_gaps_has_a_page(rows):
     Page(report.render(rows, LABELS))
     table.markdown(rows, LABELS)
     [table.as_text(cell) for cell in summarize(rows, LABELS).cells]
-
-
-def test_write_leaves_a_page_and_a_table_and_returns_what_the_terminal_shows(tmp_path):
-    one = [row(batch=64, mae=3.0), row(), row("nodes-uniform", mae=1.5)]
-    text = report.write(one, tmp_path, title="Trial", note="A quick run.")
-    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
-    assert (tmp_path / "table.md").read_text() == table.markdown(one, labels)
-    assert (tmp_path / "report.html").read_text() == report.render(one, labels, title="Trial", note="A quick run.")
-    cell = summarize(one, labels).cells[0]
-    assert table.as_text(cell) in text
-    assert "- A quick run." in text
-    assert str(tmp_path / "report.html") in text
-    assert max(len(line) for line in text.splitlines() if line.startswith("-")) <= max(
-        110, len(table.as_text(cell).split("\n")[1])
-    )
-    text = report.write([*one, row(data="demand", mae=4.0), row("pairs", data="demand", mae=1.0)], tmp_path)
-    assert re.search(r"^STID of width 16, Adam, cosine schedule +flow, 100 nodes +demand, 100 nodes$", text, re.MULTILINE)
-    assert re.search(r"^Single pairs +-75.0%\*$", text, re.MULTILINE)
 
 
 def test_the_same_rows_give_the_same_picture():

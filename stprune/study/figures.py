@@ -112,6 +112,22 @@ def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
         figure.legend(list(found.values()), list(found), **layout)
 
 
+def _name_axes(panels: Sequence[tuple[Any, Cell]], x: str, y: str = "") -> None:
+    """The lowest panel of every column has the name of x, the first of every line that of y."""
+    for axes, _ in panels[-_COLUMNS:]:
+        axes.set_xlabel(x)
+    for axes, _ in panels[::_COLUMNS]:
+        axes.set_ylabel(y)
+
+
+def _both_log(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(x=0.08, y=0.12)
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
+
+
 def _plain_log(axis: Any) -> None:
     """Logarithmic ticks with plain numbers, also between the powers of ten where they are few."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
@@ -163,13 +179,38 @@ def costs(cells: Sequence[Cell]) -> str:
             axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             axes.set_xticks([], minor=True)
             _plain_log(axes.yaxis)
-        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("cost in passes over all pairs")
-        for axes, _ in panels[::_COLUMNS]:
-            axes.set_ylabel("test MAE")
+        _name_axes(panels, "cost in passes over all pairs", "test MAE")
         _legend(figure, [axes for axes, _ in panels])
 
     return _draw(paint, 1.4 + 2.7 * _lines(cells))
+
+
+def courses(cells: Sequence[Cell]) -> str:
+    """Validation MAE against cost while the families' best settings train, with the first seed, one panel a series.
+
+    Args:
+        cells: of one model, each with families. The dotted line is full training's best.
+
+    Returns:
+        SVG text.
+    """
+
+    def paint(figure: Figure) -> None:
+        panels = list(_panels(figure, cells))
+        for axes, cell in panels:
+            for family in cell.families:
+                if family.result:
+                    points = [(point.cost, point.validation_mae) for point in family.result.runs[0].curve]
+                    depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
+                    style = {**_style(family.name, family.kind), "markersize": 4}
+                    axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
+            if cell.full:
+                axes.axhline(cell.full.runs[0].best_mae, color="#000000", linewidth=0.9, linestyle=":")
+            _both_log(axes)
+        _name_axes(panels, "cost in passes over all pairs", "validation MAE")
+        _legend(figure, [axes for axes, _ in panels])
+
+    return _draw(paint, 1.4 + 2.9 * _lines(cells))
 
 
 def _highest(cell: Cell) -> float:
@@ -205,8 +246,7 @@ def changes(cells: Sequence[Cell]) -> str:
             axes.set_yticks(list(order.values()), [names[name] for name in order])
             axes.grid(axis="y", visible=False)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
-        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("test MAE against full training")
+        _name_axes(panels, "test MAE against full training")
 
     return _draw(paint, _lines(cells) * (0.9 + 0.21 * max(4, len(order))))
 
@@ -316,15 +356,8 @@ def tuning(cells: Sequence[Cell]) -> str:
                     if points:
                         style = _style(family.name, family.kind)
                         axes.plot(*zip(*points, strict=True), label=family.label, **style)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.margins(x=0.1, y=0.12)
-            _plain_log(axes.xaxis)
-            _plain_log(axes.yaxis)
-        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("(window, node) pairs per step")
-        for axes, _ in panels[::_COLUMNS]:
-            axes.set_ylabel("validation MAE")
+            _both_log(axes)
+        _name_axes(panels, "(window, node) pairs per step", "validation MAE")
         _legend(figure, [axes for axes, _ in panels])
 
     return _draw(paint, 0.8 + 2.5 * _lines(cells))
