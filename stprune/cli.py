@@ -163,7 +163,7 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         type=int,
         default=defaults.epochs,
         metavar="N",
-        help="passes over the training windows that full training is to make; the first tenth is trained before measuring",
+        help="passes over the training windows that full training is to make; a fifth is trained before measuring",
     )
     headroom.add_argument(
         "--seconds", type=float, default=defaults.seconds, metavar="S", help="that the measurement may take, after training"
