@@ -36,6 +36,9 @@ class STID(nn.Module):
         dim: width of each of the four embeddings; the layers are 4 * dim wide.
         num_layers: residual MLP layers.
 
+    Raises:
+        ValueError: a size is below 1.
+
     Example:
         >>> import torch
         >>> model = STID(num_nodes=5, history=12, horizon=12)
@@ -47,9 +50,9 @@ class STID(nn.Module):
         >>> model(few, node=node).shape
         torch.Size([2, 12, 2, 1])
 
-    Source: Shao et al., Spatial-Temporal Identity, CIKM 2022. Deviations: no dropout, so that a training run reads no
-        global random state; the input map takes the value channel only, since the time channels already enter as
-        embeddings.
+    Source: Shao et al., Spatial-Temporal Identity, CIKM 2022; sizes by default as in its authors' code. Deviations: no dropout,
+        so that a training run reads no global random state; the input map takes the value channel only, since the time channels
+        already enter as embeddings.
     """
 
     def __init__(

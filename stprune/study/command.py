@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 from stprune.study import machine
+from stprune.study.families import FAMILIES
 from stprune.study.grid import Grid
 from stprune.study.rows import Row
-from stprune.study.run import run
+from stprune.study.run import ROWS, run
+from stprune.study.sentences import headline, sentences
+from stprune.study.summary import Cell, summarize
+
+LABELS = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
+"""Name of every family -> (label for people, kind), in the report's order."""
 
 
 def run_study(
@@ -50,10 +58,31 @@ def run_study(
         rows = run(grid, folder, processes=processes, minutes=minutes, device=device, report=progress.take)
     if not rows:
         raise RuntimeError(f"no run has finished in {folder}: give it more --minutes")
-    from stprune.study import report
-
-    print(report.write(rows, folder, title=grid.title), flush=True)
+    print(_write(rows, grid, folder), flush=True)
     return rows
+
+
+def _write(rows: list[Row], grid: Grid, folder: pathlib.Path) -> str:
+    """Write report and table, and return what the terminal shows."""
+    from stprune.study import report, table
+
+    sources = dict.fromkeys(source for row in rows if (source := FAMILIES[row.spec.family].source))
+    page = report.render(rows, LABELS, title=grid.title, note=grid.note, sources=tuple(sources))
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(rows, LABELS), encoding="utf-8")
+    study = summarize(rows, LABELS)
+    parts = [grid.note, *(_cell(cell) for cell in study.cells)] if len(study.cells) == 1 else [grid.note, *headline(study)]
+    closing = f"Report: {folder / 'report.html'}, table: {folder / 'table.md'}, rows: {folder / ROWS}"
+    return "\n".join(part for part in (*parts, closing) if part)
+
+
+def _cell(cell: Cell) -> str:
+    from stprune.study import table
+
+    width = min(120, shutil.get_terminal_size().columns)
+    layout, _ = table.texts(cell)
+    found = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences(cell)]
+    return "\n\n".join([f"\n{table.as_text(cell)}", textwrap.fill(table.legend(layout), width), "\n".join(found), ""])
 
 
 class _Progress:

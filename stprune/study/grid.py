@@ -101,10 +101,12 @@ class Grid:
     Attributes:
         blocks: in the order in which they are run.
         title: heading of the report.
+        note: a sentence that the report and the terminal show first.
     """
 
     blocks: tuple[Block, ...]
-    title: str = "Full training against pruned training"
+    title: str = "Pruned training against full training at its best"
+    note: str = ""
 
     def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> list[Spec]:
         """What can be run now, given what was run: the first stage of every family first, then the next.

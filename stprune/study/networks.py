@@ -15,7 +15,7 @@ def build(spec: Spec, problem: Problem) -> nn.Module:
     With d = `spec.dim`:
 
     - "stid": four embeddings of width d, three layers of width 4 d. The paper's d is 32.
-    - "tsmixer": channel-independent; patches of 3 steps with d features, three layers.
+    - "tsmixer": channel-independent; patches of 3 steps with d features, two layers; three in its authors' library.
     - "graph-wavenet": residual and dilation channels d, skip 4 d, end 8 d; the paper's are 32, 256 and 512. One block of
       dilations 1, 2, 4 and 8 in place of four blocks of 1 and 2: it sees all 12 steps as well, with a quarter of the products
       with the graph. Layer norm in place of batch norm, whose statistics would be worse the smaller the batch. On the problem's
@@ -36,7 +36,7 @@ def build(spec: Spec, problem: Problem) -> nn.Module:
     if spec.model == "stid":
         return STID(nodes, steps_per_day=per_day, dim=d, **sizes)
     if spec.model == "tsmixer":
-        return TSMixer(patch_length=3, dim=d, **sizes)
+        return TSMixer(patch_length=3, dim=d, num_layers=2, **sizes)
     if spec.model == "graph-wavenet":
         widths = {"residual_dim": d, "dilation_dim": d, "skip_dim": 4 * d, "end_dim": 8 * d}
         return GraphWaveNet(nodes, problem.adjacency, num_blocks=1, num_layers=4, norm="layer", **widths, **sizes)

@@ -129,10 +129,14 @@ class Problem:
         return x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
 
     @functools.cached_property
+    def graph(self) -> Edges:
+        """The series' own graph, or that of its most correlated nodes; made when asked."""
+        return self.edges or nearest_nodes(self.values[: self.split.train.stop])
+
+    @functools.cached_property
     def adjacency(self) -> Tensor:
-        """[node, node] float32, not negative: the series' own graph, or that of its most correlated nodes; made when asked."""
-        edges = self.edges or nearest_nodes(self.values[: self.split.train.stop])
-        return torch.from_numpy(edges.dense()).to(self.device)
+        """[node, node] float32, not negative: `graph` as a dense matrix."""
+        return torch.from_numpy(self.graph.dense()).to(self.device)
 
     @property
     def pairs(self) -> int:

@@ -41,7 +41,7 @@ class Setting(NamedTuple):
             >>> str(Setting(64, 28, 1.0, 0.002)), str(Setting(8, 0, 0.5, 0.002))
             ('batch 64, 28 nodes, rate 0.002', 'batch 8, 50% kept, rate 0.002')
         """
-        nodes = f", {self.num_drawn} nodes" if self.num_drawn else ""
+        nodes = f", {self.num_drawn} node{'s' * (self.num_drawn > 1)}" if self.num_drawn else ""
         kept = f", {self.keep_ratio:.0%} kept" if self.keep_ratio < 1 else ""
         return f"batch {self.batch_size}{nodes}{kept}, rate {self.learning_rate:g}"
 

@@ -21,7 +21,17 @@ def percent(change: Change) -> str:
         ('-3.1% ±1.3', '+2.0%')
     """
     width = change.half_width
-    return f"{change.mean:+.1f}%" if width is None else f"{change.mean:+.1f}% ±{width:.1f}"
+    return signed(change.mean) if width is None else f"{signed(change.mean)} ±{width:.1f}"
+
+
+def signed(value: float) -> str:
+    """A change in %, without a minus sign before 0.
+
+    Example:
+        >>> signed(-3.14), signed(-0.01)
+        ('-3.1%', '+0.0%')
+    """
+    return f"{round(value, 1) + 0.0:+.1f}%"
 
 
 def sentences(cell: Cell) -> list[str]:
@@ -64,11 +74,17 @@ def headline(study: Study) -> list[str]:
         drawing = [cell.drawing for cell in cells if cell.full and cell.drawing and cell.drawing.result]
         if drawing:
             found.append(f"With {name}: {_gain(drawing)}")
+    edge = sum(cell.smallest_is_best for cell in study.cells)
     gains = [cell.batch_gain.mean for cell in study.cells if cell.batch_gain]
     if gains:
         found.append(
-            f"The batch alone changed the test MAE of full training by {_range(gains)} against batches of {USUAL_BATCH} at equal "
+            f"The batch alone changed full training's test MAE by {_range(gains)} against batches of {USUAL_BATCH} at equal "
             "cost. Everything above is measured against full training at its best batch and rate."
+        )
+    if edge:
+        found.append(
+            f"In {edge} of {_count(len(study.cells), 'comparison')} the smallest batch tried was full training's best, and a "
+            "smaller one may be better still."
         )
     return [scope(study), *found]
 
@@ -90,9 +106,8 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    low, high = f"{min(values):+.1f}%", f"{max(values):+.1f}%"
-    mean = f"{statistics.fmean(values):+.1f}%"
-    return mean if len(values) == 1 else f"{mean} on the mean ({low} to {high})"
+    mean = signed(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} on the mean ({signed(min(values))} to {signed(max(values))})"
 
 
 def less(share: float) -> str:
@@ -131,9 +146,11 @@ def _gain(drawing: Sequence[Family]) -> str:
 
 def _batch(cell: Cell, full: Result) -> str:
     text = f"Full training is best with {full.setting} at a cost of {cell.cost:g} passes: test MAE {full.mae.mean:.4g}."
-    if cell.batch_gain is None:
-        return text + (f" Batches of {USUAL_BATCH} are the best that were tried." if cell.usual else "")
-    return text + f" Against batches of {USUAL_BATCH} at the same cost that is {percent(cell.batch_gain)}, by the batch alone."
+    if cell.batch_gain:
+        text += f" Against batches of {USUAL_BATCH} at the same cost that is {percent(cell.batch_gain)}, by the batch alone."
+    if cell.smallest_is_best:
+        text += " No smaller batch was tried, and one may be better still."
+    return text
 
 
 def sorted_out(changes: Iterable[tuple[str, Change]]) -> str:
@@ -155,12 +172,12 @@ def _nodes(cell: Cell) -> list[str]:
     if drawing is None or drawing.result is None or drawing.result.change is None:
         return []
     change = drawing.result.change
+    rival = "a smaller batch" if cell.full and cell.full.setting.batch_size < USUAL_BATCH else "full training at its best batch"
     if change.outside and change.mean < 0:
-        text = f"Drawing nodes ({drawing.label}) gains beyond a smaller batch: {percent(change)}."
-    elif change.outside:
-        text = f"A smaller batch does better than drawing nodes ({drawing.label}, {percent(change)})."
+        text = f"At equal cost drawing nodes ({drawing.label}) gains beyond {rival}: {percent(change)}."
     else:
-        text = f"A smaller batch does the same as drawing nodes ({drawing.label}, {percent(change)})."
+        word = "better than" if change.outside else "the same as"
+        text = f"At equal cost {rival} does {word} drawing nodes ({drawing.label}, {percent(change)})."
     if drawing.reach is None:
         return [text + " It did not reach full training's best validation MAE on every seed."]
     reach = drawing.reach
@@ -186,7 +203,7 @@ def _windows(cell: Cell) -> list[str]:
     changes = []
     for family in cell.families:
         result = family.result
-        if family.kind == "windows" and family.name != SOFT_RANDOM and result:
+        if family.kind == "windows" and family.name != SOFT_RANDOM and result and result.setting.keep_ratio < 1:
             rows = [r for r in cell.rows if r.spec.family == SOFT_RANDOM and r.spec.cost == result.cost]
             equal = [row for row in rows if abs(row.steps / result.steps - 1) <= _SAME_STEPS]
             change = compare(result, best(equal)) if equal else None
@@ -224,8 +241,8 @@ def _overhead(cell: Cell) -> list[str]:
     if not known:
         return []
     (low_label, low), (label, high) = (pick(known, key=lambda item: item[1]) for pick in (min, max))
-    text = f"Deciding and scoring took at most {high:.1f}% of a run's time ({label})"
-    return [text + (f" and at least {low:.1f}% ({low_label})." if len(known) > 1 else ".")]
+    span = f"{high:.1f}% ({label})" if label == low_label else f"between {low:.1f}% ({low_label}) and {high:.1f}% ({label})"
+    return [f"Deciding and scoring took {span} of a run's time beyond the plain loss."]
 
 
 def _diverged(cell: Cell) -> list[str]:

@@ -21,7 +21,7 @@ class Family:
     Attributes:
         name, label, kind: of the family.
         results: best settings, by budget, the smallest first.
-        result: the one at the cell's budget, or None.
+        result: the one at the cell's budget, else at the largest smaller one that full training has as well, or None.
         reach: see `reach`; None where the validation MAE was never reached or there is nothing to compare with.
         equal_time: test MAE after as much time as the best full training took, see `equal_time`.
         sixth: test MAE at a sixth of the cost against the usual protocol, see `sixth`.
@@ -75,7 +75,13 @@ class Cell:
     def full(self) -> Result | None:
         """The best full training at the cell's budget."""
         family = self.find(FULL)
-        return family.result if family else None
+        return family.result if family and family.result and family.result.cost == self.cost else None
+
+    @property
+    def smallest_is_best(self) -> bool:
+        """Full training is best with the smallest batch that was tried, above 1: a smaller one may be better still."""
+        tried = [row.spec.batch_size for row in self.rows if row.spec.family == FULL and row.spec.cost == self.cost]
+        return self.full is not None and 1 < self.full.setting.batch_size == min(tried)
 
     @property
     def drawing(self) -> Family | None:
@@ -213,7 +219,7 @@ def _cell(key: tuple[str, str, int, str, str], rows: list[Row], series: str, lab
             label=labels[name][0],
             kind=labels[name][1],
             results=tuple(results),
-            result=next((result for result in results if result.cost == cost), None),
+            result=_nearest(results, cost, {result.cost for result in full}),
             reach=reach(results, full, cost),
             equal_time=None if name == FULL else equal_time(results, rival),
             sixth=sixth(results, usual),
@@ -231,6 +237,11 @@ def _cell(key: tuple[str, str, int, str, str], rows: list[Row], series: str, lab
         batch_gain=compare(rival, usual) if usual and rival and usual.setting != rival.setting else None,
         rows=tuple(rows),
     )
+
+
+def _nearest(results: list[Result], cost: float, shared: set[float]) -> Result | None:
+    found = [result for result in results if result.cost == cost or (result.cost < cost and result.cost in shared)]
+    return found[-1] if found else None
 
 
 def _budget(found: dict[str, list[Result]]) -> float:

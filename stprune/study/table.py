@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from stprune.study.results import USUAL_BATCH, Change, Stat, compare
+from stprune.study.results import USUAL_BATCH, Change, Result, Stat, compare
 from stprune.study.rows import Row
-from stprune.study.sentences import headline, percent
+from stprune.study.sentences import headline, percent, signed
 from stprune.study.summary import FULL, Cell, Family, Labels, Study, group_name, summarize
 
 
@@ -62,7 +62,7 @@ def columns(cell: Cell) -> list[Column]:
 
     return [
         Column("family", "", lambda f: f.label),
-        Column("best setting", "by validation MAE", lambda f: str(f.result.setting) if f.result else ""),
+        Column("best setting", "by validation MAE", lambda f: f"{f.result.setting}{_at(f.result, cell)}" if f.result else ""),
         Column("seeds", "runs of that setting", lambda f: str(len(f.result.runs)) if f.result else ""),
         Column("MAE", "test mean absolute error", stat(lambda row: row.mae, form)),
         Column(
@@ -94,12 +94,17 @@ def columns(cell: Cell) -> list[Column]:
     ]
 
 
+def _at(result: Result, cell: Cell) -> str:
+    """The budget, where it is not the cell's."""
+    return "" if result.cost == cell.cost else f", cost {result.cost:g}"
+
+
 def _change(change: Change | None) -> str:
     return percent(change) if change else ""
 
 
 def _seconds(family: Family) -> str:
-    return with_spread(family.result.time, significant(family.result.time.mean / 10)) if family.result else ""
+    return with_spread(family.result.time, significant(10 * family.result.time.mean)) if family.result else ""
 
 
 def _overhead(family: Family) -> str:
@@ -122,16 +127,22 @@ def as_text(cell: Cell) -> str:
         Several lines without a final newline; the first two columns are left-aligned, all others right-aligned.
     """
     layout, body = texts(cell)
-    lines = [[column.title for column in layout], *body]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(layout))]
-    found = [
-        "  ".join(
-            text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
+    return _aligned([[column.title for column in layout], *body], left=2)
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    sides = [str.ljust if i < left else str.rjust for i in range(len(widths))]
+    found = ["  ".join(side(text, width) for side, text, width in zip(sides, line, widths, strict=True)) for line in lines]
     found.insert(1, "-" * len(found[0]))
     return "\n".join(line.rstrip() for line in found)
+
+
+def over_series(cells: Sequence[Cell], study: Study) -> str:
+    """The table over series of one model as aligned plain text; a star marks what the seeds tell apart from full training."""
+    head = [group_name(cells[0].group), *(cell.title for cell in cells)]
+    lines = [[label, *(entry.text + "*" * entry.strong for entry in entries)] for label, entries in matrix(cells, study)]
+    return _aligned([head, *lines], left=1)
 
 
 def legend(layout: Iterable[Column]) -> str:
@@ -168,16 +179,13 @@ def matrix(cells: Sequence[Cell], study: Study) -> list[tuple[str, list[Entry]]]
     """
     lines = [
         ("full training at its best: test MAE", [Entry(_best_mae(cell)) for cell in cells]),
-        ("its batch", [Entry(f"{cell.full.setting.batch_size}" if cell.full else "") for cell in cells]),
-        (
-            f"full training, batch {USUAL_BATCH}",
-            [_entry(compare(cell.usual, cell.full), own=_is_usual(cell)) for cell in cells],
-        ),
+        ("its batch", [Entry(_batch(cell)) for cell in cells]),
+        (f"full training, batch {USUAL_BATCH}", [_usual(cell) for cell in cells]),
     ]
     for name, (label, _) in study.labels.items():
         found = [cell.find(name) for cell in cells]
         if name != FULL and any(found):
-            lines.append((label, [_entry(f.result.change if f and f.result else None) for f in found]))
+            lines.append((label, [_change_entry(cell, f.result if f else None) for cell, f in zip(cells, found, strict=True)]))
     drawing = [cell.drawing for cell in cells]
     if any(drawing):
         for what in ("cost", "time"):
@@ -190,6 +198,10 @@ def _best_mae(cell: Cell) -> str:
     return f"{cell.full.mae.mean:{significant(cell.full.mae.mean)}}" if cell.full else ""
 
 
+def _batch(cell: Cell) -> str:
+    return f"{cell.full.setting.batch_size}{', the smallest tried' * cell.smallest_is_best}" if cell.full else ""
+
+
 def _usual(cell: Cell) -> Entry:
     if cell.usual and cell.full and cell.usual.setting == cell.full.setting:
         return Entry("the best")
@@ -199,7 +211,12 @@ def _usual(cell: Cell) -> Entry:
 def _entry(change: Change | None) -> Entry:
     if change is None:
         return Entry("")
-    return Entry(f"{change.mean:+.1f}%", strong=change.outside, better=change.mean < 0)
+    return Entry(signed(change.mean), strong=change.outside, better=change.mean < 0)
+
+
+def _change_entry(cell: Cell, result: Result | None) -> Entry:
+    entry = _entry(result.change if result else None)
+    return replace(entry, text=entry.text + _at(result, cell)) if result and entry.text else entry
 
 
 def _reached(cell: Cell, family: Family | None, what: str) -> str:

@@ -63,7 +63,7 @@ def traffic(
 
     Args:
         num_nodes: N, at least 2.
-        num_steps: T, at least 2; the series begins with a Monday.
+        num_steps: T, at least 24; the series begins with a Monday.
         steps_per_day: steps in 24 hours.
         r: in [0, 1), correlation of the unpredictable part between nodes. Everything else is the same for every r.
         seed: one seed gives one series; no global random state is used.
@@ -74,7 +74,7 @@ def traffic(
     Raises:
         ValueError: an argument lies outside its range.
     """
-    for name, number, least in (("num_nodes", num_nodes, 2), ("num_steps", num_steps, 2), ("steps_per_day", steps_per_day, 1)):
+    for name, number, least in (("num_nodes", num_nodes, 2), ("num_steps", num_steps, 24), ("steps_per_day", steps_per_day, 1)):
         if number < least:
             raise ValueError(f"traffic: {name} must be at least {least}, got {number}")
     if not 0 <= r < 1:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import stprune
 from stprune.study.families.base import NODES, Draw, Family, require
 from stprune.study.families.pruned import Pruned
+from stprune.study.graph import Edges
 from stprune.study.problem import Problem
 from stprune.study.spec import Spec
 
 MOST_NEIGHBOURS = 32
-_ROWS_AT_ONCE = 512
 
 
 class NodesCluster(Pruned):
@@ -25,14 +26,11 @@ class NodesCluster(Pruned):
     source = "systematic sampling of clusters, Cochran, Sampling Techniques; stprune.Cluster"
     weighs = False
 
-    @classmethod
-    def check(cls, spec: Spec, problem: Problem) -> None:
-        super().check(spec, problem)
-        _require_graph(spec, problem)
-
     def node_sampler(self) -> str | stprune.NodeSampler:
-        assert self.problem.adjacency is not None
-        return stprune.Cluster(self.problem.adjacency)
+        graph = self.problem.graph
+        place = torch.from_numpy(np.stack([graph.source, graph.target]))
+        shape = graph.num_nodes, graph.num_nodes
+        return stprune.Cluster(torch.sparse_coo_tensor(place, torch.from_numpy(graph.weight), shape, check_invariants=True))
 
 
 class NodesRoots(Family):
@@ -50,13 +48,7 @@ class NodesRoots(Family):
     def __init__(self, spec: Spec, problem: Problem) -> None:
         super().__init__(spec, problem)
         self.num_roots = max(1, self.num_drawn // 4)
-        assert problem.adjacency is not None
-        self.neighbours = strongest(problem.adjacency, min(MOST_NEIGHBOURS, self.num_nodes - 1))
-
-    @classmethod
-    def check(cls, spec: Spec, problem: Problem) -> None:
-        super().check(spec, problem)
-        _require_graph(spec, problem)
+        self.neighbours = strongest(problem.graph, min(MOST_NEIGHBOURS, self.num_nodes - 1)).to(problem.device)
 
     @classmethod
     def check_drawn(cls, spec: Spec, num_nodes: int) -> None:
@@ -74,7 +66,7 @@ class NodesRoots(Family):
     def fill(self, roots: Tensor, others: Tensor) -> Tensor:
         """Roots [B, R] and behind them their neighbours, [B, num_drawn]; `others` [N] are the ranks of the nodes that fill."""
         # Every node's turn: that of the first root and rank that name it, or behind all of these. Column N is nobody.
-        named = self.neighbours.to(roots.device)[roots].transpose(1, 2).flatten(1)
+        named = self.neighbours[roots].transpose(1, 2).flatten(1)
         turns = torch.arange(named.shape[1], dtype=torch.int32, device=roots.device).expand(named.shape)
         turn = torch.nn.functional.pad(named.shape[1] + others.int(), (0, 1)).repeat(len(roots), 1)
         turn.scatter_reduce_(1, named, turns, "amin")
@@ -84,26 +76,27 @@ class NodesRoots(Family):
         return torch.cat([roots, chosen], 1)
 
 
-def strongest(adjacency: Tensor, count: int) -> Tensor:
+def strongest(graph: Edges, count: int) -> Tensor:
     """The neighbours of every node with the largest weights in either direction, strongest first.
 
     Args:
-        adjacency: [node, node] float, not negative; the diagonal does not count. Not modified.
-        count: neighbours of each node, below the number of nodes.
+        graph: edges; one from a node to itself does not count.
+        count: neighbours of each node.
 
     Returns:
-        [node, count] int64; the number of nodes, which is no node, behind the last neighbour.
+        [node, count] int64; the number of nodes, which is no node, behind the last neighbour. Ties by the smaller node.
     """
-    num_nodes, found = len(adjacency), []
-    for first in range(0, num_nodes, _ROWS_AT_ONCE):
-        rows = slice(first, min(first + _ROWS_AT_ONCE, num_nodes))
-        weight = torch.maximum(adjacency[rows], adjacency[:, rows].t())
-        weight[torch.arange(len(weight)), torch.arange(rows.start, rows.stop)] = 0.0
-        value, node = weight.topk(count, dim=1)
-        found.append(torch.where(value > 0, node, num_nodes))
-    return torch.cat(found)
-
-
-def _require_graph(spec: Spec, problem: Problem) -> None:
-    if problem.adjacency is None:
-        raise ValueError(f"{spec.family}: adjacency of {problem.name} must be given, got None")
+    table = np.full((graph.num_nodes, count), graph.num_nodes)
+    source, target = np.concatenate([graph.source, graph.target]), np.concatenate([graph.target, graph.source])
+    weight = np.concatenate([graph.weight, graph.weight])
+    order = np.lexsort([-weight, target, source])
+    source, target, weight = source[order], target[order], weight[order]
+    # Of two edges between the same nodes the heavier one comes first, and stays.
+    kept = np.append(True, (source[1:] != source[:-1]) | (target[1:] != target[:-1]))[: len(source)] & (source != target)
+    source, target, weight = source[kept], target[kept], weight[kept]
+    order = np.lexsort([target, -weight, source])
+    source, target = source[order], target[order]
+    rank = np.arange(len(source)) - np.searchsorted(source, source)
+    kept = rank < count
+    table[source[kept], rank[kept]] = target[kept]
+    return torch.from_numpy(table)

@@ -1,0 +1,374 @@
+"""The report's pictures, as SVG text."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from stprune.study.results import Change
+from stprune.study.summary import FULL, UNIFORM, Cell, Study, group_name
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; line style and marker say the same once more.
+# Markers of families that drop windows are hollow.
+_STYLES: dict[str, dict[str, Any]] = {
+    "full": {"color": "#000000", "linestyle": "-", "marker": "o", "linewidth": 2.4},
+    "rs2": {"color": "#CC79A7", "linestyle": "-.", "marker": "v"},
+    "soft-random": {"color": "#56B4E9", "linestyle": "-.", "marker": "s"},
+    "infobatch": {"color": "#E69F00", "linestyle": "-.", "marker": "^"},
+    "seta": {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
+    "st-prune": {"color": "#0072B2", "linestyle": "--", "marker": "o"},
+    "even-windows": {"color": "#7a7a7a", "linestyle": "--", "marker": "P"},
+    "nodes-uniform": {"color": "#D55E00", "linestyle": "-", "marker": "o", "linewidth": 2.4},
+    "nodes-batch": {"color": "#E69F00", "linestyle": "-", "marker": "<"},
+    "nodes-partition": {"color": "#009E73", "linestyle": "--", "marker": ">"},
+    "nodes-frequency": {"color": "#8C6BB1", "linestyle": ":", "marker": "h"},
+    "nodes-stratified": {"color": "#009E73", "linestyle": "-", "marker": "s"},
+    "nodes-priority": {"color": "#117733", "linestyle": "--", "marker": "D"},
+    "nodes-cluster": {"color": "#A6761D", "linestyle": "-.", "marker": "p"},
+    "nodes-roots": {"color": "#666633", "linestyle": ":", "marker": "*"},
+    "nodes-growing": {"color": "#CC79A7", "linestyle": "-", "marker": "X"},
+    "pairs": {"color": "#0072B2", "linestyle": "-", "marker": "d"},
+    "windows-and-nodes": {"color": "#56B4E9", "linestyle": "-", "marker": "v"},
+}
+_OTHER: dict[str, Any] = {"color": "#7a7a7a", "linestyle": ":", "marker": "."}
+_MODELS = {
+    "stid": ("#0072B2", "o"),
+    "tsmixer": ("#D55E00", "s"),
+    "graph-wavenet": ("#009E73", "^"),
+    "staeformer": ("#CC79A7", "D"),
+}
+_INK, _FAINT, _SOFT = "#1f2933", "#d9dee3", "#7b8794"
+_SETTINGS: Any = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "stprune",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": "#8a949e",
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+}
+_ABOVE: Any = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+_WIDTH = 9.6  # inches; the page shows it at about this size on a desk
+_COLUMNS = 3
+_BESIDE = 1.045  # factor between the places of points that would lie on top of each other
+
+
+def _draw(paint: Callable[[Figure], None], height: float) -> str:
+    """Run a painting function on a fresh figure with the report's style and return SVG text."""
+    with rc_context(_SETTINGS):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        paint(figure)
+        buffer = io.StringIO()
+        # Without a date the same numbers give the same picture.
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _style(name: str, kind: str) -> dict[str, Any]:
+    style = {**_OTHER, **_STYLES.get(name, {})}
+    return {**style, "markerfacecolor": "white", "markeredgewidth": 1.3} if kind == "windows" else style
+
+
+def _panels(figure: Figure, cells: Sequence[Cell], *, sharey: bool = False) -> Iterator[tuple[Any, Cell]]:
+    """One panel a cell, titled; panels without a cell are left out."""
+    count = min(_COLUMNS, len(cells))
+    grid = figure.subplots(_lines(cells), count, squeeze=False, sharey=sharey)
+    for i, axes in enumerate(grid.flat):
+        if i < len(cells):
+            axes.set_title(cells[i].title)
+            yield axes, cells[i]
+        else:
+            axes.remove()
+
+
+def _lines(cells: Sequence[Cell]) -> int:
+    return math.ceil(len(cells) / min(_COLUMNS, len(cells)))
+
+
+def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
+    """One legend above all panels, each label once."""
+    found = {text: handle for one in axes for handle, text in zip(*one.get_legend_handles_labels(), strict=True)}
+    layout: Any = {"loc": "outside upper left", "ncols": columns, "fontsize": 8.8, "handlelength": 3, "columnspacing": 1.5}
+    if found:
+        figure.legend(list(found.values()), list(found), **layout)
+
+
+def _plain_log(axis: Any) -> None:
+    """Logarithmic ticks with plain numbers, also between the powers of ten where they are few."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    low, high = axis.get_view_interval()
+    if high / low < 100:
+        axis.set_minor_formatter(
+            FuncFormatter(
+                lambda value, _: (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}") if _few(value, low, high) else ""
+            )
+        )
+
+
+def _few(value: float, low: float, high: float) -> bool:
+    first = f"{value:e}"[0]
+    return high / low < 2.5 or first in ("25" if high / low > 8 else "2357")
+
+
+def costs(cells: Sequence[Cell]) -> str:
+    """Test MAE against cost, one curve or point a family at its best batch and rate, one panel a series.
+
+    Points of families that ran at one cost only stand side by side to the right of it. A MAE above 1.2 times the largest of
+    full training is drawn there.
+
+    Args:
+        cells: of one model, each with families.
+
+    Returns:
+        SVG text.
+    """
+
+    def paint(figure: Figure) -> None:
+        panels = list(_panels(figure, cells))
+        for axes, cell in panels:
+            top = _highest(cell)
+            alone = 0
+            for family in cell.families:
+                points = [(result.stat(lambda row: row.cost).mean, min(result.mae.mean, top)) for result in family.results]
+                if len(points) == 1 and family.name != FULL:
+                    alone += 1
+                    points = [(points[0][0] * _BESIDE**alone, points[0][1])]
+                depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
+                style = _style(family.name, family.kind)
+                axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.margins(x=0.08, y=0.12)
+            ticks = sorted({result.cost for family in cell.families for result in family.results})
+            axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
+            _plain_log(axes.yaxis)
+        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
+            axes.set_xlabel("cost in passes over all pairs")
+        for axes, _ in panels[::_COLUMNS]:
+            axes.set_ylabel("test MAE")
+        _legend(figure, [axes for axes, _ in panels])
+
+    return _draw(paint, 1.4 + 2.7 * _lines(cells))
+
+
+def _highest(cell: Cell) -> float:
+    """Largest MAE that is drawn at its place: families that are far worse than full training would set the scale for all."""
+    highest = [max(result.mae.mean for result in family.results) for family in cell.families]
+    full = cell.find(FULL)
+    return 1.2 * max(result.mae.mean for result in full.results) if full else max(highest)
+
+
+def changes(cells: Sequence[Cell]) -> str:
+    """Every family's test MAE against the best full training at equal cost, with 95% intervals, one panel a series.
+
+    Args:
+        cells: of one model, each with families.
+
+    Returns:
+        SVG text.
+    """
+    names = {f.name: f.label for cell in cells for f in cell.families if f.result and f.result.change}
+    order = {name: place for place, name in enumerate(reversed(list(names)))}
+
+    def paint(figure: Figure) -> None:
+        panels = list(_panels(figure, cells, sharey=True))
+        for axes, cell in panels:
+            axes.axvline(0, color=_INK, linewidth=1)
+            found = [(f, f.result.change) for f in cell.families if f.result and f.result.change]
+            # Changes beyond the border are drawn there, so that they do not set the scale for all.
+            border = _border([abs(change.mean) + (change.half_width or 0) for _, change in found])
+            for family, change in found:
+                _whisker(axes, change, order[family.name], border, _style(family.name, family.kind))
+            axes.set_xlim(-1.08 * border, 1.08 * border)
+            axes.set_ylim(-0.7, len(order) - 0.3)
+            axes.set_yticks(list(order.values()), [names[name] for name in order])
+            axes.grid(axis="y", visible=False)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
+        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
+            axes.set_xlabel("test MAE against full training")
+
+    return _draw(paint, _lines(cells) * (0.9 + 0.21 * max(4, len(order))))
+
+
+def _border(ends: Sequence[float]) -> float:
+    """Three times the third quartile, or the largest where it is less."""
+    return max(1.0, min(max(ends), 3 * sorted(ends)[3 * len(ends) // 4])) if ends else 1.0
+
+
+def _whisker(axes: Any, change: Change, place: int, border: float, style: dict[str, Any]) -> None:
+    """A point with its interval."""
+    width = change.half_width or 0.0
+    low, shown, high = (max(-border, min(border, change.mean + side * width)) for side in (-1, 0, 1))
+    if shown != change.mean:
+        axes.annotate(f"{change.mean:+.0f}%", (shown, place), **_ABOVE)
+    # A pale point is not told apart from 0 by its seeds.
+    alpha = 1.0 if change.outside else 0.4
+    axes.plot([low, high], [place, place], color=style["color"], linewidth=1.6, alpha=alpha)
+    axes.plot(shown, place, **{**style, "linestyle": "none", "markersize": 6, "alpha": alpha})
+
+
+class _Gain(NamedTuple):
+    """What drawing nodes gained in a cell."""
+
+    cell: Cell
+    lower: float  # test MAE in %
+    width: float | None
+    times: float  # less cost until full training's best; NaN where it was never reached
+
+
+def _found_gains(study: Study) -> list[_Gain]:
+    found = []
+    for cell in study.cells:
+        family = cell.drawing
+        change = family.result.change if family and family.result else None
+        if family and change:
+            times = 1 / family.reach.cost if family.reach else math.nan
+            found.append(_Gain(cell, -change.mean, change.half_width, times))
+    return sorted(found, key=lambda gain: gain.cell.num_nodes)
+
+
+def gains(study: Study) -> str:
+    """Gain of drawing nodes over the best full training against the number of nodes: in test MAE, and in cost.
+
+    Args:
+        study: of any number of cells; those without full training or drawn nodes are left out.
+
+    Returns:
+        SVG text.
+    """
+    found = _found_gains(study)
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        for place, group in enumerate(dict.fromkeys(gain.cell.group for gain in found)):
+            mine = [gain for gain in found if gain.cell.group == group]
+            color, marker = _MODELS.get(group[0], ("#7a7a7a", "o"))
+            beside = _BESIDE**place
+            nodes = [gain.cell.num_nodes * beside for gain in mine]
+            style: Any = {"color": color, "marker": marker, "markersize": 6, "linestyle": "none", "alpha": 0.9}
+            left.errorbar(nodes, [g.lower for g in mine], [g.width or 0 for g in mine], label=group_name(group), **style)
+            right.plot(nodes, [g.times for g in mine], **style)
+            # Series that were generated alike but for the number of nodes are joined by a line.
+            for name in {gain.cell.series for gain in mine}:
+                alike = [gain for gain in mine if gain.cell.series == name]
+                for axes, values in ((left, [g.lower for g in alike]), (right, [g.times for g in alike])):
+                    axes.plot([g.cell.num_nodes * beside for g in alike], values, color=color, linewidth=1.3, alpha=0.7)
+        for axes, level in ((left, 0), (right, 1)):
+            axes.axhline(level, color=_INK, linewidth=1)
+            axes.set_xscale("log")
+            axes.margins(x=0.1, y=0.2)
+            axes.set_xlabel("nodes of the series")
+        right.set_yscale("log")
+        for axis in (left.xaxis, right.xaxis, right.yaxis):
+            _plain_log(axis)
+        left.set_title("Test MAE at equal cost")
+        left.set_ylabel("lower than best full training, in %")
+        right.set_title("Cost to full training's best validation MAE")
+        right.set_ylabel("times less than full training")
+        for name in dict.fromkeys(gain.cell.series for gain in found):
+            last = max(gain.cell.num_nodes for gain in found if gain.cell.series == name)
+            here = [gain.lower + (gain.width or 0) for gain in found if (gain.cell.series, gain.cell.num_nodes) == (name, last)]
+            # Names lean towards the middle, so that the frame cuts none.
+            lean: Any = {"ha": "right", "rotation": -25} if last == found[-1].cell.num_nodes else {"ha": "left", "rotation": 25}
+            left.annotate(name, (last, max(here)), color=_SOFT, **{**_ABOVE, **lean})
+        _legend(figure, [left], columns=2)
+
+    return _draw(paint, 4.4)
+
+
+def tuning(cells: Sequence[Cell]) -> str:
+    """Validation MAE against pairs per step at the best rate of each, full training and drawn nodes, one panel a series.
+
+    Args:
+        cells: of one model, each with families.
+
+    Returns:
+        SVG text.
+    """
+
+    def paint(figure: Figure) -> None:
+        panels = list(_panels(figure, cells))
+        for axes, cell in panels:
+            for family in (cell.find(FULL), cell.drawing):
+                if family:
+                    points = tuning_points(cell, family.name)
+                    if points:
+                        style = _style(family.name, family.kind)
+                        axes.plot(*zip(*points, strict=True), label=family.label, **style)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.margins(x=0.1, y=0.12)
+            _plain_log(axes.xaxis)
+            _plain_log(axes.yaxis)
+        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
+            axes.set_xlabel("(window, node) pairs per step")
+        for axes, _ in panels[::_COLUMNS]:
+            axes.set_ylabel("validation MAE")
+        _legend(figure, [axes for axes, _ in panels])
+
+    return _draw(paint, 0.8 + 2.5 * _lines(cells))
+
+
+def tuning_points(cell: Cell, name: str) -> list[tuple[float, float]]:
+    """Pairs per step, and the lowest validation MAE of the first seed with so many, at the cell's budget."""
+    rows = [row for row in cell.rows if row.spec.family == name and row.spec.cost == cell.cost and not row.diverged]
+    first = min((row.spec.seed for row in rows), default=0)
+    lowest: dict[float, float] = {}
+    for row in rows:
+        if row.spec.seed == first:
+            pairs = float(row.spec.batch_size * (row.spec.num_drawn or row.num_nodes))
+            lowest[pairs] = min(lowest.get(pairs, math.inf), row.best_mae)
+    return sorted(lowest.items())
+
+
+def predictions(found: Sequence[tuple[str, float, float]]) -> str:
+    """Predicted against measured share of full training's time until its best validation MAE.
+
+    Args:
+        found: (series, predicted, measured); shares, so that 0.25 is four times less.
+
+    Returns:
+        SVG text. The grey band is 25% to each side.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        values = [value for _, *both in found for value in both if value > 0]
+        ends = [0.7 * min(values), 1.4 * max(values)]
+        axes.plot(ends, ends, color=_INK, linewidth=1)
+        axes.fill_between(ends, [0.75 * end for end in ends], [1.25 * end for end in ends], color=_FAINT, zorder=0)
+        for label, predicted, measured in found:
+            axes.plot(measured, predicted, color="#0072B2", marker="o", linestyle="none", markersize=6)
+            axes.annotate(label, (measured, predicted), xytext=(6, -3), textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(*ends)
+        axes.set_ylim(*ends)
+        axes.set_aspect("equal")
+        _plain_log(axes.xaxis)
+        _plain_log(axes.yaxis)
+        axes.set_xlabel("measured share of full training's time")
+        axes.set_ylabel("predicted share")
+
+    return _draw(paint, 4.4)

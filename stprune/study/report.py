@@ -1,0 +1,237 @@
+"""The report of a study: one HTML file that refers to nothing outside itself."""
+
+from __future__ import annotations
+
+import base64
+import pathlib
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import jinja2
+
+from stprune.study import figures, table
+from stprune.study.families import FAMILIES
+from stprune.study.results import USUAL_BATCH
+from stprune.study.rows import Row
+from stprune.study.sentences import headline, less, percent, scope, sentences
+from stprune.study.summary import FULL, Cell, Labels, Study, group_name, summarize
+
+TITLE = "Pruned training against full training at its best"
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+
+DEFINITIONS = (
+    ("Cost", "(window, node) pairs trained on, as a multiple of the pairs of the training part; the learning rate's schedule "
+     "runs over the share of the budget used, so that all families at one cost use equally many pairs."),
+    ("Best setting", "of a family at a cost: batch, nodes drawn, share of windows kept and learning rate with the lowest mean "
+     "validation MAE among the settings with the most seeds. The test part has no say in it."),
+    ("Best full training", "training on all windows and all nodes at its own best setting, batch included. It is the rival in "
+     "every comparison."),
+    ("Change", "error against the best full training's of the same seed, in %; mean over the seeds, with half of its 95% t "
+     "interval. Three seeds give a wide interval. With many comparisons, about one in twenty lies outside it by chance."),
+    ("Cost and time to best", "cost (processor time) until the first validation at or below the best validation MAE that full "
+     "training of the same seed reached, in the run that gets there first among the family's budgets, as a share of what full "
+     "training needed with the same choice. Never: on some seed it did not get there."),
+    ("Equal time", "test MAE after as much processor time as the best full training took, read off between the budgets of the "
+     "family on logarithmic axes."),
+    ("A sixth", f"test MAE at a sixth of the cost of full training with batches of {USUAL_BATCH}, against that training's."),
+    ("Overhead", "time of plans and draws, and of the loss beyond the plain loss of full training with about as many pairs per "
+     "step, in % of the run. Negative: the scoring loss is faster than the plain one."),
+    ("Hard windows, hard nodes", "mean test MAE of the 5% of the windows (nodes) with the largest MAE in that run."),
+    ("MAPE", "over targets of at least a tenth of the training part's standard deviation."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its heading and what it shows."""
+
+    heading: str
+    text: str
+    sources: tuple[tuple[str, str], ...]  # (caption, data URI of the SVG)
+
+
+def render(
+    rows: Iterable[Row],
+    labels: Labels,
+    *,
+    title: str = TITLE,
+    note: str = "",
+    predictions: Sequence[tuple[str, float, float]] = (),
+    sources: Sequence[str] = (),
+) -> str:
+    """Build the page.
+
+    Args:
+        rows: of a study.
+        labels: name of every family -> (label for people, kind), in the report's order.
+        title: heading of the page.
+        note: a sentence that stands before all findings, for instance that a quick run proves nothing.
+        predictions: (series, predicted, measured) shares of full training's time until its best validation MAE.
+        sources: where series and methods come from, for the footer.
+
+    Returns:
+        HTML text that refers to nothing outside itself.
+
+    Raises:
+        ValueError: there are no rows, or a family has no label.
+    """
+    study = summarize(rows, labels)
+    cards, place = _cards(study)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        scope=scope(study),
+        note=note,
+        cards=cards,
+        place=place,
+        findings=_findings(study),
+        pictures=_pictures(study, predictions),
+        groups=[(group_name(group), cells, table.matrix(cells, study)) for group, cells in study.groups.items()],
+        cells=[(cell, sentences(cell), *table.texts(cell)) for cell in study.cells],
+        group_name=group_name,
+        definitions=DEFINITIONS,
+        conditions=_conditions(study),
+        sources=sources,
+    ) + "\n"  # fmt: skip
+
+
+def write(
+    rows: Sequence[Row],
+    folder: pathlib.Path,
+    *,
+    title: str = TITLE,
+    note: str = "",
+    predictions: Sequence[tuple[str, float, float]] = (),
+    sources: Sequence[str] = (),
+) -> str:
+    """Write report.html and table.md into a folder.
+
+    Args:
+        rows, title, note, predictions, sources: as for `render`; labels are those of the families.
+        folder: exists.
+
+    Returns:
+        What the terminal shows: tables as text, findings, and where the report is.
+
+    Raises:
+        ValueError: there are no rows.
+        OSError: a file cannot be written.
+    """
+    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
+    study = summarize(rows, labels)
+    page = render(rows, labels, title=title, note=note, predictions=predictions, sources=sources)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(rows, labels), encoding="utf-8")
+    if len(study.cells) == 1:
+        tables = [table.as_text(study.cells[0]), _wrapped(table.legend(table.texts(study.cells[0])[0]))]
+    else:
+        tables = [table.over_series(cells, study) for cells in study.groups.values()]
+    findings = "\n".join(_wrapped(text, "- ") for text in ([note] if note else []) + _findings(study))
+    return "\n\n".join(["", *tables, scope(study), findings, f"Report: {folder / 'report.html'}"])
+
+
+def _findings(study: Study) -> list[str]:
+    return headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0])
+
+
+def _wrapped(text: str, lead: str = "") -> str:
+    return textwrap.fill(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
+
+
+def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
+    """The headline numbers of the cell with the most nodes that has them, and which cell that is."""
+    cells = [cell for cell in study.cells if cell.full and cell.drawing and cell.drawing.result and cell.drawing.result.change]
+    if not cells:
+        return [], ""
+    cell = max(cells, key=lambda one: one.num_nodes)
+    found = []
+    drawing = cell.drawing
+    if drawing and drawing.result and drawing.result.change:
+        found.append(
+            (f"{percent(drawing.result.change)} MAE", f"{drawing.label}, against the best full training at equal cost")
+        )
+    if drawing and drawing.reach:
+        found.append((f"{less(drawing.reach.time)} time", "to reach the best validation MAE of full training"))
+    else:
+        found.append(("never", "the best validation MAE of full training was not reached on every seed"))
+    if cell.batch_gain:
+        found.append(
+            (f"{percent(cell.batch_gain)} MAE", f"by the batch alone: the best full training against batches of {USUAL_BATCH}")
+        )
+    return found, f"{cell.title}, {group_name(cell.group)}"
+
+
+def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
+    def each(draw: Callable[[Sequence[Cell]], str]) -> tuple[tuple[str, str], ...]:
+        shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
+        return tuple((group_name(group), _uri(draw(cells))) for group, cells in shown.items() if cells)
+
+    found = [
+        Picture(
+            "Test MAE against cost",
+            "One curve a family, or a point where it ran at one cost, each at its best batch and learning rate there. "
+            "Single points stand side by side to the right of their cost. Both axes are logarithmic.",
+            each(figures.costs),
+        )
+    ]
+    if any(f.result and f.result.change for cell in study.cells for f in cell.families):
+        found.append(
+            Picture(
+                "Every family against the best full training",
+                "Test MAE at equal cost, paired over seeds; left is better. Bars are 95% intervals. Pale: the seeds do not "
+                "tell it from full training. Changes beyond the border stand at it with their number.",
+                each(figures.changes),
+            )
+        )
+    if len({cell.num_nodes for cell in study.cells if cell.full and cell.drawing}) > 1:
+        text = "Drawing nodes against the best full training, one point a series and model. Higher is better."
+        found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(study))),)))
+    if any(len(figures.tuning_points(cell, FULL)) > 1 for cell in study.cells):
+        text = "Validation MAE of the first seed by pairs per step, each at its best learning rate: what the batch alone gives."
+        found.append(Picture("Tuning of the batch", text, each(figures.tuning)))
+    if predictions:
+        text = "Share of full training's time until its best validation MAE. The band is 25% to each side."
+        found.append(Picture("Predicted and measured", text, (("", _uri(figures.predictions(predictions))),)))
+    return found
+
+
+def _uri(svg: str) -> str:
+    # As an image, the ids inside each SVG stay apart from those of the others.
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _conditions(study: Study) -> list[tuple[str, str]]:
+    rows = study.rows
+    specs = [row.spec for row in rows]
+    machines = dict.fromkeys(_machine(row) for row in rows)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in row.machine.get("versions", {}).items()) for row in rows
+    )
+    hours = sum(row.seconds for row in rows) / 3600
+    days = sorted({row.date[:10] for row in rows})
+    return [
+        ("Machine", "; ".join(machines)),
+        ("Versions", "; ".join(versions)),
+        (
+            "Time",
+            f"{hours:.2g} hours of training in {len(rows):,} runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}",
+        ),
+        ("Costs", _values(spec.cost for spec in specs)),
+        ("Batches", _values(spec.batch_size for spec in specs)),
+        ("Nodes drawn", _values(spec.num_drawn for spec in specs if spec.num_drawn) or "all"),
+        ("Windows kept", _values(spec.keep_ratio for spec in specs)),
+        ("Learning rates", _values(spec.learning_rate for spec in specs)),
+        ("Seeds", _values(spec.seed for spec in specs)),
+    ]
+
+
+def _machine(row: Row) -> str:
+    found = row.machine
+    return ", ".join(f"{name} {found[name]}" for name in ("processor", "device", "threads") if name in found)
+
+
+def _values(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(set(values)))

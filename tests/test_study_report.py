@@ -1,0 +1,571 @@
+"""The report of a study: its numbers against ones made by hand, its sentences, tables, pictures and page, from made-up rows."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import math
+import pathlib
+import re
+import statistics
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from stprune.study import figures, report, results, table
+from stprune.study.families import FAMILIES
+from stprune.study.results import Change, Setting
+from stprune.study.rows import Point, Row
+from stprune.study.sentences import headline, sentences
+from stprune.study.spec import Spec
+from stprune.study.summary import series_names, summarize
+
+LABELS = {
+    "full": ("full training", "all"),
+    "soft-random": ("soft random", "windows"),
+    "st-prune": ("ST-Prune", "windows"),
+    "nodes-uniform": ("uniform nodes", "nodes"),
+    "nodes-priority": ("nodes by error", "nodes"),
+    "pairs": ("single pairs", "both"),
+}
+
+
+def row(family="full", seed=0, *, mae=2.0, validation=None, batch=8, rate=0.01, cost=12.0, nodes=100, curve=None, **settings):
+    """A run with made-up numbers: 10 s a pass, 1,000 windows, an error that halves over the run unless a curve is given."""
+    spec_names = ("data", "model", "dim", "num_drawn", "keep_ratio", "optimizer", "rate_schedule")
+    asked = {"data": "flow", "model": "stid", **{name: settings.pop(name) for name in spec_names if name in settings}}
+    spec = Spec(family=family, batch_size=batch, learning_rate=rate, cost=cost, seed=seed, **asked)
+    best = mae if validation is None else validation
+    shares = curve or ((0.5, 2 * best), (1.0, best))
+    points = settings.pop("points", None) or tuple(Point(cost * s, 100, 20 * cost * s, 10 * cost * s, v) for s, v in shares)
+    pairs = int(1000 * nodes * cost)
+    values = {
+        "spec": spec,
+        "num_nodes": nodes,
+        "num_windows": 1000,
+        "cost": cost,
+        "pairs": pairs,
+        "windows": pairs // nodes,
+        "steps": pairs // (batch * (spec.num_drawn or nodes)),
+        "seconds": 20 * cost,
+        "cpu_seconds": 10 * cost,
+        "plan_seconds": 0.0,
+        "loss_seconds": 1.0,
+        "num_bytes": 8 * pairs,
+        "best_mae": min((p.validation_mae for p in points), default=math.inf),
+        "mae": mae,
+        "rmse": 1.5 * mae,
+        "mape": 10.0,
+        "horizon_mae": (mae,) * 12,
+        "hard_windows_mae": 3 * mae,
+        "hard_nodes_mae": 4 * mae,
+        "curve": points,
+        "diverged": False,
+        "machine": {"processor": "test", "device": "cpu", "threads": 1, "versions": {"torch": "2.13"}},
+        "date": "2026-01-02T03:04:05+00:00",
+    }
+    return Row(**{**values, **settings})
+
+
+def only(rows):
+    """The one cell of some rows."""
+    (cell,) = summarize(rows, LABELS).cells
+    return cell
+
+
+def seeds(family, maes, **settings):
+    return [row(family, seed, mae=mae, **settings) for seed, mae in enumerate(maes)]
+
+
+# --- which setting is the best ---------------------------------------------------------------------------------------
+
+
+def test_the_best_setting_has_the_lowest_validation_error_whatever_its_test_error():
+    rows = [row(batch=64, mae=1.0, validation=3.0), row(batch=8, mae=5.0, validation=2.0)]
+    assert results.best(rows).setting == Setting(8, 0, 1.0, 0.01)
+    assert results.best(rows).trials == 2
+
+
+def test_settings_with_the_most_seeds_are_compared_only():
+    rows = [*seeds("full", (3.0, 3.0, 3.0), batch=8), *seeds("full", (4.0, 1.0, 2.5), batch=16), row(batch=64, mae=0.5)]
+    best = results.best(rows)
+    assert best.setting.batch_size == 16
+    assert [one.spec.seed for one in best.runs] == [0, 1, 2]
+    assert best.mae == (2.5, pytest.approx(statistics.stdev([4.0, 1.0, 2.5])))
+
+
+def test_the_first_of_equal_settings_is_the_best():
+    rows = [row(batch=16), row(batch=8), row(batch=4)]
+    assert results.best(rows).setting.batch_size == 16
+    assert results.best(rows[::-1]).setting.batch_size == 4
+
+
+def test_diverged_runs_are_left_out_and_counted():
+    rows = [row(batch=8, mae=0.1, diverged=True), row(batch=8, seed=1, mae=2.0), row(batch=16, mae=3.0)]
+    best = results.best(rows)
+    assert best.setting.batch_size == 8
+    assert [one.mae for one in best.runs] == [2.0]
+    assert best.num_diverged == 1
+    assert results.best([row(diverged=True)]) is None
+    cell = only([row(), row("pairs", diverged=True, best_mae=math.inf)])
+    assert cell.find("pairs") is None
+    assert cell.diverged == ("single pairs",)
+    assert "All runs diverged: single pairs." in sentences(cell)
+    assert "1 of 2 runs diverged and are left out." in sentences(cell)
+
+
+def test_a_spec_that_comes_twice_counts_once_as_its_first_row():
+    study = summarize([row(mae=2.0), row(mae=9.0)], LABELS)
+    assert [one.mae for one in study.rows] == [2.0]
+
+
+# --- change over the seeds -------------------------------------------------------------------------------------------
+
+
+def test_the_change_is_paired_over_seeds_and_has_a_t_interval():
+    cell = only([*seeds("full", (1.0, 2.0, 4.0)), *seeds("pairs", (0.9, 1.9, 3.6))])
+    change = cell.find("pairs").result.change
+    assert change.values == pytest.approx((-10.0, -5.0, -10.0))
+    assert change.mean == pytest.approx(-25 / 3)
+    # t(0.975, 2) = 4.303, and the deviation of (-10, -5, -10) is the root of 25 / 3.
+    assert change.half_width == pytest.approx(4.303 * math.sqrt(25 / 3) / math.sqrt(3), rel=1e-3)
+    assert change.outside
+    assert not Change((-10.0, 5.0, -10.0)).outside
+    assert cell.full.change is None
+
+
+def test_the_interval_knows_the_number_of_seeds():
+    for count, quantile in ((2, 12.706), (3, 4.303), (10, 2.262), (30, 2.262)):
+        values = tuple(float(i % 2) for i in range(count))
+        width = quantile * statistics.stdev(values) / math.sqrt(count)
+        assert Change(values).half_width == pytest.approx(width)
+    assert Change((5.0,)).half_width is None
+
+
+def test_one_seed_tells_apart_what_is_above_the_noise_only():
+    assert not Change((0.9,)).outside
+    assert Change((-1.1,)).outside
+
+
+def test_seeds_that_only_one_side_has_do_not_count():
+    cell = only([*seeds("full", (1.0, 2.0, 4.0)), row("pairs", 1, mae=1.0), row("pairs", 7, mae=100.0)])
+    assert cell.find("pairs").result.change.values == pytest.approx((-50.0,))
+    assert only([row(), row("pairs", 3)]).find("pairs").result.change is None
+
+
+def test_the_change_of_the_hardest_windows_and_nodes_is_told():
+    result = only([row(mae=2.0), row("pairs", mae=1.0, hard_windows_mae=9.0, hard_nodes_mae=4.0)]).find("pairs").result
+    assert result.hard_windows_change.values == pytest.approx((50.0,))
+    assert result.hard_nodes_change.values == pytest.approx((-50.0,))
+
+
+def test_results_are_compared_at_their_own_cost():
+    rows = [row(mae=2.0), row(mae=4.0, cost=3.0), row("pairs", mae=1.0), row("pairs", mae=3.0, cost=3.0)]
+    found = {result.cost: result.change.mean for result in only(rows).find("pairs").results}
+    assert found == {3.0: pytest.approx(-25.0), 12.0: pytest.approx(-50.0)}
+
+
+def test_the_budget_is_the_largest_that_full_training_shares():
+    assert only([row(cost=24.0), row(), row("pairs"), row("pairs", cost=6.0)]).cost == 12.0
+    assert only([row(cost=3.0), row("pairs")]).cost == 12.0
+    assert only([row(cost=3.0), row(cost=24.0)]).cost == 24.0
+
+
+def test_runs_of_other_models_widths_optimizers_and_schedules_are_never_compared():
+    others = {"data": "demand", "model": "tsmixer", "dim": 32, "optimizer": "sgd", "rate_schedule": "constant"}
+    study = summarize([row(), *(row("pairs", **{name: value}) for name, value in others.items())], LABELS)
+    assert len(study.cells) == 6
+    assert all(cell.find("pairs").result.change is None for cell in study.cells[1:])
+
+
+def test_a_family_without_the_budget_is_shown_at_its_own_where_full_training_has_it():
+    rows = [row(), row(cost=3.0, mae=4.0), row("nodes-uniform"), row("pairs", cost=3.0, mae=2.0), row("st-prune", cost=6.0)]
+    cell = only(rows)
+    assert cell.find("pairs").result.change.values == pytest.approx((-50.0,))
+    assert cell.find("st-prune").result is None
+    assert "batch 8, rate 0.01, cost 3" in table.as_text(cell)
+    assert "| single pairs | **-50.0%, cost 3** |" in table.markdown(rows, LABELS)
+
+
+# --- time and cost until full training's best ------------------------------------------------------------------------
+
+
+def test_reach_is_the_first_validation_at_or_below_full_trainings_best():
+    full = row(curve=((0.25, 4.0), (0.75, 2.0), (1.0, 2.1)))
+    nodes = row("nodes-uniform", curve=((0.125, 3.0), (0.25, 2.0), (1.0, 1.0)))
+    cell = only([full, nodes])
+    # Full training has its best after 9 of 12 passes, the nodes are there after 3.
+    assert cell.find("nodes-uniform").reach == (pytest.approx(1 / 3), pytest.approx(1 / 3), 1)
+    assert cell.find("full").reach == (1.0, 1.0, 1)
+
+
+def test_reach_in_time_is_measured_on_the_processor_and_on_a_gpu_on_the_wall():
+    points = (Point(6.0, 1, 100.0, 3.0, 2.0),)
+    cell = only([row(curve=((1.0, 2.0),)), row("pairs", points=points)])
+    assert cell.find("pairs").reach == (pytest.approx(0.5), pytest.approx(3 / 120), 1)
+    gpu = {"machine": {"device": "H200"}}
+    cell = only([row(curve=((1.0, 2.0),), **gpu), row("pairs", points=points, **gpu)])
+    assert cell.find("pairs").reach.time == pytest.approx(100 / 240)
+
+
+def test_runs_with_smaller_budgets_may_be_there_first_on_both_sides():
+    full = [row(curve=((0.5, 3.0), (1.0, 2.0))), row(cost=8.0, curve=((1.0, 2.0),))]
+    nodes = [row("pairs", curve=((0.5, 3.0), (1.0, 1.5))), row("pairs", cost=4.0, curve=((0.5, 2.5), (1.0, 1.9)))]
+    assert only([*full, *nodes]).find("pairs").reach.cost == pytest.approx(4 / 8)
+    assert only([full[0], *nodes]).find("pairs").reach.cost == pytest.approx(4 / 12)
+    assert only([*full, nodes[0]]).find("pairs").reach.cost == pytest.approx(12 / 8)
+
+
+def test_reach_is_a_mean_over_seeds_each_with_its_own_target():
+    full = [row(seed=0, curve=((1.0, 2.0),)), row(seed=1, curve=((1.0, 3.0),))]
+    nodes = [row("pairs", 0, curve=((0.5, 2.0),)), row("pairs", 1, curve=((0.25, 3.0),))]
+    assert only([*full, *nodes]).find("pairs").reach == (pytest.approx(0.375), pytest.approx(0.375), 2)
+
+
+def test_a_smaller_budget_of_one_seed_leaves_one_seed():
+    rows = [*seeds("full", (2.0, 2.0, 2.0)), *seeds("pairs", (2.0, 2.0, 2.0)), row("pairs", cost=3.0, curve=((1.0, 2.0),))]
+    assert only(rows).find("pairs").reach == (pytest.approx(0.25), pytest.approx(0.25), 1)
+
+
+def test_a_target_that_one_seed_never_reached_is_never_reached():
+    rows = [*seeds("full", (2.0, 2.0)), row("pairs", 0, mae=1.0), row("pairs", 1, mae=2.1)]
+    cell = only(rows)
+    assert cell.find("pairs").reach is None
+    assert table.as_text(cell).splitlines()[3].split()[-4:-2] == ["never", "never"]
+
+
+# --- equal time, a sixth of the cost, the batch alone ----------------------------------------------------------------
+
+
+def test_equal_time_is_read_off_between_budgets_on_logarithmic_axes():
+    full = row(mae=2.0, cpu_seconds=40.0)
+    slow = [row("pairs", mae=4.0, cost=3.0, cpu_seconds=20.0), row("pairs", mae=1.0, cpu_seconds=80.0)]
+    # 40 s is half way between 20 s and 80 s, and 2 between 4 and 1.
+    assert only([full, *slow]).find("pairs").equal_time.values == pytest.approx((0.0,))
+    # A run that took less time stands for itself; one that took more says nothing.
+    assert only([full, row("pairs", mae=1.5, cpu_seconds=39.0)]).find("pairs").equal_time.values == pytest.approx((-25.0,))
+    assert only([full, row("pairs", mae=1.5, cpu_seconds=41.0)]).find("pairs").equal_time is None
+
+
+def test_a_sixth_of_the_usual_cost_is_weighed_against_batches_of_64():
+    rows = [
+        row(mae=2.0, batch=64),
+        row(mae=1.5, batch=8),
+        row(mae=2.5, batch=8, cost=2.0),
+        row("pairs"),
+        row("pairs", mae=1.9, cost=2.0),
+        row("pairs", mae=1.0, cost=3.0),
+        row("st-prune", mae=1.0, cost=3.0),
+    ]
+    cell = only(rows)
+    assert cell.find("full").sixth.values == pytest.approx((25.0,))
+    assert cell.find("pairs").sixth.values == pytest.approx((-5.0,))
+    assert cell.find("st-prune").sixth is None
+    assert only([one for one in rows if one.spec.batch_size == 8]).find("pairs").sixth is None
+
+
+def test_the_gain_of_the_batch_alone_is_told():
+    cell = only([row(mae=2.0, batch=64), row(mae=1.5, batch=8), row("nodes-uniform", mae=1.5)])
+    assert cell.batch_gain.values == pytest.approx((-25.0,))
+    assert only([row(batch=64), row(batch=8, mae=3.0)]).batch_gain is None
+    assert only([row(batch=8)]).batch_gain is None
+
+
+def test_overhead_is_weighed_against_the_plain_loss_of_as_many_pairs_a_step():
+    full = [
+        row(batch=64, loss_seconds=10.0, steps=100, pairs=640_000),
+        row(batch=8, loss_seconds=10.0, steps=1000, pairs=80_000),
+    ]
+    # 80 pairs a step are nearer to 80 of 1,000 steps at 10 ms than to 6,400 of 100 steps at 100 ms.
+    mine = row("pairs", plan_seconds=2.0, loss_seconds=7.0, steps=500, pairs=40_000, seconds=50.0)
+    assert only([*full, mine]).find("pairs").result.overhead == pytest.approx(100 * (2.0 + 7.0 - 0.01 * 500) / 50.0)
+    assert only([mine]).find("pairs").result.overhead is None
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def text_of(*rows):
+    return "\n".join(sentences(only(rows)))
+
+
+def test_sentences_weigh_against_the_best_full_run_and_not_against_batch_64():
+    text = text_of(row(batch=64, mae=4.0), row(batch=8, mae=2.0), row("nodes-uniform", batch=64, num_drawn=10, mae=3.0))
+    assert "Full training is best with batch 8, rate 0.01" in text
+    assert "Against batches of 64 at the same cost that is -50.0%, by the batch alone." in text
+    assert "worse: uniform nodes (+50.0%)" in text
+    assert "At equal cost a smaller batch does better than drawing nodes (uniform nodes, +50.0%)" in text
+
+
+@pytest.mark.parametrize(
+    ("mae", "words"),
+    [
+        (1.0, "drawing nodes (uniform nodes) gains beyond a smaller batch: -50.0%."),
+        (2.002, "a smaller batch does the same as drawing nodes (uniform nodes, +0.1%)."),
+    ],
+)
+def test_sentences_say_where_a_smaller_batch_does_the_same(mae, words):
+    assert words in text_of(row(batch=64, mae=4.0), row(batch=8, mae=2.0), row("nodes-uniform", mae=mae))
+
+
+def test_sentences_say_where_no_choice_of_windows_beats_soft_random_at_equal_steps():
+    kept = {"keep_ratio": 0.5}
+    soft = row("soft-random", mae=2.5, **kept)
+    text = text_of(row(), soft, row("st-prune", mae=2.51, **kept))
+    assert "Against soft random with as many optimizer steps - no different within the seeds: ST-Prune (+0.4%)." in text
+    assert "no choice of windows beats keeping them at random" in text
+    text = text_of(row(), soft, row("st-prune", mae=2.0, **kept))
+    assert "better: ST-Prune (-20.0%)." in text
+    assert "no choice of windows" not in text
+    # The better soft random has other steps, and says nothing here.
+    text = text_of(row(), soft, row("soft-random", mae=1.0, batch=64, **kept), row("st-prune", mae=2.0, **kept))
+    assert "steps - better: ST-Prune (-20.0%)." in text
+
+
+def test_sentences_say_whether_another_way_of_drawing_nodes_beats_uniform_draws():
+    rows = [row(), row("nodes-uniform", mae=1.5)]
+    assert "None of them beats it." in text_of(*rows, row("nodes-priority", mae=1.5))
+    assert "None of them" not in text_of(*rows, row("nodes-priority", mae=1.4))
+
+
+def test_one_seed_is_said_to_prove_little():
+    assert "differences below about 1% of the MAE can be chance" in text_of(row(), row("pairs"))
+    assert "can be chance" not in text_of(*seeds("full", (2.0, 2.1)), *seeds("pairs", (2.0, 2.1)))
+
+
+def test_a_best_batch_at_the_edge_of_what_was_tried_is_said():
+    rows = [row(batch=64, mae=3.0), row(batch=8), row("pairs", batch=1)]
+    assert "No smaller batch was tried, and one may be better still." in text_of(*rows)
+    assert "| its batch | 8, the smallest tried |" in table.markdown(rows, LABELS)
+    assert headline(summarize(rows, LABELS))[-1].startswith("In 1 of 1 comparison the smallest batch tried")
+    for inner in (row(batch=4, mae=3.0), row(batch=1, mae=1.0)):
+        assert "No smaller batch" not in text_of(*rows, inner)
+        assert "the smallest" not in "".join(
+            [table.markdown([*rows, inner], LABELS), *headline(summarize([*rows, inner], LABELS))]
+        )
+
+
+def test_without_full_training_nothing_is_weighed():
+    cell = only([row("pairs"), row("nodes-uniform")])
+    assert sentences(cell) == ["There is no run of full training at this budget, so that nothing can be weighed against it."]
+    assert cell.full is None
+    assert cell.find("pairs").reach is None
+    assert headline(summarize(cell.rows, LABELS)) == [
+        "2 runs: 1 series, 1 model, 2 families of methods, each at its best setting, 1 seed."
+    ]
+
+
+def test_the_headline_tells_many_from_few_nodes():
+    rows = []
+    for nodes, mae in ((100, 2.01), (675, 1.8), (900, 1.6)):
+        rows += [row(data=f"s{nodes}", nodes=nodes, batch=1), row("nodes-uniform", data=f"s{nodes}", nodes=nodes, mae=mae)]
+    _, many, few = headline(summarize(rows, LABELS))
+    assert many.startswith(
+        "With 600 nodes or more: drawing nodes changed the test MAE by -15.0% on the mean (-20.0% to -10.0%)"
+    )
+    assert "lower in 2, higher in 0, no different in 0 of 2 comparisons. It reached" in many
+    assert "in 2 of 2" in many
+    assert few.startswith("With fewer than 600 nodes: drawing nodes changed the test MAE by +0.5% against")
+    assert "It never reached" in few
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_text_table_is_aligned_and_leaves_out_what_nobody_has():
+    cell = only([row(mae=2.0), row("pairs", mae=1.0, batch=4, plan_seconds=24.0)])
+    head, rule, full, pairs = table.as_text(cell).splitlines()
+    assert len(rule) == len(head) == len(pairs)
+    assert "a sixth" not in head
+    assert full.split("  ")[0] == "full training"
+    for text in ("batch 4, rate 0.01", "1.000", "-50.0%", "3,000", "  120  ", "9.6%"):
+        assert text in pairs, text
+    assert "test mean absolute error" in table.legend(table.columns(cell))
+
+
+def test_the_markdown_table_has_a_line_a_family_a_column_a_series_and_marks_what_the_seeds_tell_apart():
+    rows = [*seeds("full", (2.0, 2.2), batch=8), *seeds("full", (4.0, 4.4), batch=64), *seeds("pairs", (1.0, 1.1))]
+    rows += [
+        row(data="demand?nodes=900", nodes=900, batch=64),
+        row("nodes-uniform", data="demand?nodes=900", nodes=900, mae=1.99),
+    ]
+    text = table.markdown(rows, LABELS)
+    lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["STID of width 16, Adam, cosine schedule", "flow<br>100 nodes", "demand<br>900 nodes"]
+    found = {line[0]: line[1:] for line in lines[2:]}
+    assert found["full training at its best: test MAE"] == ["2.100", "2.000"]
+    assert found["its batch"] == ["8, the smallest tried", "64, the smallest tried"]
+    assert found["full training, batch 64"] == ["**+100.0%**", "the best"]
+    assert found["single pairs"] == ["**-50.0%**", ""]
+    assert found["uniform nodes"] == ["", "-0.5%"]
+    assert found["cost to full training's best, drawing nodes"] == ["", "100%"]
+    assert "ST-Prune" not in text
+    assert table.markdown(rows, LABELS) == text
+
+
+def test_there_is_a_markdown_table_per_model():
+    text = table.markdown([row(), row(model="tsmixer")], LABELS)
+    assert text.count("| --- |") == 2
+    assert "TSMixer of width 16" in text
+
+
+def test_series_have_short_names_without_paths_and_all_settings_where_two_look_alike():
+    names = series_names(
+        ["/a/b/flow/data.npz?steps=9", "traffic?nodes=90&r=0.1&days=9", "traffic?nodes=90&r=0.1&days=20", "x.npz"]
+    )
+    assert list(names.values()) == ["flow", "traffic nodes 90 r 0.1 days 9", "traffic nodes 90 r 0.1 days 20", "x"]
+
+
+def test_labels_and_rows_are_needed():
+    for make in (table.markdown, report.render, summarize):
+        with pytest.raises(ValueError, match="summarize: rows must hold at least one run, got none"):
+            make([], LABELS)
+        with pytest.raises(ValueError, match=r"summarize: labels must name every family of the rows, got none for \['new'\]"):
+            make([row("new")], LABELS)
+
+
+# --- pictures and page -----------------------------------------------------------------------------------------------
+
+
+def study_rows():
+    """Two series, two models, three seeds, several budgets; the first series is full of what can go wrong."""
+    rows = []
+    for model in ("stid", "graph-wavenet"):
+        for data, nodes in (("flow", 85), ("traffic?nodes=900&r=0.1", 900), ("traffic?nodes=2700&r=0.1", 2700)):
+            at = {"data": data, "nodes": nodes, "model": model}
+            for seed in range(3):
+                for cost in (3.0, 12.0):
+                    noise = 1 + 0.003 * ((seed * 7 + nodes) % 5) + 1 / cost
+                    rows += [row(seed=seed, batch=batch, mae=2 * noise + batch / 100, cost=cost, **at) for batch in (64, 8)]
+                    rows.append(row("nodes-uniform", seed, mae=1.9 * noise, cost=cost, num_drawn=10, **at))
+                rows.append(row("st-prune", seed, mae=9.0, keep_ratio=0.5, **at))
+    rows += [row("pairs", diverged=True), row("soft-random", mae=2.5, keep_ratio=0.5)]
+    return rows
+
+
+class Page(html.parser.HTMLParser):
+    """Collects references and checks that every tag is closed in order."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.references, self.images = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.references += [values[name] for name in ("src", "href", "srcset", "action") if name in values]
+        if tag == "img":
+            self.images.append(values)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_stands_alone_and_holds_its_pictures():
+    predictions = [("flow", 0.9, 1.0), ("traffic", 0.3, 0.25)]
+    text = report.render(study_rows(), LABELS, note="Only a <test>.", predictions=predictions, sources=["A & B"])
+    page = Page(text)
+    assert len(page.references) == len(page.images) == 2 + 3 * 2
+    for image in page.images:
+        kind, _, data = image["src"].partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert image["alt"]
+        svg = base64.b64decode(data).decode()
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search(r'href="(?!#|data:)', svg)
+    outside = re.findall(r"(?:https?:)?//[\w.]+", re.sub(r'src="data:[^"]*"', "", text))
+    assert not outside
+    assert "<script" not in text
+    assert "Only a &lt;test&gt;." in text
+    assert "A &amp; B" in text
+    assert "@import" not in text
+
+
+def test_the_page_holds_every_label_sentence_and_condition():
+    rows = study_rows()
+    study = summarize(rows, LABELS)
+    text = report.render(rows, LABELS)
+    plain = text.replace("&#39;", "'").replace("&amp;", "&")
+    for sentence in [*headline(study), *(one for cell in study.cells for one in sentences(cell))]:
+        assert sentence in plain
+    for words in (
+        "full training, batch 64",
+        "ST-Prune",
+        "processor test",
+        "torch 2.13",
+        "2026-01-02",
+        "<td>0.01</td>",
+        "<td>8, 64</td>",
+    ):
+        assert words in text, words
+
+
+def test_a_page_of_one_cell_says_its_sentences_once_and_first():
+    rows = [row(batch=64, mae=3.0), row(), row("nodes-uniform", mae=1.5)]
+    text = report.render(rows, LABELS)
+    Page(text)
+    (sentence, *_) = sentences(only(rows))
+    assert text.count(sentence) == 1
+    assert "All series at a glance" not in text
+    assert "-25.0% MAE" in text
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row()],
+        [row("pairs")],
+        [row(), row("st-prune", cost=3.0)],
+        [row("pairs", diverged=True)],
+        [row(mape=math.nan), row("pairs")],
+    ],
+    ids=["full only", "no full", "other cost", "all diverged", "no mape"],
+)
+def test_a_study_with_gaps_has_a_page(rows):
+    Page(report.render(rows, LABELS))
+    table.markdown(rows, LABELS)
+    [table.as_text(cell) for cell in summarize(rows, LABELS).cells]
+
+
+def test_write_leaves_a_page_and_a_table_and_returns_what_the_terminal_shows(tmp_path):
+    one = [row(batch=64, mae=3.0), row(), row("nodes-uniform", mae=1.5)]
+    text = report.write(one, tmp_path, title="Trial", note="A quick run.")
+    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
+    assert (tmp_path / "table.md").read_text() == table.markdown(one, labels)
+    assert (tmp_path / "report.html").read_text() == report.render(one, labels, title="Trial", note="A quick run.")
+    cell = summarize(one, labels).cells[0]
+    assert table.as_text(cell) in text
+    assert "- A quick run." in text
+    assert str(tmp_path / "report.html") in text
+    assert max(len(line) for line in text.splitlines() if line.startswith("-")) <= max(
+        110, len(table.as_text(cell).split("\n")[1])
+    )
+    text = report.write([*one, row(data="demand", mae=4.0), row("pairs", data="demand", mae=1.0)], tmp_path)
+    assert re.search(r"^STID of width 16, Adam, cosine schedule +flow, 100 nodes +demand, 100 nodes$", text, re.MULTILINE)
+    assert re.search(r"^Single pairs +-75.0%\*$", text, re.MULTILINE)
+
+
+def test_the_same_rows_give_the_same_picture():
+    cells = summarize(study_rows(), LABELS).cells[:2]
+    assert figures.costs(cells) == figures.costs(cells)
+
+
+def test_tuning_shows_the_best_rate_of_every_number_of_pairs_on_the_first_seed():
+    rows = [
+        row(batch=8, mae=2.0),
+        row(batch=8, rate=0.1, mae=1.5),
+        row(batch=64, mae=3.0),
+        row(batch=8, seed=1, rate=0.2, mae=0.1),
+    ]
+    assert figures.tuning_points(only(rows), "full") == [(800.0, 1.5), (6400.0, 3.0)]
+
+
+def test_the_template_lies_in_the_package():
+    folder = pathlib.Path(report.__file__).parent / "templates"
+    assert [path.name for path in folder.iterdir()] == ["report.html.j2"]
