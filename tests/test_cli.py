@@ -14,6 +14,7 @@ import torch
 import stprune
 from stprune import cli
 from stprune.study import command as study_command
+from stprune.study.headroom import HeadroomOptions
 
 
 def run(capsys, *arguments):
@@ -78,7 +79,7 @@ OF_DEMO = [
 ]
 OF_HEADROOM = [
     (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
-    (["--epochs", "-1"], "--epochs: must be at least 0, got -1"),
+    (["--epochs", "0"], "--epochs: must be at least 1, got 0"),
     (["--seed", "-1"], "--seed: must be at least 0, got -1"),
     (["--seconds", "nan"], "--seconds: must be above 0, got nan"),
 ]
@@ -157,7 +158,6 @@ GIVEN = {
             "demo --keep-ratio 0.4 --node-ratio 0.2 --method infobatch --method nodes --seeds 2 --output there",
             {"keep_ratio": 0.4, "node_ratio": 0.2, "runs": ("infobatch", "nodes"), "seeds": 2, "output": pathlib.Path("there")},
         ),
-        (demo_headroom, "headroom --seconds 5 --seed 2", {"seconds": 5.0, "seed": 2}),
     ],
 )
 def test_options_reach_the_command(monkeypatch, module, line, given):
@@ -168,15 +168,23 @@ def test_options_reach_the_command(monkeypatch, module, line, given):
     assert vars(options) == GIVEN | given
 
 
-def test_headroom_prints_a_table_and_a_verdict(capsys):
-    status, out, _ = run(capsys, "headroom", "--data", "synthetic", "--quick", "--seconds", "0.5", "--batch-size", "16")
+def test_headroom_prints_a_verdict_and_a_table(capsys):
+    status, out, _ = run(capsys, "headroom", "--data", "demand", "--quick", "--seconds", "0.5", "--batch-size", "16")
     assert status == 0
     lines = out.splitlines()
-    assert lines[0] == "synthetic: 768 steps x 12 nodes, 437 training windows."
+    assert lines[0] == "demand, nodes=12, steps=800: 800 steps x 12 nodes, 457 training windows, 6 passes."
     assert lines[1].startswith("stid on ")
-    assert lines[1].endswith("batch 16, after 1 epoch of training.")
-    assert any(line.startswith("drawn nodes ") for line in lines)
-    assert sum(line.startswith("- ") for line in lines) >= 3
+    assert lines[1].endswith("batch 16.")
+    assert lines[4].startswith("- A smaller batch alone")
+    assert any(line.startswith("nodes drawn ") for line in lines)
+
+
+def test_options_reach_headroom(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "run_headroom", seen.append)
+    assert cli.main("headroom --data there --model tsmixer --dim 8 --epochs 3 --seconds 5 --seed 2 --batch-size 9".split()) == 0
+    given = {"data": "there", "model": "tsmixer", "dim": 8, "epochs": 3, "seconds": 5.0, "seed": 2, "batch_size": 9}
+    assert vars(seen[0]) == vars(HeadroomOptions()) | given
 
 
 def restarts(monkeypatch, argv):
