@@ -1,6 +1,7 @@
 """Set what headroom predicts beside what a study measured, and append the rows to benchmarks/results/headroom.jsonl.
 
     python benchmarks/headroom_check.py stprune-study/rows.jsonl --note "two quiet cores"
+    python benchmarks/headroom_check.py --table      # of the rows that are there
 
 For every cell of the study (series, model, width, optimizer, schedule) the model is trained for a fifth of the budget by
 node draws, nothing of the study's outcome being used; headroom then predicts the time of node draws to the best
@@ -19,6 +20,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -33,7 +35,7 @@ from stprune.study.prediction import SHARE, predict
 from stprune.study.results import Result
 from stprune.study.rows import read
 from stprune.study.run import problem_of
-from stprune.study.summary import FULL, UNIFORM, Cell, summarize
+from stprune.study.summary import FULL, UNIFORM, Cell, series_names, summarize
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -41,12 +43,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def main() -> None:
     """Predict every cell of the study that has both full training and node draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=pathlib.Path, help="rows.jsonl of a study")
+    parser.add_argument("rows", type=pathlib.Path, nargs="?", help="rows.jsonl of a study")
+    parser.add_argument("--table", action="store_true", help="print the rows of --out as a Markdown table, and do nothing else")
     parser.add_argument("--share", type=float, default=SHARE, help="of the budget that is trained before measuring")
     parser.add_argument("--seconds", type=float, default=60.0, help="that a measurement may take")
     parser.add_argument("--note", default="", help="what the machine was doing")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results" / "headroom.jsonl")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.out.read_text().splitlines()]))
+        return
+    if options.rows is None:
+        parser.error("rows must be given, got none")
     torch.set_num_threads(1)  # as the study's runs
     labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
     cells = [cell for cell in summarize(read(options.rows), labels).cells if cell.full and cell.find(UNIFORM)]
@@ -63,6 +71,33 @@ def main() -> None:
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print({name: value for name, value in row.items() if name not in ("machine", "note", "commit", "benchmark", "date")})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The last prediction of every cell beside the measurement, as a Markdown table.
+
+    Args:
+        rows: of `check`.
+
+    Returns:
+        Lines; no final newline.
+    """
+    last = {(row["data"], row["model"], row["dim"], row["cost"]): row for row in rows}
+    names = series_names(dict.fromkeys(row["data"] for row in last.values()))
+    lines = [
+        "| series | nodes | model | r | predicted time | measured | off by |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(last.values(), key=lambda row: (row["model"], row["nodes"])):
+        low, high = row["predicted_interval"]
+        measured, off = "never reached", ""
+        if row["measured"] is not None:
+            measured, off = f"{row['measured']:.0%}", f"{row['predicted'] / row['measured'] - 1:+.0%}"
+        lines.append(
+            f"| {names[row['data']]} | {row['nodes']:,} | {row['model']} | {row['r']:.3f} | "
+            f"{row['predicted']:.0%} [{low:.0%}, {high:.0%}] | {measured} | {off} |"
+        )
+    return "\n".join(lines)
 
 
 def check(cell: Cell, *, share: float, seconds: float) -> dict[str, object]:

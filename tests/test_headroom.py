@@ -600,6 +600,25 @@ def test_an_iterator_of_an_earlier_epoch_does_not_draw_another_number_of_nodes()
         draw(torch.arange(2))
 
 
+def test_a_loop_with_a_window_loader_renews_its_choice_by_headroom():
+    series = torch.rand(60, NODES, generator=torch.Generator().manual_seed(0))
+    features = {"time_features": torch.rand(60, 2, generator=torch.Generator().manual_seed(1))}
+    sampler = auto(num_epochs=3, windows=37)
+    loader = stprune.WindowLoader(series, sampler, batch_size=8, **features)
+    every = stprune.WindowLoader(series, batch_size=8, target_channels=0, **features)
+    model, counts = stid(), []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        shapes = {(x.shape[2], node.shape[1]) for _, node, x, _ in loader}
+        counts.append(shapes)
+        found = quick(model, every, sampler=sampler, num_windows=16)
+        expected = found.nodes_for(8) if found.num_drawn < NODES else NODES
+    assert counts[0] == {(NODES, NODES)}
+    assert all(len(shapes) == 1 for shapes in counts)
+    state = sampler.state_dict()["node_sampler"]
+    assert state["auto"][1] == expected
+
+
 # --- input -----------------------------------------------------------------------------------------------------------
 
 

@@ -62,7 +62,9 @@ def headroom(
     The gradients are a function of model, batches and seed; the timings are not. The model itself is neither trained nor
     changed: copies of it are, in evaluation mode for gradients, in training mode for timings. Global random state is put back.
 
-    Call it on a model after an epoch or so of training: at the start all gradients look alike.
+    Call it on a model after some training: at the start all gradients look alike. With `sampler=`, call it again every few
+    epochs with few windows and seconds, on batches of a loader of its own, with all nodes: noise grows while the model learns,
+    and with it the best number of nodes.
 
     Args:
         model: takes x [B, T, N, C] and, by name, node [B, m] int64 or None, as `stprune.models.STID` does.
