@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import importlib
 import math
 import pathlib
 import re
@@ -421,6 +422,30 @@ def test_labels_and_rows_are_needed():
             make([], LABELS)
         with pytest.raises(ValueError, match=r"summarize: labels must name every family of the rows, got none for \['new'\]"):
             make([row("new")], LABELS)
+
+
+def test_the_targets_are_met_or_missed_by_the_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+    targets = importlib.import_module("study_targets").targets
+    rows = []
+    for nodes, mae, cost in ((100, 2.0, 12.0), (900, 1.5, 1.5), (8600, 1.0, 1.5)):
+        at = {"data": f"s{nodes}", "nodes": nodes}
+        rows += [row(seed=seed, batch=64, curve=((1.0, 2.0),), **at) for seed in range(3)]
+        rows += [row("nodes-uniform", seed, mae=mae, curve=((cost / 12, 2.0),), **at) for seed in range(3)]
+        rows += [row("nodes-priority", seed, mae=1.1 * mae, plan_seconds=120.0, **at) for seed in range(3)]
+    found = {claim: (verdict, numbers) for claim, verdict, numbers in targets(summarize(rows, LABELS))}
+    verdicts = [verdict for verdict, _ in found.values()]
+    assert verdicts[:4] == ["met", "met", "met", "met"]
+    numbers = [numbers for _, numbers in found.values()]
+    assert numbers[0] == "mean 8.00x; s900 900 stid 8.00x; s8600 8,600 stid 8.00x"
+    assert numbers[2] == "mean 1.00x; s100 100 stid 1.00x"
+    assert found["a sixth of the usual cost: within 3%"][0] == "not run"
+    assert [verdict for verdict, _ in found.values()][6:9] == ["uniform stays the default", "met", "met"]
+    assert found["overhead of nodes-priority: <= 0"] == ("missed", "mean 47.1%, 47.1% to 47.1% of the run")
+    # One series whose target was never reached misses the target of the mean, whatever the others gave.
+    rows += [row(data="late", nodes=700, mae=2.0), row("nodes-uniform", data="late", nodes=700, mae=2.1)]
+    (_, verdict, numbers), *_ = targets(summarize(rows, LABELS))
+    assert (verdict, numbers.split("; ")[-1]) == ("missed", "late 700 stid never")
 
 
 # --- pictures and page -----------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def _panels(figure: Figure, cells: Sequence[Cell], *, sharey: bool = False) -> I
     grid = figure.subplots(_lines(cells), count, squeeze=False, sharey=sharey)
     for i, axes in enumerate(grid.flat):
         if i < len(cells):
-            axes.set_title(cells[i].title)
+            axes.set_title(f"{cells[i].series}\n{cells[i].num_nodes:,} nodes", fontsize=9)
             yield axes, cells[i]
         else:
             axes.remove()
@@ -322,19 +322,26 @@ def gains(study: Study) -> str:
         right.set_yscale("log")
         for axis in (left.xaxis, right.xaxis, right.yaxis):
             _plain_log(axis)
-        left.set_title("Test MAE at equal cost")
-        left.set_ylabel("lower than best full training, in %")
-        right.set_title("Cost to full training's best validation MAE")
-        right.set_ylabel("times less than full training")
-        for name in dict.fromkeys(gain.cell.series for gain in found):
-            last = max(gain.cell.num_nodes for gain in found if gain.cell.series == name)
-            here = [gain.lower + (gain.width or 0) for gain in found if (gain.cell.series, gain.cell.num_nodes) == (name, last)]
-            # Names lean towards the middle, so that the frame cuts none.
-            lean: Any = {"ha": "right", "rotation": -25} if last == found[-1].cell.num_nodes else {"ha": "left", "rotation": 25}
-            left.annotate(name, (last, max(here)), color=_SOFT, **{**_ABOVE, **lean})
+        left.set_ylabel("test MAE at equal cost, lower by %")
+        right.set_ylabel("cost to full training's best, times less")
+        for axes in (left, right):
+            for place, name in _name_places(found, axes.get_xlim()):
+                axes.text(place, 1.02, name, transform=axes.get_xaxis_transform(), color=_SOFT, fontsize=8, rotation=35)
         _legend(figure, [left], columns=2)
 
-    return _draw(paint, 4.4)
+    return _draw(paint, 4.8)
+
+
+def _name_places(found: Sequence[_Gain], ends: tuple[float, float]) -> list[tuple[float, str]]:
+    """Where the names of series stand: at their (largest) number of nodes, and so far apart that none covers another."""
+    largest: dict[str, int] = {}
+    for gain in found:
+        largest[gain.cell.series] = max(largest.get(gain.cell.series, 0), gain.cell.num_nodes)
+    places: list[tuple[float, str]] = []
+    gap = (ends[1] / ends[0]) ** 0.06
+    for name, num_nodes in sorted(largest.items(), key=lambda item: item[1]):
+        places.append((max(num_nodes, places[-1][0] * gap) if places else num_nodes, name))
+    return places
 
 
 def tuning(cells: Sequence[Cell]) -> str:

@@ -32,8 +32,8 @@ DEFINITIONS = (
      "training needed with the same choice. Never: on some seed it did not get there."),
     ("Equal time", "test MAE after as much processor time as the best full training took, read off between the budgets of the "
      "family on logarithmic axes."),
-    ("A sixth", f"test MAE at the family's largest cost of at most a sixth of the cell's, against that of full training with "
-     f"batches of {USUAL_BATCH} at the whole cost."),
+    ("A sixth", f"test MAE at the family's largest cost of at most a sixth of the budget, against that of full training with "
+     f"batches of {USUAL_BATCH} at the whole budget."),
     ("Overhead", "time of plans and draws, and of the loss beyond the plain loss of full training with about as many pairs per "
      "step, in % of the run. Negative: the scoring loss is faster than the plain one."),
     ("Hard windows, hard nodes", "mean test MAE of the 5% of the windows (nodes) with the largest MAE in that run."),
