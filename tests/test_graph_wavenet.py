@@ -110,6 +110,13 @@ def test_few_edges_change_the_products_but_not_the_result():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
+def test_diffusion_starts_as_one_map_of_all_its_terms():
+    for layer in build().layers[:-1]:
+        weights = torch.cat([parameter.detach().flatten() for parameter in layer.diffusion.parameters()])
+        bound = (7 * 5) ** -0.5  # seven terms of five channels
+        assert 0.9 * bound < float(weights.abs().max()) <= bound
+
+
 def test_a_node_alone_keeps_itself(x):
     model = build(torch.eye(NODES).roll(1, 0)).eval()
     forward, backward, _ = model.supports(torch.tensor([[0, 3]]))
