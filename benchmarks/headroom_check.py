@@ -1,14 +1,13 @@
-"""Check what `stprune headroom` predicts against what is measured, and append the rows to benchmarks/results/headroom.jsonl.
+"""Set what headroom predicts beside what a study measured, and append the rows to benchmarks/results/headroom.jsonl.
 
-    python benchmarks/headroom_check.py --epochs 0 1 4 --note "two quiet cores"
-    python benchmarks/headroom_check.py --model staeformer --data synthetic --draws 300
-    python benchmarks/headroom_check.py --runs 8      # also train: full, and the predicted nodes at equal variance
+    python benchmarks/headroom_check.py stprune-study/rows.jsonl --note "two quiet cores"
+    python benchmarks/headroom_check.py --table      # of the rows that are there
 
-Variance: the model is frozen after some epochs. Headroom predicts from 128 windows and 4 pairs of each, `predicted` with
-its own bootstrap interval and `predicted_by_seed` from as many other samples of windows; measured are gradients
-of other, independently drawn windows with m drawn nodes each, as training would take them. Given the model this is
-deterministic, whatever the machine does meanwhile. Step times are fitted at N, N/2, ... N/32 nodes and measured at others; they
-need a quiet machine, and the note says what it was.
+For every cell of the study (series, model, width, optimizer, schedule) the model is trained for a fifth of the budget by
+node draws, nothing of the study's outcome being used; headroom then predicts the time of node draws to the best
+validation MAE of the best full training, choosing among the batches and numbers of nodes that the study tried. Measured is
+the same share as the study's report has it (`stprune.study.results.reach`), and, as validations are few, with the time at
+which the MAE was reached read off a straight line between the logarithms of two validations.
 """
 
 from __future__ import annotations
@@ -16,235 +15,166 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import pathlib
-import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np
 import records
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-import stprune
-from stprune.demo import machine
-from stprune.demo.data import load
-from stprune.demo.feeds import PlainFeed, PrunedFeed
-from stprune.demo.headroom import sample, trained
-from stprune.demo.options import MODEL_DIM
-from stprune.demo.train import Trainer, TrainRun
-from stprune.demo.windows import prepare
-from stprune.headroom.cost import fit_cost, time_steps, typical
-from stprune.headroom.gradients import gram, measure_gradients
-from stprune.headroom.losses import LOSSES
-from stprune.headroom.variance import moments
+from stprune.study import machine
+from stprune.study.families import FAMILIES
+from stprune.study.grid import BASE_RATES
+from stprune.study.prediction import SHARE, predict
+from stprune.study.results import Result
+from stprune.study.rows import read
+from stprune.study.run import problem_of
+from stprune.study.summary import FULL, UNIFORM, Cell, series_names, summarize
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BATCH = 64
-WINDOWS = 128
-SAMPLES = 400
 
 
 def main() -> None:
-    """Run the checks."""
-    options = _options()
-    series = load(options.data)
-    problem = prepare(series, device=torch.device("cpu"))
-    trainer = Trainer.of(problem, options.model, steps_per_day=series.steps_per_day)
-    common = {
-        "benchmark": "headroom",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": records.commit(),
-        "machine": machine.describe(problem.device),
-        "note": options.note,
-        "data": options.data,
-        "model": options.model,
-        "nodes": problem.num_nodes,
-    }
-    rows = []
-    for epochs in options.epochs:
-        model = trained(trainer, epochs=epochs, batch_size=BATCH, seed=0).eval()
-        rows += [{**common, "epochs": epochs, **row} for row in check_variance(problem, model, options.draws, options.seeds)]
-    rows += [{**common, "epochs": options.epochs[-1], **row} for row in check_steps(problem, model)]
-    if options.runs:
-        rows += [{**common, **row} for row in check_runs(trainer, options.runs)]
-    with pathlib.Path(options.out).open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    for row in rows:
-        print({key: value for key, value in row.items() if key not in common})
-
-
-def _options() -> argparse.Namespace:
+    """Predict every cell of the study that has both full training and node draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="simbench")
-    parser.add_argument("--model", default="stid", choices=tuple(MODEL_DIM))
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1], help="train so long before measuring")
-    parser.add_argument("--seeds", type=int, default=1, help="predict so often, each time from other windows")
-    parser.add_argument("--draws", type=int, default=1000, help="measured gradients per number of nodes")
-    parser.add_argument(
-        "--runs", type=int, default=0, metavar="EPOCHS", help="also compare training runs; epochs of the full one"
-    )
+    parser.add_argument("rows", type=pathlib.Path, nargs="?", help="rows.jsonl of a study")
+    parser.add_argument("--table", action="store_true", help="print the rows of --out as a Markdown table, and do nothing else")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the budget that is trained before measuring")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that a measurement may take")
     parser.add_argument("--note", default="", help="what the machine was doing")
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "headroom.jsonl"))
-    return parser.parse_args()
-
-
-def predicted(problem, model, *, seed: int):
-    """Headroom's statistics of 128 windows, and their batches."""
-    batches = sample(problem, batch_size=BATCH, num_windows=WINDOWS, seed=seed)
-    with tqdm(total=WINDOWS, desc="predict", leave=False, disable=None) as line:
-        stats = measure_gradients(
-            model, batches, list(model.parameters()), loss=LOSSES["mae"], null_value=None, num_pairs=4, seed=seed,
-            deadline=float("inf"), progress=line.update,
-        )  # fmt: skip
-    return stats, batches
-
-
-def check_variance(problem, model, draws: int, seeds: int) -> list[dict[str, object]]:
-    """Predicted and measured gradient variance of one window with m nodes, m from N down."""
-    stats, _ = predicted(problem, model, seed=0)
-    found = moments(stats)
-    others = [moments(predicted(problem, model, seed=seed)[0]) for seed in range(1, seeds)]
-    rng = np.random.default_rng([0, 7])
-    again = [moments(stats, np.bincount(rng.integers(WINDOWS, size=WINDOWS), minlength=WINDOWS)) for _ in range(SAMPLES)]
-    num_nodes = problem.num_nodes
-    # Independent draws: a window may come twice, as in a population that never ends.
-    ids = np.random.default_rng([1, 7]).integers(len(problem.split.train), size=draws)
-    whole = window_gradients(problem, model, ids, num_nodes)
-    rows = []
-    full = None
-    for count in sorted(
-        {num_nodes, *(max(1, round(num_nodes * share)) for share in (0.5, 0.3, 0.15, 0.05, 0.02))}, reverse=True
-    ):
-        vectors = whole if count == num_nodes else window_gradients(problem, model, ids, count)
-        squares = (vectors - vectors.mean(0)).double().square().sum(1)
-        variance, error = float(squares.sum()) / (draws - 1), float(squares.std()) / draws**0.5
-        full = variance if full is None else full
-        prediction = float(found.variance(count))
-        low, high = np.quantile([float(each.variance(count)) for each in again], [0.025, 0.975])
-        rows.append(
-            {
-                "kind": "variance",
-                "m": count,
-                "draws": draws,
-                "predicted": prediction,
-                "predicted_by_seed": [float(each.variance(count)) for each in (found, *others)],
-                "predicted_interval": [float(low), float(high)],
-                "measured": variance,
-                "measured_error": error,
-                "predicted_to_full": prediction / float(found.variance(num_nodes)),
-                "measured_to_full": variance / full,
-                "r": found.r,
-                "bias_to_signal": bias(vectors, whole),
-            }
-        )
-    return rows
-
-
-def window_gradients(problem, model, ids, count: int) -> torch.Tensor:
-    """[draws, P] gradient of each window's loss over `count` drawn nodes, given only these."""
-    parameters = list(model.parameters())
-    vectors = torch.empty(len(ids), sum(p.numel() for p in parameters))
-    place = 0
-    with sdpa_kernel(SDPBackend.MATH), tqdm(total=len(ids), desc=f"measure {count} nodes", leave=False, disable=None) as line:
-        for batch in problem.batches(problem.split.train, ids.tolist(), batch_size=BATCH):
-            for x, y in zip(batch.x.split(1), batch.y.split(1), strict=True):
-                node = None
-                if count < problem.num_nodes:
-                    # Drawn for the place, not for the window, so that a window that comes twice has other nodes.
-                    node = stprune.draw_nodes(torch.tensor([place]), num_nodes=problem.num_nodes, count=count, seed=11, epoch=0)
-                    x, y = stprune.gather_nodes(x, node), stprune.gather_nodes(y, node)
-                loss = (model(x, node=node) - (y - problem.mean) / problem.std).abs().mean()
-                vectors[place] = torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
-                place += 1
-                line.update()
-    return vectors
-
-
-def bias(vectors: torch.Tensor, whole: torch.Tensor) -> float:
-    """Squared length of the mean gradient's error, by that of the mean gradient; unbiased, so that 0 may come out below 0."""
-
-    def signal(some: torch.Tensor) -> float:
-        products = gram(some)
-        return (products.sum() - products.trace()) / (len(some) * (len(some) - 1))
-
-    return float(signal(vectors - whole) / signal(whole))
-
-
-def check_steps(problem, model) -> list[dict[str, object]]:
-    """Fitted and measured seconds per window at numbers of nodes that the fit has not seen."""
-    batches = sample(problem, batch_size=BATCH, num_windows=BATCH, seed=0)
-    num_nodes = problem.num_nodes
-
-    def timed(sizes, seconds):
-        return time_steps(
-            model.train(), batches, loss=LOSSES["mae"], null_value=None, optimizer=torch.optim.Adam, seed=0,
-            deadline=time.perf_counter() + seconds, progress=lambda done: None, sizes=sizes,
-        )  # fmt: skip
-
-    first = timed(None, 20.0)
-    cost = fit_cost(first.sizes, typical(first.seconds))
-    others = np.array([max(1, round(share * num_nodes)) for share in (0.1, 0.3, 0.7, 1.0)])
-    seconds = typical(timed(others, 20.0).seconds)
-    return [
-        {
-            "kind": "step",
-            "m": int(count),
-            "fitted_to_full": float(cost.at(int(count)) / cost.at(num_nodes)),
-            "measured_to_full": float(value / seconds[-1]),
-            "fitted_seconds": float(cost.at(int(count))),
-            "measured_seconds": float(value),
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results" / "headroom.jsonl")
+    options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.out.read_text().splitlines()]))
+        return
+    if options.rows is None:
+        parser.error("rows must be given, got none")
+    torch.set_num_threads(1)  # as the study's runs
+    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
+    cells = [cell for cell in summarize(read(options.rows), labels).cells if cell.full and cell.find(UNIFORM)]
+    for cell in tqdm(cells, desc="cells", disable=None):
+        row = {
+            "benchmark": "headroom",
+            "kind": "prediction",
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "commit": records.commit(),
+            "machine": machine.describe(torch.device("cpu")),
+            "note": options.note,
+            **check(cell, share=options.share, seconds=options.seconds),
         }
-        for count, value in zip(others, seconds, strict=True)
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print({name: value for name, value in row.items() if name not in ("machine", "note", "commit", "benchmark", "date")})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The last prediction of every cell beside the measurement, as a Markdown table.
+
+    Args:
+        rows: of `check`.
+
+    Returns:
+        Lines; no final newline.
+    """
+    last = {(row["data"], row["model"], row["dim"], row["cost"]): row for row in rows}
+    names = series_names(dict.fromkeys(row["data"] for row in last.values()))
+    lines = [
+        "| series | nodes | model | r | predicted time | measured | off by |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-
-
-def check_runs(trainer: Trainer, epochs: int) -> list[dict[str, object]]:
-    """Train on all nodes, and on the predicted number of nodes for as many epochs as equal variance takes."""
-    problem = trainer.problem
-    model = trained(trainer, epochs=1, batch_size=BATCH, seed=0)
-    batches = sample(problem, batch_size=BATCH, num_windows=WINDOWS, seed=0)
-    found = stprune.headroom(model, batches, seconds=60.0)
-    longer = round(epochs * found.nodes.variance)
-    feeds = {
-        "full": PlainFeed(problem, batch_size=BATCH, num_epochs=epochs, seed=0),
-        "nodes": PrunedFeed(
-            problem,
-            method="full",
-            num_epochs=longer,
-            keep_ratio=1.0,
-            node_ratio=found.nodes.node_ratio,
-            batch_size=BATCH,
-            seed=0,
-        ),
-    }
-    runs = {name: TrainRun(name, trainer, feed, seed=0) for name, feed in feeds.items()}
-    rounds = tqdm(range(longer), desc="runs", leave=False, disable=None)
-    for turn in rounds:
-        for run in runs.values():
-            # Taking turns at equal progress, so that a busy hour hits both alike.
-            while run.progress < min(1.0, (turn + 1) / longer) - 1e-9:
-                run.run_epoch()
-    rows = []
-    for name, run in runs.items():
-        record = run.finish()
-        rows.append(
-            {
-                "kind": "run",
-                "run": name,
-                "m": found.nodes.num_drawn if name == "nodes" else problem.num_nodes,
-                "epochs": len(record.epochs),
-                "seconds": record.seconds,
-                "cpu_seconds": record.cpu_seconds,
-                "validation_mae": min(each.validation_mae for each in record.epochs),
-                "test_mae": record.test.mae,
-                "predicted_cost": found.nodes.cost if name == "nodes" else 1.0,
-                "predicted_interval": list(found.nodes.interval) if name == "nodes" else [1.0, 1.0],
-            }
+    for row in sorted(last.values(), key=lambda row: (row["model"], row["nodes"])):
+        low, high = row["predicted_interval"]
+        measured, off = "never reached", ""
+        if row["measured"] is not None:
+            measured, off = f"{row['measured']:.0%}", f"{row['predicted'] / row['measured'] - 1:+.0%}"
+        lines.append(
+            f"| {names[row['data']]} | {row['nodes']:,} | {row['model']} | {row['r']:.3f} | "
+            f"{row['predicted']:.0%} [{low:.0%}, {high:.0%}] | {measured} | {off} |"
         )
-    return rows
+    return "\n".join(lines)
+
+
+def check(cell: Cell, *, share: float, seconds: float) -> dict[str, object]:
+    """Prediction and measurement of one cell.
+
+    Args:
+        cell: with full training and uniform node draws at its budget.
+        share: of the budget that is trained before measuring.
+        seconds: that the measurement may take.
+
+    Returns:
+        The values of a row.
+    """
+    nodes = cell.find(UNIFORM)
+    assert nodes is not None
+    assert nodes.result is not None
+    assert cell.full is not None
+    tried = [row.spec for row in cell.rows if row.spec.cost == cell.cost]
+    full = sorted({spec.batch_size for spec in tried if spec.family == FULL})
+    drawn = sorted({(spec.batch_size, spec.num_drawn) for spec in tried if spec.family == UNIFORM})
+    spec = next(iter(nodes.result.by_seed.values())).spec
+    untuned = replace(spec, learning_rate=BASE_RATES.get((cell.model, cell.optimizer), BASE_RATES["stid", cell.optimizer]))
+    found = predict(untuned, problem_of(cell.data), candidates=(full, drawn), share=share, seconds=seconds)
+    best = next(iter(cell.full.by_seed.values())).spec
+    return {
+        "data": cell.data,
+        "model": cell.model,
+        "dim": cell.dim,
+        "nodes": cell.num_nodes,
+        "cost": cell.cost,
+        "share": share,
+        "r": found.r,
+        "noise": float(found.law.gradient.noise(1, found.num_nodes)),
+        "predicted": found.time_ratio,
+        "predicted_interval": list(found.interval),
+        "predicted_full": found.best_full_batch,
+        "predicted_drawn": list(found.best_drawn),
+        "measured": nodes.reach.time if nodes.reach else None,
+        "measured_cost": nodes.reach.cost if nodes.reach else None,
+        "measured_between": between(nodes.results, cell.full),
+        "measured_full": best.batch_size,
+        "measured_drawn": [spec.batch_size, spec.num_drawn],
+        "seeds": len(cell.full.by_seed),
+    }
+
+
+def between(mine: Sequence[Result], full: Result) -> float | None:
+    """Share of the pairs after which node draws reach full training's best validation MAE, read off between validations.
+
+    Args:
+        mine: results of node draws, one per budget.
+        full: of full training; the pairs that it takes are those at which it first had its best MAE.
+
+    Returns:
+        The mean over seeds; None where a seed never gets there.
+    """
+    shares = []
+    for seed, row in full.by_seed.items():
+        whole = next(point.cost for point in row.curve if point.validation_mae <= row.best_mae)
+        curves = [result.by_seed[seed].curve for result in mine if seed in result.by_seed]
+        crossed = [at for curve in curves if (at := _crossing(curve, row.best_mae)) is not None]
+        if not crossed:
+            return None
+        shares.append(min(crossed) / whole)
+    return sum(shares) / len(shares)
+
+
+def _crossing(curve: Sequence[tuple[float, ...]], goal: float) -> float | None:
+    before: tuple[float, float] | None = None
+    for cost, *_, mae in curve:
+        if mae <= goal:
+            if before is None:
+                return cost
+            part = math.log(before[1] / goal) / math.log(before[1] / mae)
+            return float(math.exp(math.log(before[0]) + part * math.log(cost / before[0])))
+        before = cost, mae
+    return None
 
 
 if __name__ == "__main__":

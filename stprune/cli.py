@@ -131,8 +131,8 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     study = commands.add_parser(
         "study",
         help="trains a grid of series, models, families and settings; rows, tables and a report",
-        description="Make every run of a grid, tuned with equal care; finished runs are rows on disk, and a stopped study goes on "
-        "where it was. GRID is a JSON file, see benchmarks/studies.",
+        description="Make every run of a grid, tuned with equal care; finished runs are rows on disk, and a stopped study goes "
+        "on where it was. GRID is a JSON file, see benchmarks/studies.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     study.add_argument("grid", type=pathlib.Path, metavar="GRID", help="JSON file of the grid")
@@ -163,7 +163,7 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         type=int,
         default=defaults.epochs,
         metavar="N",
-        help="passes over the training windows that full training is to make; the first tenth is trained before measuring",
+        help="passes over the training windows that full training is to make; a fifth is trained before measuring",
     )
     headroom.add_argument(
         "--seconds", type=float, default=defaults.seconds, metavar="S", help="that the measurement may take, after training"

@@ -34,7 +34,7 @@ class WindowLoader:
     Takes the place of ``DataLoader(IndexedDataset(WindowDataset(series, ...)), batch_size, sampler=sampler)``: window i begins
     at row ``start + stride * i``, windows over a gap in `timestamps` are left out (`num_dropped` and `repr` say how many), and
     the same sampler gives the same batches, bit for bit. Iterating yields ``(index, x, y)`` or, where the sampler draws nodes
-    (``node_ratio`` < 1) or pairs, ``(index, node, x, y)``, on `device`.
+    (``node_ratio`` < 1 or "auto") or pairs, ``(index, node, x, y)``, on `device`.
 
     Where the series lies says how: a series on the GPU is gathered there; one in host memory is gathered on the host, for a
     GPU by a thread `prefetch` batches ahead and copied from pinned memory beside the computation; of a memory-mapped file only

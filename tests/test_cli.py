@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 
 import stprune
 from stprune import cli
-from stprune.study import command as study_command
+from stprune.study import presets
+from stprune.study.grid import Block, Grid
+from stprune.study.headroom import HeadroomOptions
 
 
 def run(capsys, *arguments):
@@ -78,7 +81,7 @@ OF_DEMO = [
 ]
 OF_HEADROOM = [
     (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
-    (["--epochs", "-1"], "--epochs: must be at least 0, got -1"),
+    (["--epochs", "0"], "--epochs: must be at least 1, got 0"),
     (["--seed", "-1"], "--seed: must be at least 0, got -1"),
     (["--seconds", "nan"], "--seconds: must be above 0, got nan"),
 ]
@@ -129,54 +132,50 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, tm
     [(RuntimeError("out of\nmemory"), 1, "error: out of memory"), (KeyboardInterrupt(), 130, "interrupted")],
 )
 def test_a_failure_or_an_interrupt_while_running_has_a_status_of_its_own(capsys, tmp_path, monkeypatch, error, status, message):
-    def stop(options):
+    def stop(*_, **__):
         raise error
 
-    monkeypatch.setattr(demo_main, "run_demo", stop)
+    monkeypatch.setattr(cli, "run_study", stop)
     assert run(capsys, "demo", "--output", str(tmp_path)) == (status, "", f"stprune demo: {message}\n")
 
 
-OPTIONS = "--data synthetic --model staeformer --epochs 3 --device cpu --batch-size 8 --null-value 0 --steps-per-day 48 --quick"
-GIVEN = {
-    "data": "synthetic",
-    "model": "staeformer",
-    "epochs": 3,
-    "device": "cpu",
-    "batch_size": 8,
-    "null_value": 0.0,
-    "steps_per_day": 48,
-    "quick": True,
-}
-
-
-@pytest.mark.parametrize(
-    ("module", "line", "given"),
-    [
-        (
-            demo_main,
-            "demo --keep-ratio 0.4 --node-ratio 0.2 --method infobatch --method nodes --seeds 2 --output there",
-            {"keep_ratio": 0.4, "node_ratio": 0.2, "runs": ("infobatch", "nodes"), "seeds": 2, "output": pathlib.Path("there")},
-        ),
-        (demo_headroom, "headroom --seconds 5 --seed 2", {"seconds": 5.0, "seed": 2}),
-    ],
-)
-def test_options_reach_the_command(monkeypatch, module, line, given):
+def test_options_reach_the_command(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(module, f"run_{line.split()[0]}", seen.append)
-    assert cli.main(f"{line} {OPTIONS}".split()) == 0
-    (options,) = seen
-    assert vars(options) == GIVEN | given
+    monkeypatch.setattr(cli, "run_study", lambda *values, **named: seen.append((*values, named)))
+    line = "--data there --model tsmixer --cost 3 --family infobatch --family nodes-uniform --seeds 2 --minutes 5 --processes 3"
+    assert cli.main(["demo", *line.split(), "--output", "here"]) == 0
+    grid, folder, named = seen.pop()
+    block = presets.DEMO
+    given = {"data": ("there",), "models": ("tsmixer",), "cost": 3.0, "seeds": 2}
+    assert grid == Grid((replace(block, **given, families=("full", "infobatch", "nodes-uniform")),))
+    assert folder == pathlib.Path("here")
+    assert named == {"processes": 3, "minutes": 5.0, "device": "auto", "command": "demo"}
+    (tmp_path / "grid.json").write_text('{"blocks": [{"data": ["there"]}]}')
+    assert cli.main(["study", str(tmp_path / "grid.json"), "--device", "cpu"]) == 0
+    grid, folder, named = seen.pop()
+    assert grid == Grid((Block(data=("there",)),))
+    assert folder == pathlib.Path("stprune-study")
+    assert named == {"processes": None, "minutes": None, "device": "cpu", "command": "study"}
 
 
-def test_headroom_prints_a_table_and_a_verdict(capsys):
-    status, out, _ = run(capsys, "headroom", "--data", "synthetic", "--quick", "--seconds", "0.5", "--batch-size", "16")
+def test_headroom_prints_a_verdict_and_a_table(capsys):
+    status, out, _ = run(capsys, "headroom", "--data", "demand", "--quick", "--seconds", "0.5", "--batch-size", "16")
     assert status == 0
     lines = out.splitlines()
-    assert lines[0] == "synthetic: 768 steps x 12 nodes, 437 training windows."
+    assert lines[0] == "demand, nodes=12, steps=800: 800 steps x 12 nodes, 457 training windows, 6 passes."
     assert lines[1].startswith("stid on ")
-    assert lines[1].endswith("batch 16, after 1 epoch of training.")
-    assert any(line.startswith("drawn nodes ") for line in lines)
-    assert sum(line.startswith("- ") for line in lines) >= 3
+    assert lines[1].endswith("batch 16.")
+    assert lines[4].startswith("- A smaller batch alone")
+    assert any(line.startswith("nodes drawn ") for line in lines)
+
+
+def test_options_reach_headroom(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "run_headroom", seen.append)
+    line = "headroom --data there --model tsmixer --dim 8 --epochs 3 --seconds 5 --seed 2 --batch-size 9"
+    assert cli.main(line.split()) == 0
+    given = {"data": "there", "model": "tsmixer", "dim": 8, "epochs": 3, "seconds": 5.0, "seed": 2, "batch_size": 9}
+    assert vars(seen[0]) == vars(HeadroomOptions()) | given
 
 
 def restarts(monkeypatch, argv):
@@ -185,7 +184,7 @@ def restarts(monkeypatch, argv):
     monkeypatch.setattr(cli.sys, "argv", ["stprune", *argv])
     monkeypatch.setattr(cli.sys, "orig_argv", ["python", "/bin/stprune", *argv])
     monkeypatch.setattr(cli.os, "execve", lambda *call: seen.append(call))
-    monkeypatch.setattr(demo_main, "run_demo", lambda options: None)
+    monkeypatch.setattr(cli, "run_study", lambda *_, **__: None)
     assert cli.main() == 0
     return seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import math
 import pickle
@@ -327,19 +328,19 @@ def timed(cost, batch=64, nodes=192):
 def settled(pairs, cost=COST, batch=64, **settings):
     """The choice for pair gradients whose cost is known."""
     stats = stats_of(pairs)
-    return choose(stats, timed(cost, batch, stats.num_nodes), batch_size=batch, seed=0, **settings)
+    return choose(stats, timed(cost, batch, stats.num_nodes), batch_size=batch, **{"gamma": 1.0, "seed": 0, **settings})
 
 
-def exact_law(r, signal, num_nodes, cost=COST):
+def exact_law(r, signal, num_nodes, cost=COST, gamma=1.0):
     """The law of gradients of variance 1 and correlation r."""
-    return Law(variance.Moments(r + (1 - r) / num_nodes, 1 - r, signal, num_nodes, 10**9), cost)
+    return Law(variance.Moments(r + (1 - r) / num_nodes, 1 - r, signal, num_nodes, 10**9), cost, gamma)
 
 
 @pytest.mark.parametrize("r", [0.02, 0.1, 0.5])
 def test_steps_needed_are_those_of_equation_15(r):
     size, signal = 20, 0.3
     pairs = drawn_pairs(r, windows=2000, nodes=30, size=size, signal=signal)
-    law = Law(variance.moments(stats_of(pairs)), StepCost(1.0, 0.0, 0.0, 0.0))
+    law = Law(variance.moments(stats_of(pairs)), StepCost(1.0, 0.0, 0.0, 0.0), 1.0)
     for windows, nodes in ((1, 30), (8, 30), (64, 3), (16, 1)):
         expected = 1 + size * (r + (1 - r) / nodes) / windows / (size * signal**2)
         assert float(law.steps(windows, nodes)) == pytest.approx(expected, rel=0.1)
@@ -351,6 +352,14 @@ def test_steps_needed_are_what_noisy_descent_takes():
     rates = np.linspace(0.001, 1, 4000)
     decrease = rates * gradient**2 - rates**2 / 2 * (gradient**2 + noise)  # expected, exact
     assert (gradient**2 / 2) / decrease.max() == pytest.approx(1 + noise / gradient**2, rel=1e-4)
+
+
+def test_adaptive_optimizers_need_the_root_of_it():
+    batch = calendar_batch()
+    for optimizer, gamma in ((torch.optim.Adam, 0.5), (functools.partial(torch.optim.SGD, lr=0.1), 1.0)):
+        law = quick(stid(), [batch], optimizer=optimizer).law
+        assert law.gamma == gamma
+        assert float(law.steps(1, NODES)) == pytest.approx((1 + float(law.gradient.noise(1, NODES))) ** gamma)
 
 
 def test_best_batch_and_nodes_are_those_of_the_closed_form():
@@ -380,12 +389,6 @@ def test_drawing_gains_more_the_more_r_and_nodes_there_are_and_never_costs_more(
     assert by_nodes[3] < 0.3
 
 
-def test_the_times_of_the_issue_of_900_nodes_follow():
-    """Trained with the study's rules: 900 nodes and r = 0.1 took 1.4, 2.8 and 4.8 times the steps at batch 8, 2 and 1."""
-    law = exact_law(0.1, 1 / 37, 900)
-    assert [round(float(law.steps(windows, 900)), 1) for windows in (8, 2, 1)] == [1.5, 2.9, 4.7]
-
-
 def test_where_nodes_do_not_differ_from_a_smaller_batch_the_first_sentence_says_so():
     found = quick(stid(), [calendar_batch()])
     assert found.verdict[0].startswith("A smaller batch alone")
@@ -412,7 +415,7 @@ def test_long_training_leaves_less_to_gain():
     ratios = [settled(pairs, budget=budget).ratio for budget in (1, 10_000, 100_000, 10**7)]
     assert ratios == sorted(ratios)
     assert ratios[0] == pytest.approx(settled(pairs).ratio, rel=1e-3)
-    assert ratios[-1] > 0.85
+    assert ratios[-1] > 0.95
 
 
 @pytest.mark.parametrize(("ratio", "progress"), [(0.1, 0.3), (0.3, 1.0), (0.8, 5.0)])
@@ -595,6 +598,25 @@ def test_an_iterator_of_an_earlier_epoch_does_not_draw_another_number_of_nodes()
     sampler.set_epoch(1)
     with pytest.raises(RuntimeError, match="draws another number of nodes"):
         draw(torch.arange(2))
+
+
+def test_a_loop_with_a_window_loader_renews_its_choice_by_headroom():
+    series = torch.rand(60, NODES, generator=torch.Generator().manual_seed(0))
+    features = {"time_features": torch.rand(60, 2, generator=torch.Generator().manual_seed(1))}
+    sampler = auto(num_epochs=3, windows=37)
+    loader = stprune.WindowLoader(series, sampler, batch_size=8, **features)
+    every = stprune.WindowLoader(series, batch_size=8, target_channels=0, **features)
+    model, counts = stid(), []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        shapes = {(x.shape[2], node.shape[1]) for _, node, x, _ in loader}
+        counts.append(shapes)
+        found = quick(model, every, sampler=sampler, num_windows=16)
+        expected = found.nodes_for(8) if found.num_drawn < NODES else NODES
+    assert counts[0] == {(NODES, NODES)}
+    assert all(len(shapes) == 1 for shapes in counts)
+    state = sampler.state_dict()["node_sampler"]
+    assert state["auto"][1] == expected
 
 
 # --- input -----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,19 @@ def of_this_rank_alone(rank, start):
     return two_epochs(stprune.PruningSampler(64, num_epochs=4, process_group=groups[rank]))
 
 
+def told_to_one(rank, start):
+    """Rank 0 alone says how many nodes are drawn; a second time both do, and do not agree."""
+    start()
+    sampler = stprune.PruningSampler(8, num_epochs=4, method="rs2", num_nodes=6, node_ratio="auto")
+    drawn = []
+    for epoch, told in enumerate([(3, None), (None, None), (2, 5), (None, 4)]):
+        if told[rank]:
+            sampler.draw_next(told[rank])
+        sampler.set_epoch(epoch)
+        drawn.append((sampler.nodes(torch.arange(2)).shape[1], sampler.node_ratio * 6))
+    return drawn
+
+
 def beyond_float32(rank, start):
     """Ids above 2^24, which float32 cannot count: each rank scores every other one."""
     start()
@@ -395,6 +408,7 @@ CASES = {
     "alone": (2, of_this_rank_alone),
     "resumed": (2, resumed),
     "resumed apart": (3, resumed_apart),
+    "told to one": (2, told_to_one),
     "beyond float32": (2, beyond_float32),
     "seed": (2, differing(seed=(0, 1))),
     "method": (2, differing(method=("st-prune", "infobatch"))),
@@ -449,6 +463,11 @@ def test_a_group_of_one_trains_on_everything(results):
     for result in results["alone"]:
         assert result["replicas"] == (1, 0), result
         assert sorted(result["ids"]) == result["plan"]
+
+
+def test_all_ranks_draw_the_number_of_nodes_that_rank_0_was_told(results):
+    for drawn in results["told to one"]:
+        assert drawn == [(3, 3.0), (3, 3.0), (2, 2.0), (2, 2.0)]
 
 
 def test_ids_beyond_float32_keep_their_scores(results):

@@ -29,24 +29,28 @@ Candidate = tuple[int, int]
 class Law:
     """Time of training to a given loss, up to a common factor: the time of a step times the steps needed.
 
-    A step whose gradient has the variance v and the squared mean G^2 gets as far as 1 / (1 + v / G^2) steps without noise, so
-    that `1 + v / G^2` times as many are needed.
+    A step along a gradient of variance v and squared mean G^2, at its best learning rate, gets as far as
+    (1 + v / G^2)^-gamma steps without noise, so that as many more are needed.
 
     Attributes:
         gradient: variances and signal.
         cost: of a step.
+        gamma: 1 for SGD; 1/2 for Adam and others that divide the gradient by its running length, whose best learning rate
+            falls with the root of the noise.
 
     Source:
-        McCandlish et al., An Empirical Model of Large-Batch Training (2018), eq. 2.7 and 5.3, with the variance of two-stage
-        draws (eq. 14) in place of that of independent samples.
+        McCandlish et al., An Empirical Model of Large-Batch Training (2018): eq. 2.7, and that the exponent is 1 for SGD and
+        between 0.5 and 1 for Adam; Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms (NeurIPS
+        2022): the root. Ours is the variance of two-stage draws (eq. 14) in place of that of independent samples.
     """
 
     gradient: Moments
     cost: StepCost
+    gamma: float
 
     def steps(self, batch_size: Numbers, num_drawn: Numbers) -> Array:
-        """Steps needed, by those needed without noise: 1 + v / G^2."""
-        return 1.0 + self.gradient.noise(batch_size, num_drawn)
+        """Steps needed, by those needed without noise: (1 + v / G^2)^gamma."""
+        return np.asarray((1.0 + self.gradient.noise(batch_size, num_drawn)) ** self.gamma)
 
     def time(self, batch_size: Numbers, num_drawn: Numbers) -> Array:
         """Seconds that take training as far as one step without noise."""
@@ -64,10 +68,10 @@ class Law:
 def share_of_run(ratio: float, progress: float) -> float:
     """When a run gets to where full training ends, if both have the same budget and learning-rate cosine.
 
-    With `progress` = (steps of full training without noise) / `ENOUGH_STEPS`, a run that needs `ratio` of full training's
-    time gets there after the share tau of the budget with `ratio / tau + progress rate(tau) = 1 + progress rate(1)`: the
-    excess of the loss falls as 1 / steps, and the learning rate itself keeps a part of it until the cosine has fallen. Short
-    training (progress near 0) gives tau = ratio; in long training nothing but the end of the cosine counts, and tau goes to 1.
+    A run that needs `ratio` of full training's time gets there after the share tau of the budget with
+    `ratio / tau + progress rate(tau) = 1`, where `rate` is the cosine and `progress` the square of (full training's steps, as
+    steps without noise) / `ENOUGH_STEPS`. A rule of thumb between two ends: short training (progress near 0) gives
+    tau = ratio; in long training all that is left to gain comes from the end of the cosine, and tau goes to 1.
 
     Args:
         ratio: above 0, at most 1.
@@ -119,6 +123,7 @@ def choose(
     times: StepTimes,
     *,
     batch_size: int,
+    gamma: float,
     seed: int,
     budget: int | None = None,
     full: Sequence[int] | None = None,
@@ -130,6 +135,7 @@ def choose(
         stats: of the gradients.
         times: of the steps.
         batch_size: windows a step in use.
+        gamma: of the law.
         seed: of the bootstrap.
         budget: windows that full training is to train on, repeats counted; None: so few that more would always help.
         full: batches of full training to choose from; None for powers of two up to the batch in use, and itself.
@@ -143,13 +149,13 @@ def choose(
         ValueError: the gradients are not finite, or the same in every window.
     """
     num_nodes = stats.num_nodes
-    law = Law(moments(stats), fit_cost(times))
+    law = Law(moments(stats), fit_cost(times), gamma)
     best_full = law.best([(windows, num_nodes) for windows in full or powers(batch_size)])
     best_drawn = law.best(drawn or [best_full, *grid_of(batch_size, num_nodes)])
 
     def ratio_by(law: Law) -> float:
         ratio = float(law.time(*best_drawn) / law.time(*best_full))
-        progress = 0.0 if budget is None else budget / best_full[0] / float(law.steps(*best_full)) / ENOUGH_STEPS
+        progress = 0.0 if budget is None else (budget / best_full[0] / float(law.steps(*best_full)) / ENOUGH_STEPS) ** 2
         return share_of_run(ratio, progress) if ratio < 1.0 else ratio
 
     # Two streams: how many rounds there was time for must not change which windows are drawn.
@@ -159,7 +165,7 @@ def choose(
     for _ in range(_SAMPLES):
         again = moments(stats, np.bincount(of_windows.integers(size, size=size), minlength=size))
         some = StepTimes(times.sizes, times.seconds[of_rounds.integers(rounds, size=rounds)])
-        ratios.append(ratio_by(Law(again, fit_cost(some))))
+        ratios.append(ratio_by(Law(again, fit_cost(some), gamma)))
         correlations.append(again.r)
     return Choice(
         full=best_full[0],

@@ -54,14 +54,17 @@ def headroom(
     Gradients: those of `num_windows` windows and of `num_pairs` random nodes of each, exact, give the intraclass
     correlation r of a window's nodes, the noise of a step of B windows with m nodes, v = s^2 (r + (1 - r) / m) / B, and the
     squared length G^2 of the mean gradient. Steps: whole training steps of several sizes, taking turns, give a step's time
-    t(B, m). Training takes t(B, m) (1 + v / G^2), up to a factor that all steps share; the learning rate is the best for each.
+    t(B, m). Training takes t(B, m) (1 + v / G^2)^gamma, up to a factor that all steps share, each at its best learning rate;
+    gamma is 1 for SGD and 1/2 for Adam and the like.
     Full training takes whole windows, and so at least one; where that is still more noise than its pairs need have, drawing
     nodes pays. Where it is not, a smaller batch does the same, and the first sentence of the verdict says so.
 
     The gradients are a function of model, batches and seed; the timings are not. The model itself is neither trained nor
     changed: copies of it are, in evaluation mode for gradients, in training mode for timings. Global random state is put back.
 
-    Call it on a model after an epoch or so of training: at the start all gradients look alike.
+    Call it on a model after some training: at the start all gradients look alike. With `sampler=`, call it again every few
+    epochs with few windows and seconds, on batches of a loader of its own, with all nodes: noise grows while the model learns,
+    and with it the best number of nodes.
 
     Args:
         model: takes x [B, T, N, C] and, by name, node [B, m] int64 or None, as `stprune.models.STID` does.
@@ -71,7 +74,7 @@ def headroom(
         loss: "mae", "mse", "huber", or a function of (prediction, target) that returns the loss of every entry, unreduced.
         null_value: target value that means missing (0.0 in traffic data), in the unit of y; NaN always does.
         null_tolerance: how far from null_value a target is still missing, >= 0, as in `stprune.residual_stats`.
-        optimizer: makes the optimizer whose step is timed, from the parameters.
+        optimizer: makes the optimizer whose step is timed, from the parameters. `torch.optim.SGD` has gamma 1, others 1/2.
         layers: parameters whose gradients are measured: "all", "last" for those of the last layer, or "auto" for all where
             they fit in 512 MiB.
         num_windows: windows whose gradients are measured, at least 8.
@@ -155,9 +158,10 @@ def headroom(
                 progress=advance,
             )
         in_use = len(found[0][0])
+        gamma = 1.0 if isinstance(optimizer([nn.Parameter(torch.zeros(1))]), torch.optim.SGD) else 0.5
         full, drawn = candidates or (None, None)
-        choice = choose(stats, times, batch_size=in_use, seed=seed, budget=budget, full=full, drawn=drawn)
-        law = Law(moments(stats), fit_cost(times))
+        choice = choose(stats, times, batch_size=in_use, gamma=gamma, seed=seed, budget=budget, full=full, drawn=drawn)
+        law = Law(moments(stats), fit_cost(times), gamma)
         bias_share = None
         if interacts:
             moved = drawn_bias(
@@ -174,7 +178,7 @@ def headroom(
     stopped_early = len(stats.gram) < number
     # A choice of windows divides the noise, and nothing else, of the best full training.
     noise = float(law.gradient.noise(choice.full, stats.num_nodes))
-    window_bound = (1 + least_by_windows(stats) * noise) / (1 + noise)
+    window_bound = ((1 + least_by_windows(stats) * noise) / (1 + noise)) ** gamma
     windows_a_step, num_drawn = choice.drawn if pays(choice) else (choice.full, stats.num_nodes)
     result = Headroom(
         batch_size=windows_a_step,
