@@ -317,6 +317,8 @@ def test_sentences_say_where_no_choice_of_windows_beats_soft_random_at_equal_ste
     text = text_of(row(), soft, row("st-prune", mae=2.0, **kept))
     assert "better: ST-Prune (-20.0%)." in text
     assert "no choice of windows" not in text
+    # A rule that keeps all windows does not choose among them.
+    assert "Against soft random" not in text_of(row(), soft, row("st-prune", mae=2.0))
     # The better soft random has other steps, and says nothing here.
     text = text_of(row(), soft, row("soft-random", mae=1.0, batch=64, **kept), row("st-prune", mae=2.0, **kept))
     assert "steps - better: ST-Prune (-20.0%)." in text

@@ -325,8 +325,8 @@ def gains(study: Study) -> str:
         left.set_ylabel("test MAE at equal cost, lower by %")
         right.set_ylabel("cost to full training's best, times less")
         for axes in (left, right):
-            for place, name in _name_places(found, axes.get_xlim()):
-                axes.text(place, 1.02, name, transform=axes.get_xaxis_transform(), color=_SOFT, fontsize=8, rotation=35)
+            for x, name in _name_places(found, axes.get_xlim()):
+                axes.text(x, 1.02, name, transform=axes.get_xaxis_transform(), color=_SOFT, fontsize=8, rotation=35)
         _legend(figure, [left], columns=2)
 
     return _draw(paint, 4.8)
