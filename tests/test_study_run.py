@@ -91,30 +91,35 @@ def test_specs_differ_by_key_in_every_field():
 
 
 def finished(spec):
-    """Best at batch 8 with its base rate; nodes: best at the lower rate."""
+    """Full training is best at batch 8 with its base rate, nodes at 1 node with a lower one."""
     mae = 1.0 + (spec.batch_size == 32) + (spec.num_drawn == 2) / 2
-    lower = spec.learning_rate < 2e-3
-    return row(spec, mae=mae + (0.1 if lower and spec.family == "full" else -0.1 if lower else 0))
+    best_rate = 2e-3 if spec.family == "full" else 0.4e-3
+    return row(spec, mae=mae + 0.1 * abs(math.log(spec.learning_rate / best_rate)))
 
 
 def test_settings_come_first_then_rates_then_seeds_of_the_best():
     grid, rows, stages = Grid((BLOCK,)), [], []
     while specs := grid.pending(rows, lambda data: 6):
+        assert len(specs) <= grid.left(rows, lambda data: 6)
         stages.append(specs)
         rows += [finished(spec) for spec in specs]
-    full = [[spec for spec in stage if spec.family == "full"] for stage in stages]
+    full, nodes = (
+        [found for stage in stages if (found := [spec for spec in stage if spec.family == name])] for name in BLOCK.families
+    )
     assert [[(spec.batch_size, spec.learning_rate, spec.seed) for spec in stage] for stage in full] == [
         [(32, 2e-3, 0), (8, 2e-3, 0)],
         [(8, 1e-3, 0)],
+        [(8, 5e-3, 0)],  # the best of the two rates is the largest
         [(8, 2e-3, 1)],
     ]
-    nodes = [[spec for spec in stage if spec.family == "nodes-uniform"] for stage in stages]
     assert [[(spec.batch_size, spec.num_drawn, spec.learning_rate, spec.seed) for spec in stage] for stage in nodes] == [
         [(16, 2, 2e-3, 0), (16, 1, 2e-3, 0)],
         [(16, 1, 1e-3, 0)],
-        [(16, 1, 1e-3, 1)],
+        [(16, 1, 0.4e-3, 0)],  # so is the smallest, and once more
+        [(16, 1, 0.16e-3, 0)],
+        [(16, 1, 0.4e-3, 1)],
     ]
-    assert grid.count(lambda data: 6) == len(rows) == len({each.spec for each in rows}) == 8
+    assert len(rows) == len({each.spec for each in rows}) == 11
 
 
 def test_equal_care_every_family_has_as_many_trials():
@@ -131,7 +136,7 @@ def test_a_curve_repeats_the_best_setting_at_smaller_budgets():
         rows += [finished(spec) for spec in specs]
     small = [each.spec for each in rows if each.spec.cost == 0.25]
     assert [(spec.family, spec.batch_size, spec.seed) for spec in small] == [("full", 8, 0), ("full", 8, 1)]
-    assert len(rows) == Grid((block,)).count(lambda data: 6)
+    assert Grid((block,)).left(rows, lambda data: 6) == 0
 
 
 def test_a_diverged_run_is_never_the_best():
@@ -261,35 +266,37 @@ def test_a_run_that_diverges_ends_and_says_so(one_thread):
 
 # --- studies ---------------------------------------------------------------------------------------------------------
 
+QUICK = replace(BLOCK, rate_factors=())
+
 
 def test_a_study_makes_every_run_once_and_then_none(tmp_path):
     seen = []
-    rows = run(Grid((BLOCK,)), tmp_path, processes=2, report=lambda *values: seen.append(values[1:]))
-    assert len(rows) == 8 == len({each.spec for each in rows})
-    assert seen == [(done, 8) for done in range(9)]
+    rows = run(Grid((QUICK,)), tmp_path, processes=2, report=lambda *values: seen.append(values[1:]))
+    assert len(rows) == 6 == len({each.spec for each in rows})
+    assert seen == [(done, 6) for done in range(7)]
     assert storage.read(tmp_path / "rows.jsonl") == rows
-    assert run(Grid((BLOCK,)), tmp_path) == rows
+    assert run(Grid((QUICK,)), tmp_path) == rows
 
 
 def test_no_run_begins_after_the_minutes(tmp_path):
-    assert run(Grid((BLOCK,)), tmp_path, minutes=0) == []
-    rows = run(Grid((BLOCK,)), tmp_path, minutes=1e-9)
+    assert run(Grid((QUICK,)), tmp_path, minutes=0) == []
+    rows = run(Grid((QUICK,)), tmp_path, minutes=1e-9)
     assert len(rows) <= 1
     with pytest.raises(ValueError, match="minutes must not be negative, got -1"):
-        run(Grid((BLOCK,)), tmp_path, minutes=-1)
+        run(Grid((QUICK,)), tmp_path, minutes=-1)
     with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
-        run(Grid((BLOCK,)), tmp_path, processes=0)
+        run(Grid((QUICK,)), tmp_path, processes=0)
 
 
 CODE = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[2])
-from test_study_run import BLOCK
+from test_study_run import QUICK
 from stprune.study.grid import Grid
 from stprune.study.run import run
 
 if __name__ == "__main__":
-    run(Grid((BLOCK,)), pathlib.Path(sys.argv[1]))
+    run(Grid((QUICK,)), pathlib.Path(sys.argv[1]))
 """
 
 
@@ -302,12 +309,12 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path):
     while not (path.exists() and path.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(RuntimeError, match="another study runs in"):
-        run(Grid((BLOCK,)), tmp_path)
+        run(Grid((QUICK,)), tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = storage.read(path)
-    assert 2 <= len(before) < 8
-    rows = run(Grid((BLOCK,)), tmp_path)
+    assert 2 <= len(before) < 6
+    rows = run(Grid((QUICK,)), tmp_path)
     assert rows[: len(before)] == before
-    alone = run(Grid((BLOCK,)), tmp_path / "alone")
+    alone = run(Grid((QUICK,)), tmp_path / "alone")
     assert {each.spec: numbers(each) for each in rows} == {each.spec: numbers(each) for each in alone}

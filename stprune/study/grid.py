@@ -38,7 +38,8 @@ class Block:
         node_batches: [windows, share] pairs tried for families that draw nodes: windows per step, and pairs per step as a
             multiple of one window's pairs.
         keep_ratio: share of the windows kept by families that drop windows.
-        rate_factors: multiples of the base rate tried at the best of these, beside 1.
+        rate_factors: multiples of the base rate tried at the best of these, beside 1. Where the best rate is the largest or
+            smallest one tried, up to three more beyond it are tried; this rule is the same for every family.
         curve: shares of the cost at which the best setting is run as well, for MAE against cost.
         curve_families: families that have a curve; empty for none.
         dim: width of the models.
@@ -118,18 +119,22 @@ class Grid:
         Returns:
             Specs without a row, each once, in the order in which they are to be run.
         """
-        done = {row.spec: row for row in rows}
         found: dict[Spec, int] = {}
-        for number, block in enumerate(self.blocks):
-            for search in _searches(block, num_nodes):
-                stage, specs = search.next(done)
-                for spec in specs:
-                    found.setdefault(spec, number * 10 + stage)
+        for number, stage, specs, _ in self._searches(rows, num_nodes):
+            for spec in specs:
+                found.setdefault(spec, number * 10 + stage)
         return sorted(found, key=found.__getitem__)
 
-    def count(self, num_nodes: Callable[[str], int]) -> int:
-        """Runs of the whole study, those of settings that fall together counted once."""
-        return sum(search.count for block in self.blocks for search in _searches(block, num_nodes))
+    def left(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> int:
+        """Runs that are still to be made, as far as is known: a search may need more learning rates."""
+        return sum(left for *_, left in self._searches(rows, num_nodes))
+
+    def _searches(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> Iterator[tuple[int, int, list[Spec], int]]:
+        """Block, stage, what can be run now, and runs still to be made, of every family of every cell."""
+        done = {row.spec: row for row in rows}
+        for number, block in enumerate(self.blocks):
+            for search in _searches(block, num_nodes):
+                yield number, *search.next(done)
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Grid:
@@ -180,36 +185,51 @@ def _short(values: Any) -> str:
     return repr(sorted(values) if isinstance(values, dict) else values)[:80]
 
 
+_RATE_STEP = 2.5
+_MOST_RATES = 3
+
+
 @dataclass(frozen=True)
 class _Search:
-    """The runs of one family in one cell: settings, learning rates, seeds, smaller budgets, one after the other."""
+    """The runs of one family in one cell: settings, learning rates, seeds and smaller budgets, one stage after the other."""
 
     settings: tuple[Spec, ...]
     rate_factors: tuple[float, ...]
     seeds: int
     curve: tuple[float, ...] = field(default=())
 
-    @property
-    def count(self) -> int:
-        return len(self.settings) + len(self.rate_factors) + self.seeds - 1 + len(self.curve) * self.seeds
-
-    def next(self, done: dict[Spec, Row]) -> tuple[int, list[Spec]]:
-        """The first stage that is not finished, and its runs without a row."""
+    def next(self, done: dict[Spec, Row]) -> tuple[int, list[Spec], int]:
+        """The first stage that is not finished, its runs without a row, and all runs that are known to follow."""
         tried = list(self.settings)
-        for stage, more in enumerate((self._rates, self._seeds)):
-            missing = [spec for spec in tried if spec not in done]
-            if missing:
-                return stage, missing
-            tried += more(min((done[spec] for spec in tried), key=_validation).spec)
-        return 2, [spec for spec in tried if spec not in done]
-
-    def _rates(self, best: Spec) -> list[Spec]:
-        return [replace(best, learning_rate=best.learning_rate * factor) for factor in self.rate_factors]
-
-    def _seeds(self, best: Spec) -> list[Spec]:
+        last = self.seeds * (1 + len(self.curve)) - 1
+        if missing := [spec for spec in tried if spec not in done]:
+            return 0, missing, len(missing) + len(self.rate_factors) + last
+        best = self._best(tried, done)
+        tried += [replace(best, learning_rate=best.learning_rate * factor) for factor in self.rate_factors]
+        for _ in range(_MOST_RATES if self.rate_factors else 1):
+            if missing := [spec for spec in tried if spec not in done]:
+                return 1, missing, len(missing) + last
+            best = self._best(tried, done)
+            tried += self._beyond(best, tried)
+        missing = [spec for spec in tried if spec not in done]
+        if missing:
+            return 1, missing, len(missing) + last
+        best = self._best(tried, done)
         costs = [best.cost, *(best.cost * share for share in self.curve)]
         specs = [replace(best, seed=seed, cost=cost) for cost in costs for seed in range(self.seeds)]
-        return [spec for spec in specs if spec != best]
+        missing = [spec for spec in specs if spec not in done]
+        return 2, missing, len(missing)
+
+    def _best(self, tried: list[Spec], done: dict[Spec, Row]) -> Spec:
+        return min((done[spec] for spec in tried), key=_validation).spec
+
+    def _beyond(self, best: Spec, tried: list[Spec]) -> list[Spec]:
+        """A learning rate further out, where the best one is the largest or smallest of its setting."""
+        rates = [spec.learning_rate for spec in tried if replace(spec, learning_rate=best.learning_rate) == best]
+        if not self.rate_factors or len(rates) == 1 or min(rates) < best.learning_rate < max(rates):
+            return []
+        factor = _RATE_STEP if best.learning_rate == max(rates) else 1 / _RATE_STEP
+        return [replace(best, learning_rate=best.learning_rate * factor)]
 
 
 def _validation(row: Row) -> float:

@@ -62,9 +62,8 @@ def run(
         path = folder / ROWS
         rows = storage.read(path)
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        total = grid.count(num_nodes)
         open_specs = grid.pending(rows, num_nodes)
-        report(None, len(rows), total)
+        report(None, len(rows), len(rows) + grid.left(rows, num_nodes))
         if not open_specs or minutes == 0:
             return rows
         with _workers(processes) as pool:
@@ -84,7 +83,7 @@ def run(
                         del running[future]
                         storage.append(path, [row])
                         rows.append(row)
-                        report(row, len(rows), total)
+                        report(row, len(rows), len(rows) + grid.left(rows, num_nodes))
                 except BrokenProcessPool:
                     names = ", ".join(f"{spec.family} on {spec.data}" for spec in running.values())
                     raise RuntimeError(f"study: a process was killed while it ran {names}; finished runs are kept") from None
