@@ -92,7 +92,7 @@ def test_specs_differ_by_key_in_every_field():
 
 def finished(spec):
     """Full training is best at batch 8 with its base rate, nodes at 1 node with a lower one."""
-    mae = 1.0 + (spec.batch_size == 32) + (spec.num_drawn == 2) / 2
+    mae = 1.0 + (spec.batch_size >= 32) + (spec.num_drawn == 2) / 2
     best_rate = 2e-3 if spec.family == "full" else 0.4e-3
     return row(spec, mae=mae + 0.1 * abs(math.log(spec.learning_rate / best_rate)))
 
@@ -137,6 +137,20 @@ def test_a_curve_repeats_the_best_setting_at_smaller_budgets():
     small = [each.spec for each in rows if each.spec.cost == 0.25]
     assert [(spec.family, spec.batch_size, spec.seed) for spec in small] == [("full", 8, 0), ("full", 8, 1)]
     assert Grid((block,)).left(rows, lambda data: 6) == 0
+
+
+def test_the_usual_protocol_is_repeated_with_every_seed():
+    grid, rows = Grid((replace(BLOCK, families=("full",), batches=(64, 8), rate_factors=(), seeds=3),)), []
+    while specs := grid.pending(rows, lambda data: 6):
+        rows += [finished(spec) for spec in specs]
+    assert sorted((each.spec.batch_size, each.spec.seed) for each in rows) == [
+        (8, 0),
+        (8, 1),
+        (8, 2),
+        (64, 0),
+        (64, 1),
+        (64, 2),
+    ]
 
 
 def test_a_diverged_run_is_never_the_best():

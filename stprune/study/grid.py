@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from stprune.study.families import FAMILIES
+from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.spec import MODELS, OPTIMIZERS, RATE_SCHEDULES, Spec
 
@@ -201,7 +202,7 @@ class _Search:
     def next(self, done: dict[Spec, Row]) -> tuple[int, list[Spec], int]:
         """The first stage that is not finished, its runs without a row, and all runs that are known to follow."""
         tried = list(self.settings)
-        last = self.seeds * (1 + len(self.curve)) - 1
+        last = self.seeds * (1 + len(self.curve)) - 1  # of the usual protocol, as many may follow
         if missing := [spec for spec in tried if spec not in done]:
             return 0, missing, len(missing) + len(self.rate_factors) + last
         best = self._best(tried, done)
@@ -217,6 +218,9 @@ class _Search:
         best = self._best(tried, done)
         costs = [best.cost, *(best.cost * share for share in self.curve)]
         specs = [replace(best, seed=seed, cost=cost) for cost in costs for seed in range(self.seeds)]
+        # The usual protocol is repeated as well, as what the batch alone gives is told against it.
+        usual = [spec for spec in self.settings if spec.family == "full" and spec.batch_size == USUAL_BATCH]
+        specs += [replace(spec, seed=seed) for spec in usual for seed in range(self.seeds) if spec != best]
         missing = [spec for spec in specs if spec not in done]
         return 2, missing, len(missing)
 
