@@ -20,7 +20,7 @@ BASE_RATES = {
     ("graph-wavenet", "adam"): 2e-3,
     ("staeformer", "adam"): 2e-3,
     ("stid", "sgd"): 1e-1,
-    ("stid", "muon"): 2e-3,
+    ("stid", "muon"): 1e-2,
 }
 """Learning rates around which the runs are tuned, by model and optimizer; others take that of STID."""
 
