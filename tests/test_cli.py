@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 
 import stprune
 from stprune import cli
-from stprune.study import command as study_command
+from stprune.study import presets
+from stprune.study.grid import Block, Grid
 from stprune.study.headroom import HeadroomOptions
 
 
@@ -130,42 +132,30 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, tm
     [(RuntimeError("out of\nmemory"), 1, "error: out of memory"), (KeyboardInterrupt(), 130, "interrupted")],
 )
 def test_a_failure_or_an_interrupt_while_running_has_a_status_of_its_own(capsys, tmp_path, monkeypatch, error, status, message):
-    def stop(options):
+    def stop(*_, **__):
         raise error
 
-    monkeypatch.setattr(demo_main, "run_demo", stop)
+    monkeypatch.setattr(cli, "run_study", stop)
     assert run(capsys, "demo", "--output", str(tmp_path)) == (status, "", f"stprune demo: {message}\n")
 
 
-OPTIONS = "--data synthetic --model staeformer --epochs 3 --device cpu --batch-size 8 --null-value 0 --steps-per-day 48 --quick"
-GIVEN = {
-    "data": "synthetic",
-    "model": "staeformer",
-    "epochs": 3,
-    "device": "cpu",
-    "batch_size": 8,
-    "null_value": 0.0,
-    "steps_per_day": 48,
-    "quick": True,
-}
-
-
-@pytest.mark.parametrize(
-    ("module", "line", "given"),
-    [
-        (
-            demo_main,
-            "demo --keep-ratio 0.4 --node-ratio 0.2 --method infobatch --method nodes --seeds 2 --output there",
-            {"keep_ratio": 0.4, "node_ratio": 0.2, "runs": ("infobatch", "nodes"), "seeds": 2, "output": pathlib.Path("there")},
-        ),
-    ],
-)
-def test_options_reach_the_command(monkeypatch, module, line, given):
+def test_options_reach_the_command(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(module, f"run_{line.split()[0]}", seen.append)
-    assert cli.main(f"{line} {OPTIONS}".split()) == 0
-    (options,) = seen
-    assert vars(options) == GIVEN | given
+    monkeypatch.setattr(cli, "run_study", lambda *values, **named: seen.append((*values, named)))
+    line = "--data there --model tsmixer --cost 3 --family infobatch --family nodes-uniform --seeds 2 --minutes 5 --processes 3"
+    assert cli.main(["demo", *line.split(), "--output", "here"]) == 0
+    grid, folder, named = seen.pop()
+    block = presets.DEMO
+    given = {"data": ("there",), "models": ("tsmixer",), "cost": 3.0, "seeds": 2}
+    assert grid == Grid((replace(block, **given, families=("full", "infobatch", "nodes-uniform")),))
+    assert folder == pathlib.Path("here")
+    assert named == {"processes": 3, "minutes": 5.0, "device": "auto", "command": "demo"}
+    (tmp_path / "grid.json").write_text('{"blocks": [{"data": ["there"]}]}')
+    assert cli.main(["study", str(tmp_path / "grid.json"), "--device", "cpu"]) == 0
+    grid, folder, named = seen.pop()
+    assert grid == Grid((Block(data=("there",)),))
+    assert folder == pathlib.Path("stprune-study")
+    assert named == {"processes": None, "minutes": None, "device": "cpu", "command": "study"}
 
 
 def test_headroom_prints_a_verdict_and_a_table(capsys):
@@ -182,7 +172,8 @@ def test_headroom_prints_a_verdict_and_a_table(capsys):
 def test_options_reach_headroom(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "run_headroom", seen.append)
-    assert cli.main("headroom --data there --model tsmixer --dim 8 --epochs 3 --seconds 5 --seed 2 --batch-size 9".split()) == 0
+    line = "headroom --data there --model tsmixer --dim 8 --epochs 3 --seconds 5 --seed 2 --batch-size 9"
+    assert cli.main(line.split()) == 0
     given = {"data": "there", "model": "tsmixer", "dim": 8, "epochs": 3, "seconds": 5.0, "seed": 2, "batch_size": 9}
     assert vars(seen[0]) == vars(HeadroomOptions()) | given
 
@@ -193,7 +184,7 @@ def restarts(monkeypatch, argv):
     monkeypatch.setattr(cli.sys, "argv", ["stprune", *argv])
     monkeypatch.setattr(cli.sys, "orig_argv", ["python", "/bin/stprune", *argv])
     monkeypatch.setattr(cli.os, "execve", lambda *call: seen.append(call))
-    monkeypatch.setattr(demo_main, "run_demo", lambda options: None)
+    monkeypatch.setattr(cli, "run_study", lambda *_, **__: None)
     assert cli.main() == 0
     return seen
 

@@ -92,6 +92,31 @@ def test_forecast_is_the_papers_equations_written_out(num_blocks, num_layers, ad
     torch.testing.assert_close(model(x, node=node), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_few_edges_change_the_products_but_not_the_result():
+    nodes = 41
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        # With its loops, two of 41 entries a row: under the 5% that make products sparse.
+        model = GraphWaveNet(nodes, torch.rand(nodes, 1) * torch.eye(nodes).roll(1, 0), residual_dim=4, dilation_dim=4)
+        x = torch.rand(2, 12, nodes, 3)
+    kept = []
+    for layer in model.layers[:-1]:
+        layer.diffusion.register_forward_pre_hook(lambda _, given: kept.append(given[1][0].is_sparse))
+    found = []
+    for node in (None, torch.arange(nodes).expand(2, -1)):
+        forecast = model(x, node=node)
+        found.append((forecast, torch.autograd.grad(forecast.square().sum(), list(model.parameters()))))
+    assert kept == [True] * 7 + [False] * 7
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+def test_diffusion_starts_as_one_map_of_all_its_terms():
+    for layer in build().layers[:-1]:
+        weights = torch.cat([parameter.detach().flatten() for parameter in layer.diffusion.parameters()])
+        bound = (7 * 5) ** -0.5  # seven terms of five channels
+        assert 0.9 * bound < float(weights.abs().max()) <= bound
+
+
 def test_a_node_alone_keeps_itself(x):
     model = build(torch.eye(NODES).roll(1, 0)).eval()
     forward, backward, _ = model.supports(torch.tensor([[0, 3]]))

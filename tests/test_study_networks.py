@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,7 @@ from torch import nn
 from stprune.study.networks import build
 from stprune.study.optimizers import hidden_weights, make_optimizer
 from stprune.study.problem import prepare
-from stprune.study.series import Series, counted_calendar
+from stprune.study.series import load
 from stprune.study.spec import MODELS, OPTIMIZERS, Spec
 
 NODES = 6
@@ -21,25 +19,11 @@ NODES = 6
 
 @pytest.fixture(scope="module")
 def problem():
-    rng = np.random.default_rng(0)
-    time_of_day, day_of_week = counted_calendar(200, 24)
-    series = Series(
-        name="noise",
-        values=rng.normal(size=(200, NODES)).astype(np.float32),
-        time_of_day=time_of_day,
-        day_of_week=day_of_week,
-        steps_per_day=24,
-        first_day=None,
-        unit="",
-        source="",
-        node_names=tuple("abcdef"),
-        adjacency=rng.uniform(size=(NODES, NODES)).astype(np.float32),
-    )
-    return prepare(series, device=torch.device("cpu"))
+    return prepare(load(f"demand?nodes={NODES}&days=3"), device=torch.device("cpu"))
 
 
 def spec(**settings):
-    usual = {"data": "noise", "model": "stid", "family": "full", "batch_size": 2, "learning_rate": 0.01, "cost": 1.0}
+    usual = {"data": "demand", "model": "stid", "family": "full", "batch_size": 2, "learning_rate": 0.01, "cost": 1.0}
     return Spec(**{**usual, **settings})
 
 
@@ -94,17 +78,12 @@ def test_widths_are_as_described(problem):
     assert (wavenet.input_map.out_features, wavenet.end_map.in_features, wavenet.head.in_features) == (d, 4 * d, 8 * d)
     assert len(wavenet.layers) == 4
     assert wavenet.receptive_field >= 12
-    assert torch.equal(wavenet.adjacency, problem.adjacency)
+    assert torch.equal(wavenet.adjacency, problem.adjacency + torch.eye(NODES))  # a loop where there is none
     assert former.head.in_features == 12 * 2 * d
     assert former.time_layers[0].inner.out_features == 4 * d
     assert [len(former.time_layers), len(former.node_layers)] == [1, 1]
     heads = {dim: seeded(problem, model="staeformer", dim=dim).time_layers[0].num_heads for dim in (8, 12, 16, 32)}
     assert heads == {8: 1, 12: 1, 16: 2, 32: 4}
-
-
-def test_graph_wavenet_without_a_graph_learns_one(problem):
-    model = seeded(dataclasses.replace(problem, adjacency=None), model="graph-wavenet", dim=8)
-    assert len(model.supports()) == 1
 
 
 def test_unknown_names_and_widths_are_refused(problem):

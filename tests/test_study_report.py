@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import importlib
 import math
 import pathlib
 import re
@@ -13,7 +14,6 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from stprune.study import figures, report, results, table
-from stprune.study.families import FAMILIES
 from stprune.study.results import Change, Setting
 from stprune.study.rows import Point, Row
 from stprune.study.sentences import headline, sentences
@@ -317,6 +317,8 @@ def test_sentences_say_where_no_choice_of_windows_beats_soft_random_at_equal_ste
     text = text_of(row(), soft, row("st-prune", mae=2.0, **kept))
     assert "better: ST-Prune (-20.0%)." in text
     assert "no choice of windows" not in text
+    # A rule that keeps all windows does not choose among them.
+    assert "Against soft random" not in text_of(row(), soft, row("st-prune", mae=2.0))
     # The better soft random has other steps, and says nothing here.
     text = text_of(row(), soft, row("soft-random", mae=1.0, batch=64, **kept), row("st-prune", mae=2.0, **kept))
     assert "steps - better: ST-Prune (-20.0%)." in text
@@ -422,6 +424,30 @@ def test_labels_and_rows_are_needed():
             make([], LABELS)
         with pytest.raises(ValueError, match=r"summarize: labels must name every family of the rows, got none for \['new'\]"):
             make([row("new")], LABELS)
+
+
+def test_the_targets_are_met_or_missed_by_the_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+    targets = importlib.import_module("study_targets").targets
+    rows = []
+    for nodes, mae, cost in ((100, 2.0, 12.0), (900, 1.5, 1.5), (8600, 1.0, 1.5)):
+        at = {"data": f"s{nodes}", "nodes": nodes}
+        rows += [row(seed=seed, batch=64, curve=((1.0, 2.0),), **at) for seed in range(3)]
+        rows += [row("nodes-uniform", seed, mae=mae, curve=((cost / 12, 2.0),), **at) for seed in range(3)]
+        rows += [row("nodes-priority", seed, mae=1.1 * mae, plan_seconds=120.0, **at) for seed in range(3)]
+    found = {claim: (verdict, numbers) for claim, verdict, numbers in targets(summarize(rows, LABELS))}
+    verdicts = [verdict for verdict, _ in found.values()]
+    assert verdicts[:4] == ["met", "met", "met", "met"]
+    numbers = [numbers for _, numbers in found.values()]
+    assert numbers[0] == "mean 8.00x; s900 900 stid 8.00x; s8600 8,600 stid 8.00x"
+    assert numbers[2] == "mean 1.00x; s100 100 stid 1.00x"
+    assert found["a sixth of the usual cost: within 3%"][0] == "not run"
+    assert [verdict for verdict, _ in found.values()][6:9] == ["uniform stays the default", "met", "met"]
+    assert found["overhead of nodes-priority: <= 0"] == ("missed", "mean 47.1%, 47.1% to 47.1% of the run")
+    # One series whose target was never reached misses the target of the mean, whatever the others gave.
+    rows += [row(data="late", nodes=700, mae=2.0), row("nodes-uniform", data="late", nodes=700, mae=2.1)]
+    (_, verdict, numbers), *_ = targets(summarize(rows, LABELS))
+    assert (verdict, numbers.split("; ")[-1]) == ("missed", "late 700 stid never")
 
 
 # --- pictures and page -----------------------------------------------------------------------------------------------
@@ -531,24 +557,6 @@ def test_a_study_with_gaps_has_a_page(rows):
     Page(report.render(rows, LABELS))
     table.markdown(rows, LABELS)
     [table.as_text(cell) for cell in summarize(rows, LABELS).cells]
-
-
-def test_write_leaves_a_page_and_a_table_and_returns_what_the_terminal_shows(tmp_path):
-    one = [row(batch=64, mae=3.0), row(), row("nodes-uniform", mae=1.5)]
-    text = report.write(one, tmp_path, title="Trial", note="A quick run.")
-    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
-    assert (tmp_path / "table.md").read_text() == table.markdown(one, labels)
-    assert (tmp_path / "report.html").read_text() == report.render(one, labels, title="Trial", note="A quick run.")
-    cell = summarize(one, labels).cells[0]
-    assert table.as_text(cell) in text
-    assert "- A quick run." in text
-    assert str(tmp_path / "report.html") in text
-    assert max(len(line) for line in text.splitlines() if line.startswith("-")) <= max(
-        110, len(table.as_text(cell).split("\n")[1])
-    )
-    text = report.write([*one, row(data="demand", mae=4.0), row("pairs", data="demand", mae=1.0)], tmp_path)
-    assert re.search(r"^STID of width 16, Adam, cosine schedule +flow, 100 nodes +demand, 100 nodes$", text, re.MULTILINE)
-    assert re.search(r"^Single pairs +-75.0%\*$", text, re.MULTILINE)
 
 
 def test_the_same_rows_give_the_same_picture():

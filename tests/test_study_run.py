@@ -195,7 +195,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"family": "nodes-priority", "num_drawn": 2}, {"family": "st-prune", "keep_ratio": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"family": "nodes-priority", "num_drawn": 2}, {"family": "st-prune", "keep_ratio": 0.5}]
+)
 def test_a_spec_gives_the_same_row_bit_for_bit(one_thread, settings):
     spec = replace(SPEC, data=TINY, batch_size=16, cost=1.5, dim=4, seed=3, **settings)
     found = train(spec, problem_of(TINY))
@@ -251,7 +253,9 @@ def test_test_errors_are_those_of_the_definitions(one_thread):
 
 def test_a_run_that_diverges_ends_and_says_so(one_thread):
     found = train(replace(SPEC, data=TINY, batch_size=16, cost=2.0, dim=4, learning_rate=1e30), problem_of(TINY))
-    assert found.diverged and found.steps < 30 and math.isfinite(found.mae)
+    assert found.diverged
+    assert found.steps < 30
+    assert math.isfinite(found.mae)
     assert Row.from_json(found.as_json()).diverged
 
 

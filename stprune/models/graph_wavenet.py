@@ -14,6 +14,17 @@ from stprune.models._inputs import check_input, check_sizes
 # Columns of the learned graph's embeddings E1 and E2; 10 in the paper, section 4.2.
 _GRAPH_DIM = 10
 _ORDER = 2
+# Share of entries that are edges up to which products with the known graph of all nodes are sparse on a CPU. On one AVX-512
+# core, 900 and 1,617 nodes and 448 columns, a product and its backward is 6 and 16 times faster than dense at 1%, 4 and 3
+# times at 5%.
+_FEW_EDGES = 0.05
+
+
+def _plus_product(term: Tensor, support: Tensor, other: Tensor) -> Tensor:
+    """term + support @ other, of [G, n, F] with a support [G, n, n], or [n, n] sparse where G is 1."""
+    if support.is_sparse:
+        return torch.sparse.addmm(term[0], support, other[0])[None]
+    return torch.baddbmm(term, support, other)
 
 
 class _Diffusion(nn.Module):
@@ -38,7 +49,7 @@ class _Diffusion(nn.Module):
         result = self.own(hidden).flatten(2)
         for place, support in enumerate(supports):
             near, far = (self.others[_ORDER * place + k](hidden).flatten(2) for k in range(_ORDER))
-            result = torch.baddbmm(result, support, torch.baddbmm(near, support, far))
+            result = _plus_product(result, support, _plus_product(near, support, far))
         return result.view(*shape, -1)
 
 
@@ -164,6 +175,7 @@ class GraphWaveNet(nn.Module):
         self.history = history
         self.receptive_field = 1 + num_blocks * (2**num_layers - 1)
         self.register_buffer("adjacency", adjacency)
+        self._few_edges = adjacency is not None and int(adjacency.count_nonzero()) <= _FEW_EDGES * adjacency.numel()
         self.source_embedding = nn.Embedding(num_nodes, _GRAPH_DIM)
         self.target_embedding = nn.Embedding(num_nodes, _GRAPH_DIM)
         self.input_map = nn.Linear(3, residual_dim)
@@ -225,6 +237,8 @@ class GraphWaveNet(nn.Module):
         # A negative padding cuts: the oldest steps of a long history.
         hidden = self.input_map(F.pad(hidden, (0, 0, self.receptive_field - self.history, 0)))
         supports = [each.to(hidden.dtype) for each in self.supports(node)]
+        if node is None and self._few_edges and x.device.type == "cpu":
+            supports[:2] = [each[0].to_sparse() for each in supports[:2]]
         skips = []
         for layer in self.layers:
             hidden, skip = layer(hidden, supports)

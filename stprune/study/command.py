@@ -86,29 +86,31 @@ def _cell(cell: Cell) -> str:
 
 
 class _Progress:
-    """A bar of runs, with what the last one gave."""
+    """A bar of runs, with what the last one gave; it appears when the study begins."""
+
+    _bar: Any = None
 
     def __enter__(self) -> _Progress:
-        from tqdm import tqdm
-
-        lines = sys.stderr.isatty()
-        self._bar: Any = tqdm(
-            unit="run",
-            dynamic_ncols=lines,
-            mininterval=0.2 if lines else 15.0,
-            bar_format="{desc}{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} runs [{elapsed} < {remaining}{postfix}]",
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def take(self, row: Row | None, done: int, total: int) -> None:
         """A run has finished; None: the study begins, with so many runs done before."""
-        self._bar.total = max(total, done)
+        from tqdm import tqdm
+
         if row is None:
-            self._bar.initial = self._bar.n = done
-            self._bar.refresh()
+            lines = sys.stderr.isatty()
+            self._bar = tqdm(
+                unit="run",
+                initial=done,
+                total=max(total, done),
+                dynamic_ncols=lines,
+                mininterval=0.2 if lines else 15.0,
+                bar_format="{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} runs [{elapsed} < {remaining}{postfix}]",
+            )
             return
         spec = row.spec
         drawn = f", {spec.num_drawn} nodes" if spec.num_drawn else ""
@@ -117,4 +119,5 @@ class _Progress:
             f"val MAE {row.best_mae:.4g}, {row.seconds:.0f} s",
             refresh=False,
         )
+        self._bar.total = max(total, done)
         self._bar.update(done - self._bar.n)

@@ -94,7 +94,7 @@ def _panels(figure: Figure, cells: Sequence[Cell], *, sharey: bool = False) -> I
     grid = figure.subplots(_lines(cells), count, squeeze=False, sharey=sharey)
     for i, axes in enumerate(grid.flat):
         if i < len(cells):
-            axes.set_title(cells[i].title)
+            axes.set_title(f"{cells[i].series}\n{cells[i].num_nodes:,} nodes", fontsize=9)
             yield axes, cells[i]
         else:
             axes.remove()
@@ -110,6 +110,22 @@ def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
     layout: Any = {"loc": "outside upper left", "ncols": columns, "fontsize": 8.8, "handlelength": 3, "columnspacing": 1.5}
     if found:
         figure.legend(list(found.values()), list(found), **layout)
+
+
+def _name_axes(panels: Sequence[tuple[Any, Cell]], x: str, y: str = "") -> None:
+    """The lowest panel of every column has the name of x, the first of every line that of y."""
+    for axes, _ in panels[-_COLUMNS:]:
+        axes.set_xlabel(x)
+    for axes, _ in panels[::_COLUMNS]:
+        axes.set_ylabel(y)
+
+
+def _both_log(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(x=0.08, y=0.12)
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
 
 
 def _plain_log(axis: Any) -> None:
@@ -163,13 +179,38 @@ def costs(cells: Sequence[Cell]) -> str:
             axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             axes.set_xticks([], minor=True)
             _plain_log(axes.yaxis)
-        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("cost in passes over all pairs")
-        for axes, _ in panels[::_COLUMNS]:
-            axes.set_ylabel("test MAE")
+        _name_axes(panels, "cost in passes over all pairs", "test MAE")
         _legend(figure, [axes for axes, _ in panels])
 
     return _draw(paint, 1.4 + 2.7 * _lines(cells))
+
+
+def courses(cells: Sequence[Cell]) -> str:
+    """Validation MAE against cost while the families' best settings train, with the first seed, one panel a series.
+
+    Args:
+        cells: of one model, each with families. The dotted line is full training's best.
+
+    Returns:
+        SVG text.
+    """
+
+    def paint(figure: Figure) -> None:
+        panels = list(_panels(figure, cells))
+        for axes, cell in panels:
+            for family in cell.families:
+                if family.result:
+                    points = [(point.cost, point.validation_mae) for point in family.result.runs[0].curve]
+                    depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
+                    style = {**_style(family.name, family.kind), "markersize": 4}
+                    axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
+            if cell.full:
+                axes.axhline(cell.full.runs[0].best_mae, color="#000000", linewidth=0.9, linestyle=":")
+            _both_log(axes)
+        _name_axes(panels, "cost in passes over all pairs", "validation MAE")
+        _legend(figure, [axes for axes, _ in panels])
+
+    return _draw(paint, 1.4 + 2.9 * _lines(cells))
 
 
 def _highest(cell: Cell) -> float:
@@ -205,8 +246,7 @@ def changes(cells: Sequence[Cell]) -> str:
             axes.set_yticks(list(order.values()), [names[name] for name in order])
             axes.grid(axis="y", visible=False)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
-        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("test MAE against full training")
+        _name_axes(panels, "test MAE against full training")
 
     return _draw(paint, _lines(cells) * (0.9 + 0.21 * max(4, len(order))))
 
@@ -282,19 +322,26 @@ def gains(study: Study) -> str:
         right.set_yscale("log")
         for axis in (left.xaxis, right.xaxis, right.yaxis):
             _plain_log(axis)
-        left.set_title("Test MAE at equal cost")
-        left.set_ylabel("lower than best full training, in %")
-        right.set_title("Cost to full training's best validation MAE")
-        right.set_ylabel("times less than full training")
-        for name in dict.fromkeys(gain.cell.series for gain in found):
-            last = max(gain.cell.num_nodes for gain in found if gain.cell.series == name)
-            here = [gain.lower + (gain.width or 0) for gain in found if (gain.cell.series, gain.cell.num_nodes) == (name, last)]
-            # Names lean towards the middle, so that the frame cuts none.
-            lean: Any = {"ha": "right", "rotation": -25} if last == found[-1].cell.num_nodes else {"ha": "left", "rotation": 25}
-            left.annotate(name, (last, max(here)), color=_SOFT, **{**_ABOVE, **lean})
+        left.set_ylabel("test MAE at equal cost, lower by %")
+        right.set_ylabel("cost to full training's best, times less")
+        for axes in (left, right):
+            for x, name in _name_places(found, axes.get_xlim()):
+                axes.text(x, 1.02, name, transform=axes.get_xaxis_transform(), color=_SOFT, fontsize=8, rotation=35)
         _legend(figure, [left], columns=2)
 
-    return _draw(paint, 4.4)
+    return _draw(paint, 4.8)
+
+
+def _name_places(found: Sequence[_Gain], ends: tuple[float, float]) -> list[tuple[float, str]]:
+    """Where the names of series stand: at their (largest) number of nodes, and so far apart that none covers another."""
+    largest: dict[str, int] = {}
+    for gain in found:
+        largest[gain.cell.series] = max(largest.get(gain.cell.series, 0), gain.cell.num_nodes)
+    places: list[tuple[float, str]] = []
+    gap = (ends[1] / ends[0]) ** 0.06
+    for name, num_nodes in sorted(largest.items(), key=lambda item: item[1]):
+        places.append((max(num_nodes, places[-1][0] * gap) if places else num_nodes, name))
+    return places
 
 
 def tuning(cells: Sequence[Cell]) -> str:
@@ -316,15 +363,8 @@ def tuning(cells: Sequence[Cell]) -> str:
                     if points:
                         style = _style(family.name, family.kind)
                         axes.plot(*zip(*points, strict=True), label=family.label, **style)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.margins(x=0.1, y=0.12)
-            _plain_log(axes.xaxis)
-            _plain_log(axes.yaxis)
-        for axes, _ in panels[-min(_COLUMNS, len(cells)) :]:
-            axes.set_xlabel("(window, node) pairs per step")
-        for axes, _ in panels[::_COLUMNS]:
-            axes.set_ylabel("validation MAE")
+            _both_log(axes)
+        _name_axes(panels, "(window, node) pairs per step", "validation MAE")
         _legend(figure, [axes for axes, _ in panels])
 
     return _draw(paint, 0.8 + 2.5 * _lines(cells))

@@ -19,7 +19,7 @@ def build(spec: Spec, problem: Problem) -> nn.Module:
     - "graph-wavenet": residual and dilation channels d, skip 4 d, end 8 d; the paper's are 32, 256 and 512. One block of
       dilations 1, 2, 4 and 8 in place of four blocks of 1 and 2: it sees all 12 steps as well, with a quarter of the products
       with the graph. Layer norm in place of batch norm, whose statistics would be worse the smaller the batch. On the problem's
-      adjacency and a learned one; on the learned one alone where there is none.
+      adjacency and a learned one.
     - "staeformer": value, day, week and adaptive embeddings of width d / 2, tokens of width 2 d, feed-forward maps of 4 d, one
       layer over time and one over nodes, heads of 16 channels (else one head); the paper's are 24 and 80, 152, 256, three and
       38.

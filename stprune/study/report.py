@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import pathlib
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import jinja2
 
 from stprune.study import figures, table
-from stprune.study.families import FAMILIES
 from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, less, percent, scope, sentences
@@ -34,7 +32,8 @@ DEFINITIONS = (
      "training needed with the same choice. Never: on some seed it did not get there."),
     ("Equal time", "test MAE after as much processor time as the best full training took, read off between the budgets of the "
      "family on logarithmic axes."),
-    ("A sixth", f"test MAE at a sixth of the cost of full training with batches of {USUAL_BATCH}, against that training's."),
+    ("A sixth", f"test MAE at the family's largest cost of at most a sixth of the budget, against that of full training with "
+     f"batches of {USUAL_BATCH} at the whole budget."),
     ("Overhead", "time of plans and draws, and of the loss beyond the plain loss of full training with about as many pairs per "
      "step, in % of the run. Negative: the scoring loss is faster than the plain one."),
     ("Hard windows, hard nodes", "mean test MAE of the 5% of the windows (nodes) with the largest MAE in that run."),
@@ -98,47 +97,8 @@ def render(
     ) + "\n"  # fmt: skip
 
 
-def write(
-    rows: Sequence[Row],
-    folder: pathlib.Path,
-    *,
-    title: str = TITLE,
-    note: str = "",
-    predictions: Sequence[tuple[str, float, float]] = (),
-    sources: Sequence[str] = (),
-) -> str:
-    """Write report.html and table.md into a folder.
-
-    Args:
-        rows, title, note, predictions, sources: as for `render`; labels are those of the families.
-        folder: exists.
-
-    Returns:
-        What the terminal shows: tables as text, findings, and where the report is.
-
-    Raises:
-        ValueError: there are no rows.
-        OSError: a file cannot be written.
-    """
-    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
-    study = summarize(rows, labels)
-    page = render(rows, labels, title=title, note=note, predictions=predictions, sources=sources)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    (folder / "table.md").write_text(table.markdown(rows, labels), encoding="utf-8")
-    if len(study.cells) == 1:
-        tables = [table.as_text(study.cells[0]), _wrapped(table.legend(table.texts(study.cells[0])[0]))]
-    else:
-        tables = [table.over_series(cells, study) for cells in study.groups.values()]
-    findings = "\n".join(_wrapped(text, "- ") for text in ([note] if note else []) + _findings(study))
-    return "\n\n".join(["", *tables, scope(study), findings, f"Report: {folder / 'report.html'}"])
-
-
 def _findings(study: Study) -> list[str]:
     return headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0])
-
-
-def _wrapped(text: str, lead: str = "") -> str:
-    return textwrap.fill(text, 110, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
 
 
 def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
@@ -165,17 +125,25 @@ def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
 
 
 def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
-    def each(draw: Callable[[Sequence[Cell]], str]) -> tuple[tuple[str, str], ...]:
-        shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
-        return tuple((group_name(group), _uri(draw(cells))) for group, cells in shown.items() if cells)
+    shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
+    several = {group for group, cells in shown.items() if any(len(f.results) > 1 for cell in cells for f in cell.families)}
+
+    def each(draw: Callable[[Sequence[Cell]], str], groups: Iterable[tuple[str, int, str, str]]) -> tuple[tuple[str, str], ...]:
+        return tuple((group_name(group), _uri(draw(shown[group]))) for group in groups if shown[group])
 
     found = [
         Picture(
             "Test MAE against cost",
             "One curve a family, or a point where it ran at one cost, each at its best batch and learning rate there. "
             "Single points stand side by side to the right of their cost. Both axes are logarithmic.",
-            each(figures.costs),
-        )
+            each(figures.costs, [group for group in shown if group in several]),
+        ),
+        Picture(
+            "Validation MAE while training",
+            "Every family at its best batch and learning rate, with the first seed. The dotted line is full training's best. "
+            "Both axes are logarithmic.",
+            each(figures.courses, [group for group in shown if group not in several]),
+        ),
     ]
     if any(f.result and f.result.change for cell in study.cells for f in cell.families):
         found.append(
@@ -183,7 +151,7 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
                 "Every family against the best full training",
                 "Test MAE at equal cost, paired over seeds; left is better. Bars are 95% intervals. Pale: the seeds do not "
                 "tell it from full training. Changes beyond the border stand at it with their number.",
-                each(figures.changes),
+                each(figures.changes, shown),
             )
         )
     if len({cell.num_nodes for cell in study.cells if cell.full and cell.drawing}) > 1:
@@ -191,11 +159,11 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
         found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(study))),)))
     if any(len(figures.tuning_points(cell, FULL)) > 1 for cell in study.cells):
         text = "Validation MAE of the first seed by pairs per step, each at its best learning rate: what the batch alone gives."
-        found.append(Picture("Tuning of the batch", text, each(figures.tuning)))
+        found.append(Picture("Tuning of the batch", text, each(figures.tuning, shown)))
     if predictions:
         text = "Share of full training's time until its best validation MAE. The band is 25% to each side."
         found.append(Picture("Predicted and measured", text, (("", _uri(figures.predictions(predictions))),)))
-    return found
+    return [picture for picture in found if picture.sources]
 
 
 def _uri(svg: str) -> str:

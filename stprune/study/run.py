@@ -127,7 +127,7 @@ def problem_of(data: str, device: str = "cpu") -> Problem:
     return prepare(load(data), device=torch.device(device))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def num_nodes(data: str) -> int:
-    """Nodes of a series."""
-    return load(data).values.shape[1]
+    """Nodes of a series, which is prepared for it: a series that no run could use is refused before the first one."""
+    return prepare(load(data), device=torch.device("cpu")).num_nodes

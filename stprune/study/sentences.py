@@ -232,7 +232,7 @@ def _sixth(cell: Cell) -> list[str]:
     if not families:
         return []
     texts = [f"{family.label} {percent(family.sixth)}" for family in families if family.sixth]
-    return [f"At a sixth of the cost, against batches of {USUAL_BATCH} at the whole cost: {', '.join(texts)}."]
+    return [f"At a sixth of the cost or less, against batches of {USUAL_BATCH} at the whole cost: {', '.join(texts)}."]
 
 
 def _overhead(cell: Cell) -> list[str]:

@@ -88,7 +88,7 @@ def columns(cell: Cell) -> list[Column]:
         Column("equal time", "test MAE against full training after its time", lambda f: _change(f.equal_time)),
         Column(
             "a sixth",
-            f"test MAE at a sixth of the cost against batches of {USUAL_BATCH} on everything at the whole cost",
+            f"test MAE at a sixth of the cost or less, against batches of {USUAL_BATCH} on everything at the whole cost",
             lambda f: _change(f.sixth),
         ),
     ]
@@ -127,22 +127,12 @@ def as_text(cell: Cell) -> str:
         Several lines without a final newline; the first two columns are left-aligned, all others right-aligned.
     """
     layout, body = texts(cell)
-    return _aligned([[column.title for column in layout], *body], left=2)
-
-
-def _aligned(lines: Sequence[Sequence[str]], left: int) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    sides = [str.ljust if i < left else str.rjust for i in range(len(widths))]
+    lines = [[column.title for column in layout], *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(layout))]
+    sides = [str.ljust if i < 2 else str.rjust for i in range(len(layout))]
     found = ["  ".join(side(text, width) for side, text, width in zip(sides, line, widths, strict=True)) for line in lines]
     found.insert(1, "-" * len(found[0]))
     return "\n".join(line.rstrip() for line in found)
-
-
-def over_series(cells: Sequence[Cell], study: Study) -> str:
-    """The table over series of one model as aligned plain text; a star marks what the seeds tell apart from full training."""
-    head = [group_name(cells[0].group), *(cell.title for cell in cells)]
-    lines = [[label, *(entry.text + "*" * entry.strong for entry in entries)] for label, entries in matrix(cells, study)]
-    return _aligned([head, *lines], left=1)
 
 
 def legend(layout: Iterable[Column]) -> str:

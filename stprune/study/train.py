@@ -14,7 +14,7 @@ from stprune.study import machine
 from stprune.study.families import Draw, make
 from stprune.study.networks import build
 from stprune.study.optimizers import make_optimizer
-from stprune.study.problem import HORIZON, Part, Problem
+from stprune.study.problem import Part, Problem
 from stprune.study.rows import Point, Row
 from stprune.study.spec import Spec
 

@@ -81,13 +81,13 @@ class EvenWindows(Family):
     The training part is cut into batch_size equal stretches of neighbouring windows, each of which gives one window to every
     batch. Inside a stretch windows are ordered by the hour of their first target. A batch takes the window at a share of
     that order that differs from stretch to stretch: the shares of a batch are evenly spaced, assigned to the stretches at
-    random, with a random phase, all anew each epoch (a Latin square of time and hour). Where the stretches are not equally
-    long, those with one window more make the short last batch of the epoch.
+    random, with a random phase, all anew each epoch. Stretches shorter than a day have their hours by their places in time.
+    Where the stretches are not equally long, those with one window more make the short last batch of the epoch.
     """
 
     label = "Evenly spread batches"
     kind = "windows"
-    source = "systematic and Latin square sampling, Cochran, Sampling Techniques"
+    source = "Latin hypercube sampling, McKay, Beckman, Conover 1979, over time and hour"
 
     def __init__(self, spec: Spec, problem: Problem) -> None:
         super().__init__(spec, problem)
