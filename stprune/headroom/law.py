@@ -41,7 +41,7 @@ class Law:
     Source:
         McCandlish et al., An Empirical Model of Large-Batch Training (2018): eq. 2.7, and that the exponent is 1 for SGD and
         between 0.5 and 1 for Adam; Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms (NeurIPS
-        2022): the root. Ours is the variance of two-stage draws (eq. 14) in place of that of independent samples.
+        2022): the root. Eq. 15; ours is the variance of two-stage draws (eq. 14) in place of that of independent samples.
     """
 
     gradient: Moments
