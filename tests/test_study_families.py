@@ -127,7 +127,8 @@ def same(a, b):
 
 def test_the_names_are_those_of_the_study():
     assert list(FAMILIES) == [
-        "full", "rs2", "soft-random", "infobatch", "seta", "st-prune", "even-windows",
+        "full", "rs2", "soft-random", "infobatch", "seta", "st-prune", "st-prune-loss", "st-prune-spatial",
+        "st-prune-unstratified", "st-prune-unweighted", "st-prune-cosine", "st-prune-constant", "even-windows",
         "nodes-uniform", "nodes-batch", "nodes-partition", "nodes-frequency", "nodes-stratified", "nodes-priority",
         "nodes-cluster", "nodes-roots", "nodes-growing", "pairs", "windows-and-nodes",
     ]  # fmt: skip
@@ -269,6 +270,42 @@ def test_st_prune_keeps_what_the_reference_does(problem, name):
         assert plan.weights.equal(weights)
         assert len(kept) == (108 if number else 217)
     assert (family.criterion.spatial, family.criterion.temporal, family.criterion.rescale) == (0.5, 0.5, "per_step")
+
+
+@pytest.mark.parametrize(
+    ("name", "spatial", "temporal", "stratified"),
+    [
+        ("st-prune-loss", 0.0, 0.0, True), ("st-prune-spatial", 0.5, 0.0, True), ("st-prune-unstratified", 0.5, 0.5, False),
+        ("st-prune-unweighted", 0.5, 0.5, False), ("st-prune-cosine", 0.5, 0.5, True), ("st-prune-constant", 0.5, 0.5, True),
+    ],
+)  # fmt: skip
+def test_the_ablations_differ_from_st_prune_in_one_thing(problem, name, spatial, temporal, stratified):
+    family = make(spec_of(name), problem)
+    assert (family.criterion.spatial, family.criterion.temporal) == (spatial, temporal)
+    assert (family.sampler.strata is not None) == stratified
+    for number, draw in enumerate(itertools.islice(family.draws(), 60)):
+        prediction, y, error = targets(problem, draw)
+        loss = family.loss(prediction, y, draw)
+        if name == "st-prune-unweighted":
+            torch.testing.assert_close(loss, error.float().mean())
+        if number < 10:  # the first epoch, which is full: the errors of a pair are the same at every step
+            score = error.float().mean(1) + spatial * error.float().std(1, correction=0)
+            torch.testing.assert_close(family.sampler.table.scores[draw.index], score)
+
+
+def test_the_schedules_of_the_ablations(problem):
+    ratios = {}
+    for name in ("st-prune", "st-prune-cosine", "st-prune-constant"):
+        sampler = make(spec_of(name, cost=9.5), problem).sampler
+        ratios[name] = [round(sampler.keep_ratio_at(epoch), 3) for epoch in range(1, 18)]
+    first = ratios["st-prune"].index(1.0)
+    assert ratios["st-prune"] == [0.5] * first + [1.0] * (17 - first)
+    assert ratios["st-prune-constant"] == [0.5] * 17
+    rising = ratios["st-prune-cosine"]
+    assert rising[:first] == [0.5] * first
+    assert rising[first:] == sorted(rising[first:])
+    assert 0.5 <= rising[first] < 1.0
+    assert rising[-1] == 1.0
 
 
 @pytest.mark.parametrize("name", ["rs2", "soft-random", "infobatch", "seta"])

@@ -5,7 +5,21 @@ from stprune.study.families.graphs import NodesCluster, NodesRoots
 from stprune.study.families.groups import NodesFrequency, NodesStratified
 from stprune.study.families.nodes import NodesBatch, NodesGrowing, NodesPartition, NodesPriority, NodesUniform
 from stprune.study.families.pairs import Pairs, WindowsAndNodes
-from stprune.study.families.windows import RS2, EvenWindows, Full, InfoBatch, SeTa, SoftRandom, STPrune
+from stprune.study.families.windows import (
+    RS2,
+    EvenWindows,
+    Full,
+    InfoBatch,
+    SeTa,
+    SoftRandom,
+    STPrune,
+    STPruneConstant,
+    STPruneCosine,
+    STPruneLoss,
+    STPruneSpatial,
+    STPruneUnstratified,
+    STPruneUnweighted,
+)
 from stprune.study.problem import Problem
 from stprune.study.spec import Spec
 
@@ -18,6 +32,12 @@ FAMILIES: dict[str, type[Family]] = {
     "infobatch": InfoBatch,
     "seta": SeTa,
     "st-prune": STPrune,
+    "st-prune-loss": STPruneLoss,
+    "st-prune-spatial": STPruneSpatial,
+    "st-prune-unstratified": STPruneUnstratified,
+    "st-prune-unweighted": STPruneUnweighted,
+    "st-prune-cosine": STPruneCosine,
+    "st-prune-constant": STPruneConstant,
     "even-windows": EvenWindows,
     "nodes-uniform": NodesUniform,
     "nodes-batch": NodesBatch,

@@ -51,3 +51,5 @@ class WindowsAndNodes(Pruned):
     source = "ST-Prune, arXiv 2602.19113, with the nodes of SGP"
     drops_windows = True
     method = "st-prune"
+    spatial = temporal = 0.5
+    stratified = True

@@ -28,11 +28,18 @@ class Pruned(Family):
     Attributes:
         method: name of the pruning method.
         weighs: the loss is `PrunedLoss`; the plain one otherwise.
+        spatial, temporal: weights of the error's spread over nodes and over steps in the score.
+        stratified: windows have strata by drift, whose shares of the weight are kept.
+        schedule: of the keep ratio, as in `PruningSampler`.
         sampler, criterion: of the run.
     """
 
     method: ClassVar[str] = "full"
     weighs: ClassVar[bool] = True
+    spatial: ClassVar[float] = 0.0
+    temporal: ClassVar[float] = 0.0
+    stratified: ClassVar[bool] = False
+    schedule: ClassVar[str] = "step"
 
     def __init__(self, spec: Spec, problem: Problem) -> None:
         super().__init__(spec, problem)
@@ -42,27 +49,25 @@ class Pruned(Family):
             num_epochs=None,
             keep_ratio=spec.keep_ratio,
             method=self.method,
-            schedule=stprune.Schedule("step", num_epochs(spec, problem, self.method), spec.keep_ratio, ANNEAL),
+            schedule=stprune.Schedule(self.schedule, num_epochs(spec, problem, self.method), spec.keep_ratio, ANNEAL),
             seed=spec.seed,
             strata=self.strata(),
             num_nodes=self.num_nodes,
             node_ratio=self.num_drawn / self.num_nodes,
             node_sampler=self.node_sampler(),
         )
-        # Only ST-Prune looks at where in a window the error sits; the others rank by the plain loss or not at all.
-        spread = 0.5 if self.method == "st-prune" else 0.0
         self.criterion = stprune.PrunedLoss(
             self.sampler,
             null_value=None if problem.complete else math.nan,
-            spatial=spread,
-            temporal=spread,
+            spatial=self.spatial,
+            temporal=self.temporal,
             rescale="epoch_sum" if self.method == "infobatch" else "per_step",
         )
         self._drawn: tuple[Tensor | None, Tensor | None] = None, None
 
     def strata(self) -> Tensor | None:
-        """Labels of the windows by drift, for ST-Prune."""
-        if self.method != "st-prune":
+        """Labels of the windows by drift, where they count."""
+        if not self.stratified:
             return None
         part = self.problem.split.train
         drift = stprune.stationarity(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stprune.study.families.base import ORDER, Draw, Family
 from stprune.study.families.pruned import Pruned
@@ -73,6 +74,55 @@ class STPrune(Pruned):
     source = "ST-Prune, arXiv 2602.19113; the sampler is our definition"
     drops_windows = True
     method = "st-prune"
+    spatial = temporal = 0.5
+    stratified = True
+
+
+class STPruneLoss(STPrune):
+    """ST-Prune with the plain loss as score."""
+
+    label = "ST-Prune, score: loss"
+    spatial = temporal = 0.0
+
+
+class STPruneSpatial(STPrune):
+    """ST-Prune with the loss and its spread over nodes as score."""
+
+    label = "ST-Prune, score: loss and nodes"
+    temporal = 0.0
+
+
+class STPruneUnstratified(STPrune):
+    """ST-Prune with weights 1 / probability, without strata."""
+
+    label = "ST-Prune, no strata"
+    stratified = False
+
+
+class STPruneUnweighted(STPrune):
+    """ST-Prune's windows without its weights: a biased gradient."""
+
+    label = "ST-Prune, no weights"
+    stratified = False
+
+    def loss(self, prediction: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        weight = self.sampler.weights_of(draw.index)
+        loss: Tensor = self.criterion(prediction, target, draw.index, weight=1 / weight)
+        return loss
+
+
+class STPruneCosine(STPrune):
+    """ST-Prune whose keep ratio rises along a cosine instead of a step."""
+
+    label = "ST-Prune, cosine"
+    schedule = "cosine"
+
+
+class STPruneConstant(STPrune):
+    """ST-Prune with one keep ratio to the end."""
+
+    label = "ST-Prune, no annealing"
+    schedule = "none"
 
 
 class EvenWindows(Family):
