@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import stprune
+from stprune.headroom import cost as cost_module
 from stprune.headroom import gradients, variance
 from stprune.headroom.cost import StepCost, StepTimes, fit_cost, fit_error, sizes_to_time, typical
 from stprune.headroom.gradients import GradientStats
@@ -74,7 +75,13 @@ def calendar_batch(windows=16, nodes=NODES, seed=0):
 
 
 def quick(model, batches, **settings):
-    return stprune.headroom(model, batches, **{"seconds": 0.5, **settings})
+    """Long enough to measure 16 windows on a busy machine; fewer rounds of timed steps than the time allows."""
+    return stprune.headroom(model, batches, **{"seconds": 3.0, **settings})
+
+
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch):
+    monkeypatch.setattr(cost_module, "_MOST_ROUNDS", 5)
 
 
 # --- variance --------------------------------------------------------------------------------------------------------
