@@ -121,7 +121,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help=f"what to compare with full training; may be given several times. Default: {', '.join(defaults.families[1:])}. "
         f"All: {', '.join(FAMILIES)}",
     )
-    demo.add_argument("--cost", type=float, metavar="X", help="passes over the training part that a run may cost (default: by the model)")
+    demo.add_argument(
+        "--cost", type=float, metavar="X", help="passes over the training part that a run may cost (default: by the model)"
+    )
     demo.add_argument("--seeds", type=int, default=defaults.seeds, metavar="N", help="runs of each best setting")
     demo.add_argument("--quick", action="store_true", help="cut data and training to a few seconds, to see that it works")
     _add_running(demo, pathlib.Path("stprune-demo"))

@@ -98,6 +98,7 @@ def test_python_runs(path):
         "classifier": torch.nn.Linear(4, 3),
         "train_set": stprune.WindowDataset(series, history=12, horizon=12),
         "series": series,
+        "N": 5,
         "file": {"series": store.create_dataset("series", data=series, chunks=(10, 5, 1))},
         "model": lambda x, node=None: model(x),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
