@@ -7,6 +7,7 @@ import torch
 import stprune
 
 assert (pathlib.Path(stprune.__file__).parent / "_C.so").is_file(), "the wheel has no compiled library"
+assert (pathlib.Path(stprune.__file__).parent / "study/templates/report.html.j2").is_file(), "the wheel has no template"
 assert "site-packages" in stprune.__file__, stprune.__file__
 assert stprune.library_status()["_C"].loaded, stprune.library_status()
 
