@@ -354,7 +354,8 @@ def test_without_full_training_nothing_is_weighed():
     assert cell.full is None
     assert cell.find("pairs").reach is None
     assert headline(summarize(cell.rows, LABELS)) == [
-        "2 runs: 1 series, 1 model, 2 families of methods, each at its best setting, 1 seed."
+        "2 runs: 1 series, 1 model, 2 families of methods, each at its best setting, 1 seed, budgets of 12 passes "
+        "over the training part."
     ]
 
 

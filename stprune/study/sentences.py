@@ -92,17 +92,22 @@ def headline(study: Study) -> list[str]:
 def scope(study: Study) -> str:
     """How much was run."""
     rows = study.rows
-    series, models = {row.spec.data for row in rows}, {row.spec.model for row in rows}
+    names = {row.spec.data.partition("?")[0] for row in rows}
+    models, costs = {row.spec.model for row in rows}, {cell.cost for cell in study.cells}
     low, high = study.seeds
     seeds = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
+    budget = f"{min(costs):g} to {max(costs):g} passes" if len(costs) > 1 else f"{_count(*costs, 'pass', 'passes')}"
+    forms = len({row.spec.data for row in rows})
+    cut = f" in {forms} forms, whole, cut or generated" if forms > len(names) else ""
     return (
-        f"{len(rows):,} runs: {_count(len(series), 'series', 'series')}, {_count(len(models), 'model')}, "
-        f"{_count(len(study.labels), 'family', 'families')} of methods, each at its best setting, {seeds}."
+        f"{len(rows):,} runs: {_count(len(names), 'series', 'series')}{cut}, {_count(len(models), 'model')}, "
+        f"{_count(len(study.labels), 'family', 'families')} of methods, each at its best setting, {seeds}, budgets of {budget} "
+        "over the training part."
     )
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _count(number: float, one: str, many: str = "") -> str:
+    return f"{number:g} {one if number == 1 else many or one + 's'}"
 
 
 def _range(values: Sequence[float]) -> str:
