@@ -93,6 +93,14 @@ class Block:
             for number in numbers:
                 if not (0 < number < math.inf):
                     raise ValueError(f"study: {name} must be positive, got {number}")
+        for share in self.curve:
+            if share >= 1:
+                raise ValueError(f"study: curve must hold shares of the cost below 1, got {share}")
+        if self.curve and self.curve_families and "full" not in self.curve_families:
+            # A run with a smaller budget may reach a goal sooner: who has more budgets would have more trials.
+            raise ValueError(f"study: curve_families must hold 'full', got {', '.join(self.curve_families)}")
+        if "staeformer" in self.models and self.dim % 2:
+            raise ValueError(f"study: dim must be even with staeformer, got {self.dim}")
         if not 0 < self.keep_ratio < 1:
             raise ValueError(f"study: keep_ratio must lie in (0, 1), got {self.keep_ratio}")
 
