@@ -129,6 +129,7 @@ class PruningSampler(DistributedSampler[int]):
         )
         self.num_windows, self.granularity, self.node_sampler = units.num_windows, units.kind, units.node_sampler
         self.num_nodes, self.node_ratio, self.draws_nodes = units.num_nodes, units.node_ratio, units.draws_nodes
+        self.auto_nodes = units.auto  # `draw_next` may be called
         self.anneal = _check.real(_OP, "anneal", anneal, 0.0, 1.0)
         self.method = resolve(method)
         self.schedule = Schedule(schedule, self.num_epochs, self.keep_ratio, self.anneal)

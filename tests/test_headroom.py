@@ -501,7 +501,7 @@ def auto(num_epochs=6, windows=16, **settings):
 class Told:
     """A stand-in for a sampler that writes down what it was told."""
 
-    draws_nodes, node_ratio, told = True, 1.0, None
+    auto_nodes, num_nodes, told = True, NODES, None
 
     def draw_next(self, num_drawn):
         self.told = num_drawn
@@ -677,6 +677,22 @@ def test_time_that_runs_out_leaves_out_windows_and_says_so():
         ({"seconds": 0}, ValueError, r"seconds must lie in \(0, inf\], got 0"),
         ({"budget": 0}, ValueError, "budget must be at least 1, got 0"),
         ({"sampler": stprune.PruningSampler(8, num_epochs=1)}, ValueError, 'sampler must have node_ratio="auto", got 1'),
+        (
+            {"sampler": stprune.PruningSampler(8, num_epochs=1, num_nodes=NODES, node_ratio=0.5)},
+            ValueError,
+            'sampler must have node_ratio="auto", got 0.5',
+        ),
+        (
+            {"sampler": stprune.PruningSampler(8, num_epochs=1, num_nodes=NODES, granularity="pair")},
+            ValueError,
+            'sampler must have node_ratio="auto", got 1.0',
+        ),
+        (
+            {"sampler": stprune.PruningSampler(8, num_epochs=1, num_nodes=9, node_ratio="auto")},
+            ValueError,
+            "batches must have the sampler's 9 nodes, got 6",
+        ),
+        ({"sampler": 5}, TypeError, "sampler must be a PruningSampler, got int"),
         ({"seed": -1}, ValueError, "seed must lie in"),
         ({"model": len}, TypeError, "model must be a torch.nn.Module, got builtin_function_or_method"),
         ({"model": nn.Linear(3, 1)}, TypeError, r"model must take drawn nodes as model\(x, node=node\)"),

@@ -1,5 +1,6 @@
 """Studies: rows on disk, the order of the runs, processes, and studies that were killed."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 from study_rows import SPEC, row
 
 from stprune.study import rows as storage
+from stprune.study.command import run_study
 from stprune.study.grid import Block, Grid
 from stprune.study.problem import prepare
 from stprune.study.rows import Row
@@ -122,6 +124,20 @@ def test_settings_come_first_then_rates_then_seeds_of_the_best():
     assert len(rows) == len({each.spec for each in rows}) == 11
 
 
+def test_a_grid_knows_the_rows_of_its_cells_families_and_budgets():
+    grid = Grid((replace(BLOCK, curve=(0.5,)),))
+    own = Spec(TINY, "stid", "full", 8, 2e-3, 0.5, dim=4)
+    mine = [row(own), row(replace(own, cost=0.25, batch_size=3, seed=7))]
+    others = [
+        row(replace(own, **{name: value}))
+        for name, value in {
+            "data": "demand", "model": "tsmixer", "family": "rs2", "cost": 1.0, "dim": 16, "rate_schedule": "constant",
+            "optimizer": "sgd",
+        }.items()
+    ]  # fmt: skip
+    assert grid.own([others[0], mine[0], *others[1:], mine[1]]) == mine
+
+
 def test_equal_care_every_family_has_as_many_trials():
     block = replace(BLOCK, families=("full", "st-prune", "nodes-uniform", "windows-and-nodes"))
     specs = Grid((block,)).pending([], lambda data: 1000)
@@ -172,6 +188,11 @@ def test_a_diverged_run_is_never_the_best():
         ({"batches": ()}, "batches must hold at least one"),
         ({"keep_ratio": 1.0}, r"keep_ratio must lie in \(0, 1\), got 1.0"),
         ({"optimizers": ("lion",)}, "optimizers must be among adam"),
+        ({"curve": (0.5, 2.0)}, "curve must hold shares of the cost below 1, got 2.0"),
+        ({"curve": (0.5,), "curve_families": ("nodes-uniform",)}, "curve_families must hold 'full', got nodes-uniform"),
+        ({"models": ("stid", "staeformer"), "dim": 15}, "dim must be even with staeformer, got 15"),
+        ({"models": ()}, "models must hold at least one, got none"),
+        ({"rate_schedules": ()}, "rate_schedules must hold at least one, got none"),
     ],
 )
 def test_blocks_refuse_what_cannot_be_run(settings, message):
@@ -190,6 +211,10 @@ def test_a_grid_is_read_from_json(tmp_path):
     [
         ("{", "must be JSON"),
         ("[]", "must hold"),
+        ('{"blocks": []}', "must hold"),
+        ('{"blocks": [{}]}', "must have keys among .*data.*, and data, got"),
+        ('{"blocks": [{"data": ["x"], "seeds": 1e999}]}', "seeds must be a whole number, got inf"),
+        ('{"blocks": [{"data": ["x"], "dim": NaN}]}', "dim must be a whole number, got nan"),
         ('{"blocks": [{"dta": ["x"]}]}', r"must have keys among .*data.*, got \['dta'\]"),
         ('{"blocks": [{"data": "x"}]}', "data must be a list, got 'x'"),
         ('{"blocks": [{"data": [1]}]}', "data must be text, got 1"),
@@ -312,6 +337,43 @@ from stprune.study.run import run
 if __name__ == "__main__":
     run(Grid((QUICK,)), pathlib.Path(sys.argv[1]))
 """
+
+
+def test_a_report_is_of_the_grid_and_not_of_all_rows_in_its_folder(tmp_path, capsys):
+    quick, whole = replace(SPEC, data="demand?nodes=12&steps=800", cost=2.0), [row(), row(replace(SPEC, seed=1))]
+    storage.append(tmp_path / "rows.jsonl", [row(quick), *whole])
+    grid = Grid((Block(data=("demand",)),))
+    assert run_study(grid, tmp_path, minutes=0) == whole
+    assert "Left out: 1 rows of other grids" in capsys.readouterr().out
+    for name in ("report.html", "table.md"):
+        assert "2 runs: 1 series" in (tmp_path / name).read_text()
+    assert len(storage.read(tmp_path / "rows.jsonl")) == 3
+    with pytest.raises(RuntimeError, match="no run has finished"):
+        run_study(Grid((Block(data=("demand?days=9",)),)), tmp_path, minutes=0)
+
+
+WAITING = """
+import os, time
+from stprune.study.run import _workers
+
+if __name__ == "__main__":
+    with _workers(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_study_that_was_killed(tmp_path):
+    script = tmp_path / "study.py"
+    script.write_text(WAITING)
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
+    assert int(process.stdout.readline()) != process.pid
+    process.kill()
+    try:
+        process.communicate(timeout=20)  # ends with the last process that holds the other end of the pipe
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path):

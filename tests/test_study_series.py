@@ -466,7 +466,7 @@ def measured_r(r):
         (model(x) * problem.std + problem.mean - y).abs().mean().backward()
         optimizer.step()
     x, y = problem.cut(problem.split.train, order[:64])
-    return stprune.headroom(model, [(x, (y - problem.mean) / problem.std)], num_windows=64, seconds=0.5).r
+    return stprune.headroom(model, [(x, (y - problem.mean) / problem.std)], num_windows=64, seconds=1.5).r
 
 
 def test_headrooms_r_rises_with_traffics():
@@ -625,6 +625,22 @@ def test_a_constant_or_missing_training_part_is_refused(value):
     series = small_series()
     series.values[:] = value
     with pytest.raises(ValueError, match="at least two different values"):
+        prepare(series, device=CPU)
+
+
+@pytest.mark.parametrize(("part", "name"), [(slice(806, 1075), "validation"), (slice(1075, None), "test")])
+def test_a_part_without_targets_is_refused_before_any_run(part, name):
+    series = small_series()
+    assert len(series.values) == 1344
+    series.values[part] = np.nan
+    with pytest.raises(ValueError, match=f"the windows of the {name} part must have targets, got missing values only"):
+        prepare(series, device=CPU)
+
+
+def test_infinite_values_are_refused():
+    series = small_series()
+    series.values[3, 2] = -np.inf
+    with pytest.raises(ValueError, match="values must be finite or NaN, got infinite ones"):
         prepare(series, device=CPU)
 
 

@@ -118,7 +118,9 @@ def headroom(
     limit = _check.real(_OP, "seconds", seconds, 0.0, math.inf, low_open=True)
     _check.choice(_OP, "layers", layers, ("auto", "all", "last"))
     budget = None if budget is None else _check.integer(_OP, "budget", budget, 1)
-    if sampler is not None and not sampler.draws_nodes:
+    if sampler is not None and not hasattr(sampler, "auto_nodes"):
+        raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
+    if sampler is not None and not sampler.auto_nodes:
         raise ValueError(f'{_OP}: sampler must have node_ratio="auto", got {sampler.node_ratio}')
     losses = resolve(loss)
     if not isinstance(model, nn.Module):
@@ -126,6 +128,8 @@ def headroom(
     where = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     started = time.perf_counter()
     found = windows.collect(batches, number, where)
+    if sampler is not None and sampler.num_nodes != found[0][0].shape[2]:
+        raise ValueError(f"{_OP}: batches must have the sampler's {sampler.num_nodes} nodes, got {found[0][0].shape[2]}")
     number = sum(len(x) for x, _ in found)
     forked = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=forked):

@@ -34,14 +34,15 @@ def run_study(
 
     Args:
         grid: what to run.
-        folder: of rows.jsonl and the report; runs whose rows are there already are not made again.
+        folder: of rows.jsonl and the report; runs whose rows are there already are not made again, and rows of another grid
+            stay there but do not enter the report.
         processes: runs side by side; None: one per processor core, at most 8.
         minutes: no run is begun after so many; None for no limit, 0 only writes the report.
         device: "auto" (CUDA where present, else the CPU) or a torch device name.
         command: name in error messages.
 
     Returns:
-        The rows.
+        The grid's rows.
 
     Raises:
         ValueError: a setting or the data is not usable.
@@ -56,10 +57,13 @@ def run_study(
     processes = min(8, machine.cores()) if processes is None else processes
     with _Progress() as progress:
         rows = run(grid, folder, processes=processes, minutes=minutes, device=device, report=progress.take)
-    if not rows:
+    own = grid.own(rows)
+    if not own:
         raise RuntimeError(f"no run has finished in {folder}: give it more --minutes")
-    print(_write(rows, grid, folder), flush=True)
-    return rows
+    print(_write(own, grid, folder), flush=True)
+    if len(own) < len(rows):
+        print(f"Left out: {len(rows) - len(own)} rows of other grids in {folder / ROWS}.", flush=True)
+    return own
 
 
 def _write(rows: list[Row], grid: Grid, folder: pathlib.Path) -> str:

@@ -76,6 +76,8 @@ class Block:
             "rate_schedules": RATE_SCHEDULES,
         }
         for name, choices in known.items():
+            if not getattr(self, name) and name != "curve_families":
+                raise ValueError(f"study: {name} must hold at least one, got none")
             for value in getattr(self, name):
                 if value not in choices:
                     raise ValueError(f"study: {name} must be among {', '.join(choices)}, got {value!r}")
@@ -92,8 +94,28 @@ class Block:
             for number in numbers:
                 if not (0 < number < math.inf):
                     raise ValueError(f"study: {name} must be positive, got {number}")
+        for share in self.curve:
+            if share >= 1:
+                raise ValueError(f"study: curve must hold shares of the cost below 1, got {share}")
+        if self.curve and self.curve_families and "full" not in self.curve_families:
+            # A run with a smaller budget may reach a goal sooner: who has more budgets would have more trials.
+            raise ValueError(f"study: curve_families must hold 'full', got {', '.join(self.curve_families)}")
+        if "staeformer" in self.models and self.dim % 2:
+            raise ValueError(f"study: dim must be even with staeformer, got {self.dim}")
         if not 0 < self.keep_ratio < 1:
             raise ValueError(f"study: keep_ratio must lie in (0, 1), got {self.keep_ratio}")
+
+    def asks_for(self, spec: Spec) -> bool:
+        """Whether the spec is of one of the cells, families and budgets, at whatever setting and seed."""
+        return (
+            spec.data in self.data
+            and spec.model in self.models
+            and spec.family in self.families
+            and spec.cost in (self.cost, *(self.cost * share for share in self.curve))
+            and spec.dim == self.dim
+            and spec.optimizer in self.optimizers
+            and spec.rate_schedule in self.rate_schedules
+        )
 
 
 @dataclass(frozen=True)
@@ -137,6 +159,10 @@ class Grid:
             for search in _searches(block, num_nodes):
                 yield number, *search.next(done)
 
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of cells, families and budgets that the grid asks for: its folder may hold those of another grid."""
+        return [row for row in rows if any(block.asks_for(row.spec) for block in self.blocks)]
+
     @classmethod
     def read(cls, path: pathlib.Path) -> Grid:
         """Read a grid from JSON: {"title": ..., "blocks": [{"data": [...], ...}, ...]}, keys as in `Block`.
@@ -151,6 +177,8 @@ class Grid:
             raise ValueError(f"study: {path} must be JSON, got an error: {error}") from None
         if not isinstance(values, dict) or not isinstance(values.get("blocks"), list) or set(values) - {"title", "blocks"}:
             raise ValueError(f'study: {path} must hold {{"title": ..., "blocks": [...]}}, got {_short(values)}')
+        if not values["blocks"]:
+            raise ValueError(f"study: blocks in {path} must hold at least one, got none")
         blocks = tuple(_block(path, each) for each in values["blocks"])
         return cls(blocks, **({"title": str(values["title"])} if "title" in values else {}))
 
@@ -158,14 +186,16 @@ class Grid:
 def _block(path: pathlib.Path, values: Any) -> Block:
     kinds = get_type_hints(Block)
     names = {each.name for each in fields(Block)}
-    if not isinstance(values, dict) or set(values) - names:
-        raise ValueError(f"study: a block in {path} must have keys among {', '.join(sorted(names))}, got {_short(values)}")
+    if not isinstance(values, dict) or set(values) - names or "data" not in values:
+        rule = f"have keys among {', '.join(sorted(names))}, and data"
+        raise ValueError(f"study: a block in {path} must {rule}, got {_short(values)}")
     return Block(**{name: _typed(name, value, kinds[name]) for name, value in values.items()})
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or kind(value) != value:
+        number = not isinstance(value, bool) and isinstance(value, (int, float))
+        if not number or (kind is int and not (math.isfinite(value) and int(value) == value)):
             raise ValueError(f"study: {name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}")
         return kind(value)
     if kind is str:

@@ -155,10 +155,12 @@ def prepare(series: Series, *, device: torch.device) -> Problem:
         The problem; missing values are NaN in `values`.
 
     Raises:
-        ValueError: the series is too short for windows of 24 steps in every part, or its training part is constant
-            or wholly missing.
+        ValueError: the series is too short for windows of 24 steps in every part, holds infinite values, its training part is
+            constant or wholly missing, or the windows of another part have no target.
     """
     values = torch.from_numpy(np.ascontiguousarray(series.values))
+    if torch.isinf(values).any():
+        raise ValueError(f"{series.name}: values must be finite or NaN, got infinite ones")
     if series.null_value is not None:
         values = torch.where(values == series.null_value, torch.nan, values)
     split = split_windows(len(values), series.steps_per_day, values.shape[1])
@@ -167,6 +169,10 @@ def prepare(series: Series, *, device: torch.device) -> Problem:
     mean, std = (float(seen.mean()), float(seen.std(correction=0))) if len(seen) else (math.nan, 0.0)
     if not std > 0:
         raise ValueError(f"{series.name}: the training part must hold at least two different values, std is {std}")
+    for name, part in (("validation", split.validation), ("test", split.test)):
+        rows = np.unique(part.first_rows[:, None] + HISTORY + np.arange(HORIZON))
+        if not torch.isfinite(values[rows]).any():
+            raise ValueError(f"{series.name}: the windows of the {name} part must have targets, got missing values only")
     calendar = np.stack([series.time_of_day, series.day_of_week.astype(np.float32) / 7], axis=1)
     return Problem(
         name=series.name,
