@@ -75,6 +75,17 @@ def headline(study: Study) -> list[str]:
         if drawing:
             found.append(f"With {name}: {_gain(drawing)}")
     edge = sum(cell.smallest_is_best for cell in study.cells)
+    dropped = [
+        family.result.change
+        for cell in study.cells
+        for family in cell.families
+        if family.kind == "windows" and family.result and family.result.change and family.result.setting.keep_ratio < 1
+    ]
+    if dropped:
+        found.append(
+            f"Leaving out windows, at random or by score, changed the test MAE by {_range([one.mean for one in dropped])} "
+            f"against the best full training at equal cost: {_counts(dropped)}."
+        )
     gains = [cell.batch_gain.mean for cell in study.cells if cell.batch_gain]
     if gains:
         found.append(
@@ -127,15 +138,12 @@ def less(share: float) -> str:
 
 def _gain(drawing: Sequence[Family]) -> str:
     changes = [family.result.change for family in drawing if family.result and family.result.change]
-    better = sum(change.outside and change.mean < 0 for change in changes)
-    worse = sum(change.outside and change.mean > 0 for change in changes)
     reached = [family.reach for family in drawing if family.reach]
     texts = []
     if changes:
         texts.append(
             f"drawing nodes changed the test MAE by {_range([change.mean for change in changes])} against the best full "
-            f"training at equal cost: lower in {better}, higher in {worse}, no different in {len(changes) - better - worse} of "
-            f"{_count(len(changes), 'comparison')}."
+            f"training at equal cost: {_counts(changes)}."
         )
     if reached:
         # Ratios are averaged by their logarithms, so that 2 times less and 2 times more cancel.
@@ -147,6 +155,15 @@ def _gain(drawing: Sequence[Family]) -> str:
     else:
         texts.append("It never reached full training's best validation MAE.")
     return " ".join(texts)
+
+
+def _counts(changes: Sequence[Change]) -> str:
+    better = sum(change.outside and change.mean < 0 for change in changes)
+    worse = sum(change.outside and change.mean > 0 for change in changes)
+    return (
+        f"lower in {better}, higher in {worse}, no different in {len(changes) - better - worse} of "
+        f"{_count(len(changes), 'comparison')}"
+    )
 
 
 def _batch(cell: Cell, full: Result) -> str:
