@@ -219,3 +219,7 @@ def info() -> str:
     for name, status in stprune.library_status().items():
         lines.append(f"{name}: loaded from {status.path}" if status.loaded else f"{name}: not loaded, {status.reason}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -155,18 +155,13 @@ def test_a_curve_repeats_the_best_setting_at_smaller_budgets():
     assert Grid((block,)).left(rows, lambda data: 6) == 0
 
 
-def test_the_usual_protocol_is_repeated_with_every_seed():
-    grid, rows = Grid((replace(BLOCK, families=("full",), batches=(64, 8), rate_factors=(), seeds=3),)), []
+def test_the_usual_protocol_has_rates_and_seeds_of_its_own():
+    grid, rows = Grid((replace(BLOCK, families=("full",), batches=(64, 8), rate_factors=(0.4, 2.5), seeds=3),)), []
     while specs := grid.pending(rows, lambda data: 6):
         rows += [finished(spec) for spec in specs]
-    assert sorted((each.spec.batch_size, each.spec.seed) for each in rows) == [
-        (8, 0),
-        (8, 1),
-        (8, 2),
-        (64, 0),
-        (64, 1),
-        (64, 2),
-    ]
+    found = sorted((each.spec.batch_size, round(each.spec.learning_rate, 5), each.spec.seed) for each in rows)
+    each = [(0.0008, 0), (0.002, 0), (0.002, 1), (0.002, 2), (0.005, 0)]
+    assert found == [(batch, *one) for batch in (8, 64) for one in each]
 
 
 def test_a_diverged_run_is_never_the_best():

@@ -232,7 +232,7 @@ class _Search:
     def next(self, done: dict[Spec, Row]) -> tuple[int, list[Spec], int]:
         """The first stage that is not finished, its runs without a row, and all runs that are known to follow."""
         tried = list(self.settings)
-        last = self.seeds * (1 + len(self.curve)) - 1  # of the usual protocol, as many may follow
+        last = self.seeds * (1 + len(self.curve)) - 1
         if missing := [spec for spec in tried if spec not in done]:
             return 0, missing, len(missing) + len(self.rate_factors) + last
         best = self._best(tried, done)
@@ -248,9 +248,6 @@ class _Search:
         best = self._best(tried, done)
         costs = [best.cost, *(best.cost * share for share in self.curve)]
         specs = [replace(best, seed=seed, cost=cost) for cost in costs for seed in range(self.seeds)]
-        # The usual protocol is repeated as well, as what the batch alone gives is told against it.
-        usual = [spec for spec in self.settings if spec.family == "full" and spec.batch_size == USUAL_BATCH]
-        specs += [replace(spec, seed=seed) for spec in usual for seed in range(self.seeds) if spec != best]
         missing = [spec for spec in specs if spec not in done]
         return 2, missing, len(missing)
 
@@ -281,6 +278,10 @@ def _searches(block: Block, num_nodes: Callable[[str], int]) -> Iterator[_Search
                         settings = tuple(dict.fromkeys(_settings(block, replace(base, family=name), num_nodes(data))))
                         curve = block.curve if name in block.curve_families else ()
                         yield _Search(settings, block.rate_factors, block.seeds, curve)
+                        # The usual protocol has its own rates and seeds, as what the batch alone gives is told against it.
+                        usual = tuple(spec for spec in settings if spec.family == "full" and spec.batch_size == USUAL_BATCH)
+                        if usual:
+                            yield _Search(usual, block.rate_factors, block.seeds)
 
 
 def _settings(block: Block, base: Spec, num_nodes: int) -> list[Spec]:
