@@ -8,6 +8,11 @@ import sys
 
 import pytest
 
+from stprune.study.command import LABELS
+from stprune.study.results import compare
+from stprune.study.rows import read
+from stprune.study.summary import summarize
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
@@ -23,6 +28,28 @@ def test_the_blocks_of_the_study_are_what_committed_rows_say():
     command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_defaults_are_what_the_study_found():
+    """What `PruningSampler`'s docstring says of its defaults."""
+    cells = summarize(read(ROOT / "benchmarks" / "results" / "study.jsonl"), LABELS).cells
+    found = [{family.name: family.result for family in cell.families} for cell in cells]
+    for cell in found:
+        for name in ("st-prune", "soft-random", "windows-and-nodes"):
+            rival = "nodes-uniform" if name == "windows-and-nodes" else "full"
+            if cell.get(name) and cell.get(rival) and cell[name].cost == cell[rival].cost:
+                change = compare(cell[name], cell[rival])
+                assert not (change.outside and change.mean < 0), (name, change)
+        if cell.get("st-prune") and cell.get("soft-random"):
+            assert not compare(cell["st-prune"], cell["soft-random"]).outside
+        drawn = cell["nodes-uniform"] if cell.get("nodes-uniform") else None
+        if drawn:
+            assert drawn.setting.batch_size in (16, 64)
+            assert 0.24 < drawn.setting.batch_size * drawn.setting.num_drawn / drawn.runs[0].num_nodes < 4.1
+    for name in ("nodes-priority", "nodes-stratified", "nodes-cluster", "nodes-frequency", "nodes-batch", "nodes-partition"):
+        changes = [compare(cell[name], cell["nodes-uniform"]) for cell in found if cell.get(name)]
+        assert len(changes) >= 5
+        assert sum(change.outside and change.mean < 0 for change in changes) < len(changes) / 2, name
 
 
 def test_the_table_of_headroom_is_made_from_committed_rows():
