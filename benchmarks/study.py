@@ -21,6 +21,7 @@ from typing import Any
 from stprune.study import report, rows, table
 from stprune.study.command import LABELS
 from stprune.study.families import FAMILIES
+from stprune.study.presets import DEMO
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, sentences
 from stprune.study.summary import summarize
@@ -85,11 +86,14 @@ def blocks() -> dict[pathlib.Path, str]:
     """Every file with a block of the study, as it must be."""
     study = summarize(committed("study"), LABELS)
     scope, *found = headline(study)
-    demo = summarize(committed("demo"), LABELS).cells[0]
+    tried = summarize(committed("demo"), LABELS)
+    demo, (tried_scope, *_) = tried.cells[0], headline(tried)
+    if demo.data != DEMO.data[0]:
+        raise ValueError(f"results/demo.jsonl must hold a demo of {DEMO.data[0]}, got {demo.data}")
     made = {
         ROOT / "README.md": {
             "study": "\n".join([f"**{scope}**", *(f"- {text}" for text in found)]),
-            "demo": "\n".join(f"- {text}" for text in sentences(demo)),
+            "demo": "\n".join([f"{demo.title}. {tried_scope}", "", *(f"- {text}" for text in sentences(demo))]),
         },
         ROOT / "benchmarks" / "README.md": {"study": table.markdown(study.rows, LABELS).strip()},
     }

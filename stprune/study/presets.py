@@ -55,6 +55,6 @@ def demo(
         seeds=seeds,
     )
     if quick:
-        block = replace(block, cost=min(block.cost, 2.0), batches=(64, 16), node_batches=((64, 16.0), (64, 4.0)))
+        block = replace(block, cost=min(block.cost, 3.0), batches=(64, 16), node_batches=((64, 16.0), (64, 4.0)))
         return Grid((block,), note="A quick run on a cut series: it shows that everything works; its numbers mean nothing.")
     return Grid((block,))
