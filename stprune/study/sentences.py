@@ -107,7 +107,7 @@ def scope(study: Study) -> str:
     models, costs = {row.spec.model for row in rows}, {cell.cost for cell in study.cells}
     low, high = study.seeds
     seeds = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
-    budget = f"{min(costs):g} to {max(costs):g} passes" if len(costs) > 1 else f"{_count(*costs, 'pass', 'passes')}"
+    budget = f"{min(costs):g} to {max(costs):g} passes" if len(costs) > 1 else f"{_count(min(costs), 'pass', 'passes')}"
     forms = len({row.spec.data for row in rows})
     cut = f" in {forms} forms, whole, cut or generated" if forms > len(names) else ""
     return (
