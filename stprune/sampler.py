@@ -48,8 +48,8 @@ class PruningSampler(DistributedSampler[int]):
         data_source: the training set, or its length: the number of windows.
         num_epochs: length of the run, at least 1; None for a run without an end, such as a stream or rounds of federated
             training. Nothing anneals then: the default schedule keeps the ratio throughout, and "cosine" is refused.
-        keep_ratio: share of the samples an epoch keeps, in (0, 1]. It shortens epochs: at equal cost no ratio below 1 was
-            better than full training at its best batch in the study (rows "st-prune", "soft-random", "windows-and-nodes").
+        keep_ratio: share of the samples an epoch keeps, in (0, 1]. It shortens epochs: at equal cost a ratio below 1 was
+            hardly ever better than full training at its best batch in the study (rows "st-prune", "soft-random").
         method: "st-prune", "infobatch", "soft-random", "rs2", "epsilon-greedy", "ucb", "seta", "top-k", "spaced", "full", or
             an object with the functions `inclusion` and `weights`. The default was no better and no worse than "soft-random" in
             the study.
@@ -72,7 +72,7 @@ class PruningSampler(DistributedSampler[int]):
         num_nodes: nodes in every window; needed for granularities other than "window".
         node_ratio: share of the nodes drawn in every window, in (0, 1]; below 1 only for granularity "node". "auto": all, until
             `stprune.headroom(model, batches, sampler=sampler)` or `draw_next` chooses, from the next epoch on. In the study's
-            best settings (rows "nodes-uniform") a step has 0.25 to 4 times as many pairs as one window, in 16 or 64 windows.
+            best settings (rows "nodes-uniform") most steps have as many pairs as one window or fewer, in 16 or 64 windows.
         granularity: what is pruned. "window": windows, with all their nodes. "node": windows, of each of which
             ceil(node_ratio * num_nodes) nodes are drawn; `nodes` says which. "pair": single (window, node) samples, for
             models that treat nodes independently; sample i is node i % num_nodes of window i // num_nodes, and

@@ -34,18 +34,18 @@ def test_the_defaults_are_what_the_study_found():
     """What `PruningSampler`'s docstring says of its defaults."""
     cells = summarize(read(ROOT / "benchmarks" / "results" / "study.jsonl"), LABELS).cells
     found = [{family.name: family.result for family in cell.families} for cell in cells]
+    names = ("st-prune", "soft-random")
+    dropped = [compare(cell[name], cell["full"]) for cell in found for name in names if cell.get(name)]
+    assert sum(change.outside and change.mean < 0 for change in dropped) <= 0.1 * len(dropped)
+    windows = []
     for cell in found:
-        for name in ("st-prune", "soft-random", "windows-and-nodes"):
-            rival = "nodes-uniform" if name == "windows-and-nodes" else "full"
-            if cell.get(name) and cell.get(rival) and cell[name].cost == cell[rival].cost:
-                change = compare(cell[name], cell[rival])
-                assert not (change.outside and change.mean < 0), (name, change)
         if cell.get("st-prune") and cell.get("soft-random"):
             assert not compare(cell["st-prune"], cell["soft-random"]).outside
         drawn = cell["nodes-uniform"] if cell.get("nodes-uniform") else None
         if drawn:
             assert drawn.setting.batch_size in (16, 64)
-            assert 0.24 < drawn.setting.batch_size * drawn.setting.num_drawn / drawn.runs[0].num_nodes < 4.1
+            windows.append(drawn.setting.batch_size * drawn.setting.num_drawn / drawn.runs[0].num_nodes)
+    assert sum(size < 1.1 for size in windows) > 0.5 * len(windows)
     for name in ("nodes-priority", "nodes-stratified", "nodes-cluster", "nodes-frequency", "nodes-batch", "nodes-partition"):
         changes = [compare(cell[name], cell["nodes-uniform"]) for cell in found if cell.get(name)]
         assert len(changes) >= 5
