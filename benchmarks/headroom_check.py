@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from stprune.study import machine
-from stprune.study.families import FAMILIES
-from stprune.study.grid import BASE_RATES
+from stprune.study.command import LABELS
+from stprune.study.grid import base_rate
 from stprune.study.prediction import SHARE, predict
 from stprune.study.results import Result
 from stprune.study.rows import read
@@ -56,8 +56,7 @@ def main() -> None:
     if options.rows is None:
         parser.error("rows must be given, got none")
     torch.set_num_threads(1)  # as the study's runs
-    labels = {name: (family.label, family.kind) for name, family in FAMILIES.items()}
-    cells = [cell for cell in summarize(read(options.rows), labels).cells if cell.full and cell.find(UNIFORM)]
+    cells = [cell for cell in summarize(read(options.rows), LABELS).cells if cell.full and cell.find(UNIFORM)]
     for cell in tqdm(cells, desc="cells", disable=None):
         row = {
             "benchmark": "headroom",
@@ -119,7 +118,7 @@ def check(cell: Cell, *, share: float, seconds: float) -> dict[str, object]:
     full = sorted({spec.batch_size for spec in tried if spec.family == FULL})
     drawn = sorted({(spec.batch_size, spec.num_drawn) for spec in tried if spec.family == UNIFORM})
     spec = next(iter(nodes.result.by_seed.values())).spec
-    untuned = replace(spec, learning_rate=BASE_RATES.get((cell.model, cell.optimizer), BASE_RATES["stid", cell.optimizer]))
+    untuned = replace(spec, learning_rate=base_rate(cell.model, cell.optimizer))
     found = predict(untuned, problem_of(cell.data), candidates=(full, drawn), share=share, seconds=seconds)
     best = next(iter(cell.full.by_seed.values())).spec
     return {

@@ -18,9 +18,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from stprune.study import report, rows, table
-from stprune.study.command import LABELS
-from stprune.study.families import FAMILIES
+from stprune.study import rows, table
+from stprune.study.command import LABELS, page
 from stprune.study.presets import DEMO
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, sentences
@@ -47,7 +46,7 @@ def main() -> int:
     if options.write:
         for path, text in blocks().items():
             path.write_text(text, encoding="utf-8")
-        (RESULTS / "study.html").write_text(page(), encoding="utf-8")
+        (RESULTS / "study.html").write_text(page(committed("study"), TITLE), encoding="utf-8")
     stale = [str(path.relative_to(ROOT)) for path, text in blocks().items() if path.read_text(encoding="utf-8") != text]
     if options.check and stale:
         print(f"{', '.join(stale)}: not what the rows say; run python benchmarks/study.py --write", file=sys.stderr)
@@ -107,13 +106,6 @@ def _filled(text: str, parts: dict[str, str]) -> str:
             raise ValueError(f"{begin.strip()} and its end must stand once, got {text.count(begin)} and {text.count(end)}")
         text = f"{text[: text.index(begin)]}{begin}{part}\n{text[text.index(end) :]}"
     return text
-
-
-def page() -> str:
-    """The report of all rows."""
-    found = committed("study")
-    sources = dict.fromkeys(source for row in found if (source := FAMILIES[row.spec.family].source))
-    return report.render(found, LABELS, title=TITLE, sources=tuple(sources))
 
 
 if __name__ == "__main__":

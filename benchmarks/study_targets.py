@@ -61,7 +61,7 @@ def _result(cell: Cell):
 
 
 def _not_worse(change: Change) -> bool:
-    return not (change.outside and change.mean > 0)
+    return not change.worse
 
 
 def _name(cell: Cell) -> str:
@@ -81,7 +81,7 @@ def _times(claim: str, cells: Sequence[Cell], least: float, *, mean: bool) -> Ve
 
 def _equal_time(model: str, cells: Sequence[Cell]) -> Verdict:
     claim = f"{MANY_NODES} nodes or more, {model}: lower MAE in equal time, outside the seed spread"
-    return _changes(claim, cells, lambda c: c.find(UNIFORM).equal_time, lambda c: c.outside and c.mean < 0)
+    return _changes(claim, cells, lambda c: c.find(UNIFORM).equal_time, lambda c: c.better)
 
 
 def _changes(

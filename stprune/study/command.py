@@ -66,13 +66,19 @@ def run_study(
     return own
 
 
-def _write(rows: list[Row], grid: Grid, folder: pathlib.Path) -> str:
-    """Write report and table, and return what the terminal shows."""
-    from stprune.study import report, table
+def page(rows: list[Row], title: str, note: str = "") -> str:
+    """The report of some rows, with the sources of their families; see `stprune.study.report.render`."""
+    from stprune.study import report
 
     sources = dict.fromkeys(source for row in rows if (source := FAMILIES[row.spec.family].source))
-    page = report.render(rows, LABELS, title=grid.title, note=grid.note, sources=tuple(sources))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    return report.render(rows, LABELS, title=title, note=note, sources=tuple(sources))
+
+
+def _write(rows: list[Row], grid: Grid, folder: pathlib.Path) -> str:
+    """Write report and table, and return what the terminal shows."""
+    from stprune.study import table
+
+    (folder / "report.html").write_text(page(rows, grid.title, grid.note), encoding="utf-8")
     (folder / "table.md").write_text(table.markdown(rows, LABELS), encoding="utf-8")
     study = summarize(rows, LABELS)
     parts = [grid.note, *(_cell(cell) for cell in study.cells)] if len(study.cells) == 1 else [grid.note, *headline(study)]

@@ -14,7 +14,7 @@ from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.spec import MODELS, OPTIMIZERS, RATE_SCHEDULES, Spec
 
-BASE_RATES = {
+_BASE_RATES = {
     ("stid", "adam"): 2e-3,
     ("tsmixer", "adam"): 1e-3,
     ("graph-wavenet", "adam"): 2e-3,
@@ -22,7 +22,11 @@ BASE_RATES = {
     ("stid", "sgd"): 1e-1,
     ("stid", "muon"): 1e-2,
 }
-"""Learning rates around which the runs are tuned, by model and optimizer; others take that of STID."""
+
+
+def base_rate(model: str, optimizer: str) -> float:
+    """The learning rate around which the runs of a model are tuned; where none is known, that of STID."""
+    return _BASE_RATES.get((model, optimizer), _BASE_RATES["stid", optimizer])
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ def _searches(block: Block, num_nodes: Callable[[str], int]) -> Iterator[_Search
         for model in block.models:
             for optimizer in block.optimizers:
                 for schedule in block.rate_schedules:
-                    rate = BASE_RATES.get((model, optimizer), BASE_RATES["stid", optimizer])
+                    rate = base_rate(model, optimizer)
                     base = Spec(data, model, "full", 1, rate, block.cost, 0, 1.0, block.dim, schedule, optimizer)
                     for name in block.families:
                         settings = tuple(dict.fromkeys(_settings(block, replace(base, family=name), num_nodes(data))))

@@ -9,8 +9,9 @@ import torch
 
 import stprune
 from stprune.study import machine
-from stprune.study.grid import BASE_RATES
+from stprune.study.grid import base_rate
 from stprune.study.prediction import predict
+from stprune.study.presets import cut
 from stprune.study.problem import prepare
 from stprune.study.series import load
 from stprune.study.spec import MODELS, Spec
@@ -78,9 +79,7 @@ def run_headroom(options: HeadroomOptions) -> stprune.Headroom:
         ModuleNotFoundError: the data's package is not installed.
     """
     options = options.resolve()
-    data = options.data
-    if options.quick:
-        data += ("&" if "?" in data else "?") + "nodes=12&steps=800"
+    data = cut(options.data) if options.quick else options.data
     series = load(data)
     problem = prepare(series, device=torch.device(options.device))
     print(
@@ -89,7 +88,7 @@ def run_headroom(options: HeadroomOptions) -> stprune.Headroom:
         f"cores, batch {options.batch_size}.",
         flush=True,
     )
-    rate = BASE_RATES.get((options.model, "adam"), BASE_RATES["stid", "adam"])
+    rate = base_rate(options.model, "adam")
     started = time.perf_counter()
     found = predict(
         Spec(data, options.model, "full", options.batch_size, rate, float(options.epochs), dim=options.dim, seed=options.seed),

@@ -82,6 +82,16 @@ class Change:
         width = self.half_width
         return abs(self.mean) > (SEED_NOISE if width is None else width)
 
+    @property
+    def better(self) -> bool:
+        """The error is lower, and the seeds tell the two apart."""
+        return self.outside and self.mean < 0
+
+    @property
+    def worse(self) -> bool:
+        """The error is higher, and the seeds tell the two apart."""
+        return self.outside and self.mean > 0
+
 
 class Reach(NamedTuple):
     """What a family needed until full training's best validation MAE, as a share of what full training needed.
@@ -152,13 +162,10 @@ class Result:
         return {row.spec.seed: row for row in self.runs}
 
 
-def seconds(row: Row) -> float:
-    """Time of a run: of the processor, as runs may share it; of the clock on the wall where a GPU does the work."""
-    return row.cpu_seconds if row.machine.get("device", "cpu") == "cpu" else row.seconds
-
-
-def _point_seconds(row: Row, point: Point) -> float:
-    return point.cpu_seconds if row.machine.get("device", "cpu") == "cpu" else point.seconds
+def seconds(row: Row, point: Point | None = None) -> float:
+    """Time of a run, or up to one of its validations: of the processor, as runs may share it; of the wall's clock on a GPU."""
+    spent = row if point is None else point
+    return spent.cpu_seconds if row.machine.get("device", "cpu") == "cpu" else spent.seconds
 
 
 def compare(result: Result | None, rival: Result | None, value: Callable[[Row], float] = lambda row: row.mae) -> Change | None:
@@ -237,7 +244,7 @@ def _first(results: Sequence[Result], seed: int, goal: float) -> tuple[float, fl
     rows = [result.by_seed[seed] for result in results]
     points = [next(((row, p) for p in row.curve if p.validation_mae <= goal), None) for row in rows]
     found = [point for point in points if point]
-    return (min(p.cost for _, p in found), min(_point_seconds(*point) for point in found)) if found else None
+    return (min(p.cost for _, p in found), min(seconds(*point) for point in found)) if found else None
 
 
 def equal_time(mine: Sequence[Result], full: Result | None) -> Change | None:

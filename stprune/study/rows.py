@@ -115,10 +115,10 @@ def append(path: pathlib.Path, rows: Iterable[Row]) -> None:
     """Append rows, and return when they are on disk; a last line that was cut off is removed first."""
     with path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        if whole < size:
-            file.truncate(whole)
+        file.seek(max(size - 1, 0))
+        if size and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write("".join(f"{row.as_json()}\n" for row in rows).encode())
         file.flush()
         os.fsync(file.fileno())

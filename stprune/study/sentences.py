@@ -158,8 +158,7 @@ def _gain(drawing: Sequence[Family]) -> str:
 
 
 def _counts(changes: Sequence[Change]) -> str:
-    better = sum(change.outside and change.mean < 0 for change in changes)
-    worse = sum(change.outside and change.mean > 0 for change in changes)
+    better, worse = sum(change.better for change in changes), sum(change.worse for change in changes)
     return (
         f"lower in {better}, higher in {worse}, no different in {len(changes) - better - worse} of "
         f"{_count(len(changes), 'comparison')}"
@@ -179,7 +178,7 @@ def sorted_out(changes: Iterable[tuple[str, Change]]) -> str:
     """Which changes are better, no different and worse."""
     groups: dict[str, list[str]] = {"better": [], "no different within the seeds": [], "worse": []}
     for label, change in changes:
-        word = "no different within the seeds" if not change.outside else "better" if change.mean < 0 else "worse"
+        word = "better" if change.better else "worse" if change.worse else "no different within the seeds"
         groups[word].append(f"{label} ({percent(change)})")
     return "; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items() if names)
 
@@ -195,7 +194,7 @@ def _nodes(cell: Cell) -> list[str]:
         return []
     change = drawing.result.change
     rival = "a smaller batch" if cell.full and cell.full.setting.batch_size < USUAL_BATCH else "full training at its best batch"
-    if change.outside and change.mean < 0:
+    if change.better:
         text = f"At equal cost drawing nodes ({drawing.label}) gains beyond {rival}: {percent(change)}."
     else:
         word = "better than" if change.outside else "the same as"
@@ -216,7 +215,7 @@ def _samplers(cell: Cell) -> list[str]:
     if not changes or uniform is None:
         return []
     text = f"Other ways of drawing nodes against {uniform.label} - {sorted_out(changes)}."
-    if not any(change.outside and change.mean < 0 for _, change in changes):
+    if not any(change.better for _, change in changes):
         text += " None of them beats it."
     return [text]
 
@@ -234,7 +233,7 @@ def _windows(cell: Cell) -> list[str]:
     if not changes:
         return []
     text = f"Against soft random with as many optimizer steps - {sorted_out(changes)}."
-    if not any(change.outside and change.mean < 0 for _, change in changes):
+    if not any(change.better for _, change in changes):
         text += " So here no choice of windows beats keeping them at random."
     return [text]
 
