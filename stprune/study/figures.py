@@ -310,8 +310,8 @@ def gains(study: Study) -> str:
             left.errorbar(nodes, [g.lower for g in mine], [g.width or 0 for g in mine], label=group_name(group), **style)
             right.plot(nodes, [g.times for g in mine], **style)
             # Series that were generated alike but for the number of nodes are joined by a line.
-            for name in {gain.cell.series for gain in mine}:
-                alike = [gain for gain in mine if gain.cell.series == name]
+            for name in dict.fromkeys(gain.cell.series for gain in mine):
+                alike = sorted((gain for gain in mine if gain.cell.series == name), key=lambda gain: gain.cell.num_nodes)
                 for axes, values in ((left, [g.lower for g in alike]), (right, [g.times for g in alike])):
                     axes.plot([g.cell.num_nodes * beside for g in alike], values, color=color, linewidth=1.3, alpha=0.7)
         for axes, level in ((left, 0), (right, 1)):
