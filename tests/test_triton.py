@@ -12,6 +12,8 @@ import pytest
 import torch
 from own_process import needs_triton
 
+import stprune
+from stprune import cli
 from stprune.ops import _registry
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -46,7 +48,7 @@ def test_without_triton_the_reference_runs(installed, spec):
     assert torch.equal(torch.cat([x[0], y[0]]), series[4:9])
 
 
-@pytest.mark.parametrize(
+FAULTS = pytest.mark.parametrize(
     ("fault", "reason"),
     [
         ("import trito", "ModuleNotFoundError: No module named 'trito'"),
@@ -56,9 +58,12 @@ def test_without_triton_the_reference_runs(installed, spec):
         ("raise OSError('libtriton.so: undefined symbol')", "OSError: libtriton.so: undefined symbol"),
     ],
 )
-def test_a_triton_that_cannot_be_imported_is_an_error_with_its_reason(installed, monkeypatch, tmp_path, fault, reason):
+
+
+@pytest.fixture
+def broken(installed, monkeypatch, tmp_path):
+    """Puts a fault into the file of a kernel, with Triton installed."""
     file, name = tmp_path / "gather_windows.py", "stprune.kernels.gather_windows"
-    file.write_text(fault)
 
     class Finder:
         """Comes before those of an editable install, which know the files of the package by name."""
@@ -70,10 +75,51 @@ def test_a_triton_that_cannot_be_imported_is_an_error_with_its_reason(installed,
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     monkeypatch.delitem(sys.modules, name, raising=False)
     installed(importlib.machinery.ModuleSpec("triton", None, origin="somewhere"))
+    return file.write_text
+
+
+@FAULTS
+def test_a_triton_that_cannot_be_imported_is_an_error_with_its_reason_at_every_call(broken, fault, reason):
+    broken(fault)
     for _ in range(2):
         with pytest.raises(RuntimeError) as caught:
             gather_windows_as_on_a_gpu()
         assert f"stprune: the Triton kernels of gather_windows cannot be imported ({reason}" in str(caught.value)
+
+
+@needs_triton
+@FAULTS
+def test_info_shows_the_reason(broken, fault, reason):
+    broken(fault)
+    status = stprune.library_status()["triton"]
+    assert (status.loaded, status.path) == (False, None)
+    (line,) = [line for line in cli.info().splitlines() if line.startswith("triton: ")]
+    assert line.startswith(f"triton: not loaded, stprune: the Triton kernels of gather_windows cannot be imported ({reason}")
+
+
+@needs_triton
+def test_info_names_triton_and_its_version(monkeypatch):
+    status = stprune.library_status()["triton"]
+    assert (status.loaded, status.reason) == (True, "")
+    assert pathlib.Path(status.path, "gather_windows.py").is_file()
+    assert f"triton {importlib.import_module('triton').__version__}" in cli.info().splitlines()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (line,) = [line for line in cli.info().splitlines() if line.startswith("ops on cuda, triton: ")]
+    assert line.removeprefix("ops on cuda, triton: ").split(", ") == sorted(_registry.BY_TRITON)
+
+
+def test_what_runs_each_op_on_a_gpu(installed):
+    """Of a build without the CUDA library: what has a Triton kernel, on plain torch where Triton is not installed."""
+    compiled = {op for op, way in stprune.implementations("cuda").items() if way == "compiled"}
+    assert (compiled != set()) == stprune.library_status()["_C_cuda"].loaded
+    installed(importlib.machinery.ModuleSpec("triton", None, origin="somewhere"))
+    triton = {op for op, way in stprune.implementations("cuda").items() if way == "triton"}
+    assert triton == set(_registry.BY_TRITON) - compiled
+    installed(None)
+    assert {way for op, way in stprune.implementations("cuda").items() if op not in compiled} == {"torch"}
+    with pytest.raises(ValueError, match="implementations: device must be 'cpu' or 'cuda', got 'cuda:0'"):
+        stprune.implementations("cuda:0")
 
 
 @needs_triton
