@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from named_inputs import probabilities, weights_of
+from graph_jobs import JOBS
 
 import stprune
 from stprune import testing
@@ -155,17 +155,22 @@ def test_draw_nodes_by_the_triton_kernel(num_nodes):
         same(factors, expected_factors)
 
 
-def test_a_node_out_of_range_stops_the_device():
-    """In a process of its own: the device's assertion ends its context."""
-    program = (
-        "import torch, stprune\n"
-        "x = torch.rand(1, 1, 5, 1, device='cuda')\n"
-        "stprune.gather_nodes(x, torch.tensor([[0, 5]], device='cuda'))\n"
-        "torch.cuda.synchronize()\n"
-    )
+# Each in a process of its own: the device's assertion ends its context.
+WRONG = {
+    "stprune.gather_nodes(x, torch.tensor([[0, 5]]))": ("gather_nodes: node", "index < num_nodes"),
+    "stprune.gather_windows(x[0], start + 7, history=1, horizon=1)": ("gather_windows: start",),
+    "stprune.gather_windows(x[0], start, node=start[None] - 1, history=1, horizon=1)": ("gather_windows: node",),
+    "stprune.Priority().bind(num_windows=9, num_nodes=5, count=2, seed=0).draw(start + 9, 0)": ("Priority.draw: index",),
+}
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_an_id_out_of_range_stops_the_device_with_its_name(call):
+    setup = "import torch, stprune; torch.set_default_device('cuda'); x, start = torch.rand(1, 8, 5, 1), torch.tensor([0])"
+    program = f"{setup}\n{call}\ntorch.cuda.synchronize()\n"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert "index < num_nodes" in result.stderr + result.stdout
+    assert any(name in result.stderr + result.stdout for name in WRONG[call])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,40 +181,26 @@ def test_runs_repeat(dtype):
         assert torch.equal(stprune.select(keys, 400_000), first)
 
 
-def jobs():
-    """Ops whose sizes do not depend on data, with two inputs each."""
-    p = probabilities("mixed", 50_000, torch.float64)
-    count = round(float(p.sum()))
-    other = p.flip(0).contiguous()
-    keys, more = (testing.named_keys(name, 50_000) for name in ("normal", "tie_at_k"))
-    w = weights_of("lognormal", 50_000)
-    ids = torch.arange(50_000)
-    index = torch.arange(64)
-    return {
-        "select": (lambda x: OPS.select(x, 20_000, None)[0], keys, more),
-        "topk": (lambda x: OPS.topk(x, 20_000, True, None, None)[1], keys, more),
-        "draw": (lambda x: OPS.draw(x, count, 1, 2, None)[0], p, other),
-        "draw_weighted": (lambda x: OPS.draw_weighted(x, 20_000, 1, 2, False, None, None)[1], w, w.flip(0).contiguous()),
-        "check_range": (lambda x: OPS.check_range(x, 1.0, True), p, other),
-        "shuffle": (lambda x: OPS.shuffle(x, 1, 2, None)[0], ids, ids.flip(0).contiguous()),
-        "draw_nodes": (lambda x: OPS.draw_nodes(x, 170, 50, 1, 2), index, index + 100),
-    }
-
-
-@pytest.mark.parametrize("name", list(jobs()) if torch.cuda.is_available() else ["select"])
+@pytest.mark.parametrize("name", JOBS)
 def test_captured_graphs_follow_their_input(name):
-    """A capture fails when an op waits for the device; a replay on other data shows that nothing was decided before."""
-    job, first, second = jobs()[name]
-    static = first.to(CUDA)
-    job(static)
-    torch.cuda.synchronize()
+    """A capture fails when an op waits for the device; a replay on other data shows that nothing was decided before.
+
+    tests/test_loss_triton.py does so with a whole step of training.
+    """
+    make, first, second = JOBS[name]
+    job, static = make(CUDA), first.to(CUDA)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        job(static)  # compiles the kernels of Triton, puts settings on the device
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = job(static)
     for data in (first, second, first):
         static.copy_(data)
         graph.replay()
-        same(out, job(data))
+        same(out.clone(), job(data.to(CUDA)).cpu())
 
 
 def test_ops_run_on_the_current_stream():

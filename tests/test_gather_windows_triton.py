@@ -91,7 +91,8 @@ for nodes in (127, 128, 129):
 plain["node"] = None
 for dtype in (torch.float32, torch.float64):
     for fill in (0.0, -0.1, 1e300 if dtype == torch.float64 else 1e-40):
-        same(series_of(40, 5, 3, dtype), start, channels=[1], axes=BTNC, history=3, horizon=2, **plain | {"fill": fill, "dtype": dtype})
+        given = plain | {"fill": fill, "dtype": dtype}
+        same(series_of(40, 5, 3, dtype), start, channels=[1], axes=BTNC, history=3, horizon=2, **given)
 print("same")
 """
 

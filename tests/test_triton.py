@@ -10,6 +10,7 @@ import types
 
 import pytest
 import torch
+from graph_jobs import JOBS
 from own_process import needs_triton
 
 import stprune
@@ -20,10 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 series = torch.arange(24.0).view(12, 2, 1)
 
 
-def gather_windows_as_on_a_gpu() -> tuple[torch.Tensor, torch.Tensor]:
+def gather_windows_as_on_a_gpu(start: int = 0, node: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = torch.zeros(1, 3, 2, 1), torch.zeros(1, 2, 2, 1)
     op = importlib.import_module("stprune.ops.gather_windows")
-    op._cuda(series, torch.tensor([4]), None, None, None, None, None, None, None, None, [0], False, False, x, y)
+    op._cuda(series, torch.tensor([start]), node, None, None, None, None, None, None, None, [0], False, False, x, y)
     return x, y
 
 
@@ -44,8 +45,12 @@ def installed(monkeypatch):
 def test_without_triton_the_reference_runs(installed, spec):
     installed(spec)
     assert not _registry.has_triton()
-    x, y = gather_windows_as_on_a_gpu()
+    x, y = gather_windows_as_on_a_gpu(4)
     assert torch.equal(torch.cat([x[0], y[0]]), series[4:9])
+    with pytest.raises(RuntimeError, match=r"gather_windows: start must lie in \[0, 7\]"):
+        gather_windows_as_on_a_gpu(8)
+    with pytest.raises(RuntimeError, match=r"gather_windows: node must lie in \[0, 1\]"):
+        gather_windows_as_on_a_gpu(4, torch.tensor([[0, 2]]))
 
 
 FAULTS = pytest.mark.parametrize(
@@ -134,6 +139,29 @@ def test_every_file_of_kernels_belongs_to_an_op_and_the_registry_is_the_only_way
     assert ways == ["_registry.py"]
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that says it lives on a GPU; its memory is the host's."""
+
+    is_cuda = True
+
+
+def test_an_id_out_of_range_is_named_by_the_ops_that_index_on_a_gpu():
+    """Without a compiled library, as here: indexing's own assertion on the device would name neither op nor argument."""
+    module = importlib.import_module("stprune.ops.gather_nodes")
+    x, node = torch.rand(1, 2, 5, 3), torch.tensor([[0, 4]])
+    assert torch.equal(module._plain(x.as_subclass(OnGpu), node), x[:, :, [0, 4]])
+    with pytest.raises(RuntimeError, match=r"gather_nodes: node must lie in \[0, 4\]"):
+        module._plain(x.as_subclass(OnGpu), node + 1)
+    sizes = {"num_windows": 9, "num_nodes": 5, "count": 2, "seed": 0}
+    laws = {"Priority": stprune.Priority(), "Observed": stprune.Observed(torch.rand(9, 5) > 0.5)}
+    for name, law in laws.items():
+        bound, index = law.bind(**sizes), torch.tensor([8])
+        assert torch.equal(bound.draw(index.as_subclass(OnGpu), 1)[0], bound.draw(index, 1)[0])
+        for wrong in (index + 1, index - 9):
+            with pytest.raises(RuntimeError, match=rf"{name}.draw: index must lie in \[0, 8\]"):
+                bound.draw(wrong.as_subclass(OnGpu), 1)
+
+
 class OnSecondGpu(torch.Tensor):
     """A tensor that says it lives on the second GPU; its memory is the host's."""
 
@@ -181,3 +209,14 @@ def test_two_devices_in_one_process():
         assert torch.equal(x.cpu(), wanted[0])
         assert torch.equal(y.cpu(), wanted[1])
         assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_jobs_of_the_graphs_that_a_gpu_captures_run_here(name):
+    """So that they keep up with the package where no GPU is."""
+    make, first, second = JOBS[name]
+    job, before = make(first.device), first.clone()
+    results = [job(x).clone() for x in (first, second, first)]
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+    assert torch.equal(first, before)
