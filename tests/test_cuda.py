@@ -203,6 +203,43 @@ def test_captured_graphs_follow_their_input(name):
         same(out.clone(), job(data.to(CUDA)).cpu())
 
 
+@pytest.mark.parametrize("name", ["draw_nodes", "draw_nodes_weighted", "gather_nodes", "gather_windows", "residual_stats"])
+def test_same_bits_under_torch_compile(name):
+    make, _, given = JOBS[name]
+    job, on_device = make(CUDA), given.to(CUDA)
+    torch._dynamo.reset()
+    same(torch.compile(job, backend="aot_eager", fullgraph=True)(on_device), job(on_device).cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+@pytest.mark.parametrize("name", JOBS)
+def test_two_devices_in_one_process(name):
+    """What is on the second device is computed there, while the first one stays the current one."""
+    make, first, second = JOBS[name]
+    for given in (first, second):
+        results = [make(device)(given.to(device)) for device in (torch.device("cuda:0"), torch.device("cuda:1"))]
+        assert [result.device.index for result in results] == [0, 1]
+        same(results[1], results[0].cpu())
+        assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_a_step_of_training_on_the_second_device():
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        generator = torch.Generator().manual_seed(0)
+        sampler = stprune.PruningSampler(64, num_epochs=2).to(device)
+        prediction, target = (torch.randn(8, 12, 170, generator=generator).to(device) for _ in range(2))
+        prediction.requires_grad_()
+        loss = stprune.PrunedLoss(sampler, null_value=0.0)(prediction, target, torch.arange(8).to(device))
+        loss.backward()
+        assert loss.device == torch.device(device)
+        assert torch.cuda.current_device() == 0
+        results.append([x.detach().cpu() for x in (loss, prediction.grad, sampler.table.scores)])
+    for a, b in zip(*results, strict=True):
+        testing.assert_same(a, b)
+
+
 def test_ops_run_on_the_current_stream():
     keys = testing.named_keys("normal", 3_000_000)
     expected = reference_order.select(keys, 1_000_000)
