@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -114,8 +113,7 @@ def _gather_tile(
             # `/` would be approximate in float32.
             result = tl.div_rn(result, divisor)
     if HAS_FILL:
-        number = tl.zeros([1, 1], tl.int64) + fill
-        result = tl.where(result != result, number.to(tl.float64, bitcast=True).to(result.dtype), result)
+        result = tl.where(result != result, tl.full([1, 1], fill, result.dtype), result)
     result = result.to(out.dtype.element_ty)
     written = in_window & is_value[None, :]
     if NUM_FEATURES > 0:
@@ -129,7 +127,7 @@ def _gather_tile(
 
 
 # Ids are looked at where they are read: with operators of their own that takes ten launches. A wrong one is never followed.
-@triton.jit(do_not_specialize=["last_start", "num_nodes", "fill"], debug=True)
+@triton.jit(do_not_specialize=["last_start", "num_nodes"], debug=True)
 def _gather_windows_kernel(
     series,  # [time, num_nodes, SERIES_CHANNELS]
     start,  # [windows] int64
@@ -148,7 +146,7 @@ def _gather_windows_kernel(
     last_start,  # of the rows at which a window can begin
     num_nodes,
     missing,
-    fill,  # the bits of a float64, as a float argument would be rounded to float32
+    fill: tl.float64,
     x_value_tiles,
     x_tiles,
     y_value_tiles,
@@ -255,7 +253,7 @@ def gather_windows(
         series.shape[0] - history - horizon,
         series.shape[1],
         0 if missing is None else missing,
-        0 if fill is None else struct.unpack("<q", struct.pack("<d", fill))[0],
+        0.0 if fill is None else fill,
         x_value_tiles,
         x_tiles,
         y_value_tiles,

@@ -162,7 +162,7 @@ def compiled(target, dtype, out, kind, drawn, features, targets):
     )
     wide = "*fp64" if dtype == "fp64" else "*fp32"
     types = {"series": "*" + dtype, "x": "*" + out, "y": "*" + out, "features": "*" + out}
-    types |= dict.fromkeys(("mean", "std", "scale", "offset"), wide) | {"fill": "i64"}
+    types |= dict.fromkeys(("mean", "std", "scale", "offset"), wide)
     types |= dict.fromkeys(("start", "node", "channel"), "*i64") | dict.fromkeys(("series_time", "x_window", "y_window"), "i64")
     options = {"num_warps": module.NUM_WARPS, "capabilities": (target,), "enable_fp_fusion": False}
     options |= {"debug": True, "sanitize_overflow": False}
