@@ -21,7 +21,7 @@ def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> tuple
     return (
         prediction.new_empty((), dtype=dtype),
         prediction.new_empty((samples,), dtype=dtype),
-        prediction.new_empty((samples,), dtype=torch.int64),
+        prediction.new_empty((samples + 1,), dtype=torch.int64),
         prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
     )
 
