@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -227,50 +226,49 @@ def gather_windows(
     x_tiles = triton.cdiv(history, block_time) * x_value_tiles
     y_tiles = triton.cdiv(horizon, block_time) * y_value_tiles
     # Absent tensors are never read; `start` stands in for them.
-    with contextlib.nullcontext() if not series.is_cuda else torch.cuda.device(series.device):
-        _gather_windows_kernel[(windows * (x_tiles + y_tiles),)](
-            series,
-            start,
-            start if node is None else node,
-            start if mean is None else mean,
-            start if std is None else std,
-            start if scale is None else scale,
-            start if offset is None else offset,
-            start if fill is None else torch.full((1,), fill, dtype=wide, device=series.device),
-            x if time_features is None else time_features,
-            _on_device(channels, series.device) if chosen else start,
-            x,
-            y,
-            history,
-            horizon,
-            num_drawn,
-            0 if missing is None else missing,
-            x_value_tiles,
-            x_tiles,
-            y_value_tiles,
-            y_tiles,
-            *series.stride(),
-            *x.stride(),
-            *y.stride(),
-            SERIES_CHANNELS=num_channels,
-            NUM_FEATURES=x.shape[3] - num_channels,
-            NUM_TARGETS=y.shape[3],
-            HAS_NODE=node is not None,
-            HAS_CHANNEL=chosen,
-            MEAN=_kind(mean),
-            STD=_kind(std),
-            SCALE=_kind(scale),
-            OFFSET=_kind(offset),
-            HAS_MISSING=missing is not None,
-            HAS_FILL=fill is not None,
-            NORMALIZE_TARGET=int(normalize_target),
-            DOUBLE=wide == torch.float64,
-            BLOCK_TIME=block_time,
-            BLOCK_VALUE=BLOCK_VALUE,
-            num_warps=NUM_WARPS,
-            # raw * scale + offset rounds twice, as on the CPU.
-            enable_fp_fusion=False,
-        )
+    _gather_windows_kernel[(windows * (x_tiles + y_tiles),)](
+        series,
+        start,
+        start if node is None else node,
+        start if mean is None else mean,
+        start if std is None else std,
+        start if scale is None else scale,
+        start if offset is None else offset,
+        start if fill is None else torch.full((1,), fill, dtype=wide, device=series.device),
+        x if time_features is None else time_features,
+        _on_device(channels, series.device) if chosen else start,
+        x,
+        y,
+        history,
+        horizon,
+        num_drawn,
+        0 if missing is None else missing,
+        x_value_tiles,
+        x_tiles,
+        y_value_tiles,
+        y_tiles,
+        *series.stride(),
+        *x.stride(),
+        *y.stride(),
+        SERIES_CHANNELS=num_channels,
+        NUM_FEATURES=x.shape[3] - num_channels,
+        NUM_TARGETS=y.shape[3],
+        HAS_NODE=node is not None,
+        HAS_CHANNEL=chosen,
+        MEAN=_kind(mean),
+        STD=_kind(std),
+        SCALE=_kind(scale),
+        OFFSET=_kind(offset),
+        HAS_MISSING=missing is not None,
+        HAS_FILL=fill is not None,
+        NORMALIZE_TARGET=int(normalize_target),
+        DOUBLE=wide == torch.float64,
+        BLOCK_TIME=block_time,
+        BLOCK_VALUE=BLOCK_VALUE,
+        num_warps=NUM_WARPS,
+        # raw * scale + offset rounds twice, as on the CPU.
+        enable_fp_fusion=False,
+    )
 
 
 def _kind(table: Tensor | None) -> int:

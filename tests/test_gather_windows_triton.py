@@ -5,7 +5,7 @@ import torch
 from own_process import needs_triton, run
 
 from stprune.ops import gather_windows
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import kernel_module
 from stprune.testing import assert_same
 
 # In a process of its own: TRITON_INTERPRET must be set before the kernel's module is imported, and is not undone.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stprune.ops import _check, _registry
-from stprune.ops._triton import kernel_module
 from stprune.ops._window_recipe import WindowRecipe, make_recipe
 from stprune.reference.gather_windows import gather_windows as reference
 
@@ -20,18 +19,17 @@ def _fake(*args: Any) -> None:
     return None
 
 
+_by_triton = _registry.by_triton(_OP, reference)
+
+
 def _cuda(series: Tensor, start: Tensor, node: Tensor | None, *args: Any) -> None:
-    kernel = kernel_module("gather_windows")
-    if kernel is None:
-        # Indexing asserts on the device that ids are in range, as the Triton path does below.
-        return reference(series, start, node, *args)
     x, y = args[-2:]
     last = series.shape[0] - x.shape[1] - y.shape[1]
     torch._assert_async(((start >= 0) & (start <= last)).all(), f"gather_windows: start must lie in [0, {last}]")
     if node is not None:
         inside = ((node >= 0) & (node < series.shape[1])).all()
         torch._assert_async(inside, f"gather_windows: node must lie in [0, {series.shape[1] - 1}]")
-    return kernel.gather_windows(series, start, node, *args)
+    _by_triton(series, start, node, *args)
 
 
 _registry.define(

@@ -6,24 +6,24 @@ from typing import Any
 
 import torch
 
-from stprune.ops._registry import define, define_cuda
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import table_update as reference
 from stprune.reference.table_update import FRESH, KNOWN, SCORED, TRAINED
 
 __all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update"]
 
 
+_by_triton = by_triton("table_update", reference.table_update)
+
+
 def _cuda(scores: torch.Tensor | None, *arguments: Any) -> None:
-    kernels = kernel_module("table_update")
-    if scores is None or kernels is None:
-        # Indexing asserts on the device that ids are in range, as is done here for the kernel.
+    if scores is None:
         reference.table_update(scores, *arguments)
         return
     index, num_samples = arguments[3], scores.numel()
     inside = ((index >= 0) & (index < num_samples)).all()
     torch._assert_async(inside, f"table_update: index must lie in [0, {num_samples - 1}]")
-    kernels.table_update(scores, *arguments)
+    _by_triton(scores, *arguments)
 
 
 define(
