@@ -16,14 +16,13 @@ import math
 import torch
 from triton_kernels import load
 from stprune.reference import pruned_loss as reference
-from stprune.reference import table_update as table_reference
 
-kernel, table = load("pruned_loss"), load("table_update")
+kernel, backward, tiles = load("pruned_loss"), load("pruned_loss_backward"), load("tiles")
 LOSSES = reference.LOSSES
 
 generator = torch.Generator().manual_seed(0)
-assert [kernel.config_of(n)[0] for n in (1, 128, 129, 512, 1024, 8600)] == [128, 128, 256, 512, 1024, 1024]
-kernel.CONFIGS, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
+assert [tiles.config_of(n)[0] for n in (1, 128, 129, 512, 1024, 8600)] == [128, 128, 256, 512, 1024, 1024]
+tiles.CONFIGS, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
 
 
 def draw(*shape):
@@ -63,14 +62,14 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
     count = expected[3]
     of_value, of_loss = torch.tensor(0.7, dtype=wide), draw(shape[0]).to(wide)
     for pair in ((of_value, None), (of_value, of_loss)):
-        grads = kernel.pruned_loss_backward(*pair, *arguments, count, True)
+        grads = backward.pruned_loss_backward(*pair, *arguments, count, True)
         wanted = reference.pruned_loss_backward(*pair, *arguments, count, True)
         near = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
         for a, b in zip(grads, wanted, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=near, atol=1e-11 if dtype == torch.float64 else 1e-6)
         if not extras:
-            again = kernel.pruned_loss_backward(*pair, *ones, count, True)
+            again = backward.pruned_loss_backward(*pair, *ones, count, True)
             assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
 
 
@@ -89,28 +88,8 @@ for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
     arguments = (empty, empty, None, None, None, None, None, None, 0.0, 0, 1.0)
     *results, means = kernel.pruned_loss(*arguments, 0.5, 0.5, True)
     assert results[0] == 0.0 and means.shape == (shape[0], shape[2]) and bool(means.isnan().all())
-    assert kernel.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0]).long(), False)[0].shape == shape
+    assert backward.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0] + 1).long(), False)[0].shape == shape
 
-table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
-for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (7, 0, True)):
-    scores = draw(n).float()
-    scores[draw(n) < 0.2] = math.inf
-    scores[draw(n) < 0.2] = math.nan
-    state = [scores, torch.randint(0, 16, (n,), generator=generator, dtype=torch.uint8)]
-    state += [draw(n).float() if with_variance else None, torch.tensor([17, 0, 40])]
-    index = torch.randint(0, n, (size,), generator=generator)
-    values = draw(size).float()
-    values[::9] = math.nan
-    entries = torch.randint(0, 3, (size,), generator=generator)
-    for trained, of_batch in ((True, entries), (False, entries), (True, None)):
-        results = []
-        for update in (table.table_update, table_reference.table_update):
-            copy = [None if x is None else x.clone() for x in state]
-            update(*copy, index, values, of_batch, 0.3, trained)
-            results.append(copy)
-        for a, b in zip(*results, strict=True):
-            if a is not None:
-                torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
 print("ok")
 """
 

@@ -1,21 +1,22 @@
 """Loads a kernel's file and compiles its kernels: for scripts that run in a process of their own."""
 
-import importlib.util
+import importlib
 import pathlib
+import re
+import subprocess
+import sys
+import tempfile
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 
 def load(name):
-    """The module kernels/<name>.py."""
-    spec = importlib.util.spec_from_file_location(name, KERNELS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module kernels/<name>.py, which may import its neighbours."""
+    return importlib.import_module(f"kernels.{name}")
 
 
 def assembly(function, types, constants, *, num_warps, capabilities=(80, 90, 100), **options):

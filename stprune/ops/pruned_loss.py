@@ -57,7 +57,7 @@ define(
     _backward_fake,
 )
 define_cuda("pruned_loss", by_triton("pruned_loss", reference.pruned_loss))
-define_cuda("pruned_loss_backward", by_triton("pruned_loss_backward", reference.pruned_loss_backward, file="pruned_loss"))
+define_cuda("pruned_loss_backward", by_triton("pruned_loss_backward", reference.pruned_loss_backward))
 
 
 class _Once(torch.autograd.Function):

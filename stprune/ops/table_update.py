@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import table_update as reference
 from stprune.reference.table_update import FRESH, KNOWN, SCORED, TRAINED
 
-__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update"]
-
-
-_by_triton = by_triton("table_update", reference.table_update)
-
-
-def _cuda(scores: torch.Tensor | None, *arguments: Any) -> None:
-    if scores is None:
-        reference.table_update(scores, *arguments)
-        return
-    index, num_samples = arguments[3], scores.numel()
-    inside = ((index >= 0) & (index < num_samples)).all()
-    torch._assert_async(inside, f"table_update: index must lie in [0, {num_samples - 1}]")
-    _by_triton(scores, *arguments)
+__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update", "wrong_id"]
 
 
 define(
@@ -32,7 +17,7 @@ define(
     reference.table_update,
     lambda *arguments: None,
 )
-define_cuda("table_update", _cuda)
+define_cuda("table_update", by_triton("table_update", reference.table_update))
 
 
 def table_update(
