@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 # Ids of one program, and ids it compares them with at a time.
-BLOCK_ID = 64
-BLOCK_OTHER = 128
+BLOCK_ID = 32
+BLOCK_OTHER = 64
 NUM_WARPS = 4
 # Largest batch whose ids are compared: 2 * 10^6 comparisons take about as long as the launches that claiming costs, some 2 us.
 # By that arithmetic, not yet timed on a GPU.

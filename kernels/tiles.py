@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Columns of a tile of the forward pass, entries of one of the backward, and warps, by ascending width: the narrowest tile that
-# holds all columns is taken, else the widest, with eight columns (four at 128) for every thread. A tile of 1,024 float32
+# holds all columns is taken, else the widest, with eight columns (four at 128) for every thread, half as many if `heavy`. A tile of 1,024 float32
 # columns is read in runs of 4 KiB, and (64, 12, 8600) makes 576 programs, four for every multiprocessor of an H200. By that
 # arithmetic, not by timing when a program runs: the tile decides the order of the sums and so their last bits, which are the
 # same for a shape in every run.
@@ -166,9 +166,10 @@ def split(tensors: list[Tensor]) -> tuple[int, list[Tensor]]:
     return shape.numel(), [x.reshape(x.shape[0], x.shape[1], 1, shape.numel()) for x in tensors]
 
 
-def config_of(num_columns: int) -> tuple[int, int]:
-    """Columns of a tile and its warps, a function of the number of columns alone."""
-    return next((config for config in CONFIGS if config[0] >= num_columns), CONFIGS[-1])
+def config_of(num_columns: int, *, heavy: bool) -> tuple[int, int]:
+    """Columns of a tile and its warps; `heavy` are those that hold an affine map or float64, which eight columns do not fit."""
+    block, warps = next((config for config in CONFIGS if config[0] >= num_columns), CONFIGS[-1])
+    return block, warps * (1 + heavy)
 
 
 @functools.cache
@@ -201,7 +202,7 @@ def settings(
 ) -> dict[str, object]:
     """What the passes forward and backward are told alike, for targets of this dtype."""
     low, high = null_bounds(null_value, null_tolerance, dtype)
-    block_column, num_warps = config_of(num_columns)
+    block_column, num_warps = config_of(num_columns, heavy=affine is not None or dtype == torch.float64)
     return {
         "parameter": parameter,
         "null_low": low,
