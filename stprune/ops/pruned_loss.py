@@ -29,7 +29,7 @@ def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
         prediction.new_empty((), dtype=dtype),
         prediction.new_empty((samples,), dtype=dtype),
         prediction.new_empty((3, samples), dtype=dtype),
-        prediction.new_empty((samples,), dtype=torch.int64),
+        prediction.new_empty((samples + 1,), dtype=torch.int64),
         prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
     )
 
@@ -57,7 +57,7 @@ define(
     _backward_fake,
 )
 define_cuda("pruned_loss", by_triton("pruned_loss", reference.pruned_loss))
-define_cuda("pruned_loss_backward", by_triton("pruned_loss_backward", reference.pruned_loss_backward, file="pruned_loss"))
+define_cuda("pruned_loss_backward", by_triton("pruned_loss_backward", reference.pruned_loss_backward))
 
 
 class _Once(torch.autograd.Function):
@@ -127,8 +127,8 @@ def pruned_loss(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
             result is asked for.
 
     Returns:
-        The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] int64; mean of |e| over time of
-        every column [B, F], NaN where it has no entries ([0] if not asked for).
+        The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B + 1] int64, the last their sum;
+        mean of |e| over time of every column [B, F], NaN where it has no entries ([0] if not asked for).
 
     Raises:
         RuntimeError: in a backward, a second derivative.
