@@ -26,7 +26,7 @@ def _entries(series, row, row_stride, column, inside, null, HAS_NULL: tl.constex
     raw = tl.load(series + row * row_stride + column, mask=inside, other=0.0)
     kept = inside & (raw == raw)
     if HAS_NULL:
-        kept = kept & (raw != tl.load(null))
+        kept = kept & (raw != tl.full([1], null, raw.dtype))
     return raw.to(tl.float64), kept
 
 
@@ -35,11 +35,11 @@ def _entries(series, row, row_stride, column, inside, null, HAS_NULL: tl.constex
 def _window_stats_kernel(
     series,  # [rows, columns]
     inverse_std,  # [columns] float64
-    null,  # [1] of the series' dtype
     scratch,  # [programs, NUM_ARRAYS, length, BLOCK_NODE] float64
     sums,  # [column blocks, windows, 8] float64, or unused
     nodes,  # [6, windows, columns] float32, or unused
-    infinite,  # [1] int32
+    infinite,  # [1] bool
+    null: tl.float64,
     row_stride,
     num_columns,
     num_windows,
@@ -231,7 +231,7 @@ def _window_stats_kernel(
             tl.debug_barrier()
         group += tl.num_programs(1)
     if tl.max(bad.to(tl.int32), 0) > 0:
-        tl.store(infinite, 1)
+        tl.store(infinite, True)
 
 
 def window_stats(
@@ -249,13 +249,13 @@ def window_stats(
     length = history + horizon
     windows = 0 if rows < length else (rows - length) // stride + 1
     spans = -(-columns // SPAN)
-    infinite = torch.zeros(1, dtype=torch.int32, device=series.device)
+    infinite = torch.zeros(1, dtype=torch.bool, device=series.device)
     if per_node:
         out = torch.empty((6, windows, columns), dtype=torch.float32, device=series.device)
     else:
         out = torch.empty((spans, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
     if out.numel() == 0:
-        return out, infinite.bool()
+        return out, infinite
     if columns > 1 and series.stride(1) != 1:
         series = series.contiguous()
     blocks = -(-columns // BLOCK_NODE)
@@ -264,18 +264,15 @@ def window_stats(
     programs = max(1, min(MOST_PROGRAMS, SCRATCH_BYTES // program_bytes) // blocks)
     lanes = min(groups, programs)
     scratch = torch.empty(blocks * lanes * program_bytes // 8, dtype=torch.float64, device=series.device)
-    null = torch.full((1,), 0.0 if null_value is None else null_value, dtype=torch.float64, device=series.device)
-    # One span's blocks beside each other, the last padded with blocks that add nothing.
-    padded = spans * (SPAN // BLOCK_NODE) if blocks > SPAN // BLOCK_NODE else blocks
-    partial = out if per_node else torch.zeros((padded, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
+    partial = out if per_node else torch.empty((blocks, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
     _window_stats_kernel[(blocks, lanes)](
         series,
         inverse_std if horizon else torch.zeros_like(inverse_std),
-        null.to(series.dtype),
         scratch,
         partial,
         out,
         infinite,
+        0.0 if null_value is None else null_value,
         series.stride(0),
         columns,
         windows,
@@ -291,5 +288,6 @@ def window_stats(
         num_warps=NUM_WARPS,
     )
     if not per_node:
-        torch.sum(partial.view(spans, -1, windows, NUM_SUMS), 1, out=out)
-    return out, infinite.bool()
+        for span, blocks_of_span in enumerate(partial.split(SPAN // BLOCK_NODE)):
+            torch.sum(blocks_of_span, 0, out=out[span])
+    return out, infinite

@@ -49,6 +49,10 @@ for num_nodes, count in ((1, 1), (2, 1), (31, 31), (33, 32), (63, 10), (170, 51)
     for seed, epoch in ((5, 6), ((1 << 63) - 1, (1 << 32) - 1)):
         expected = reference.draw_nodes(WINDOWS, num_nodes, count, seed, epoch)
         assert torch.equal(kernel.draw_nodes(WINDOWS, num_nodes, count, seed, epoch), expected), (num_nodes, count)
+        # Ids are not looked at on a GPU: of those outside [0, 2^56) the lowest 56 bits count, here as in the reference.
+        for outside in (WINDOWS - (1 << 56), WINDOWS + (5 << 56)):
+            assert torch.equal(kernel.draw_nodes(outside, num_nodes, count, seed, epoch), expected), outside
+            assert torch.equal(reference.draw_nodes(outside, num_nodes, count, seed, epoch), expected), outside
 assert kernel.draw_nodes(WINDOWS[:0], 10, 3, 0, 0).shape == (0, 3)
 
 # Two nodes of one window have the same word: the smaller one comes first.

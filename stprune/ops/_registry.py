@@ -25,6 +25,8 @@ SCHEMAS: list[str] = []
 BY_TRITON: dict[str, str] = {}
 """The ops that have a Triton kernel, each with the file in `kernels/` that holds its launcher."""
 
+_ON_CUDA: set[str] = set()
+
 
 def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register `schema` (without the namespace) with its reference and fake kernels."""
@@ -42,7 +44,16 @@ def define_autograd(name: str, backward: Callable[..., Any], setup_context: Call
 
 def define_cuda(name: str, kernel: Callable[..., Any]) -> None:
     """Give an op a kernel of its own on CUDA tensors; call it right after `define`."""
+    _ON_CUDA.add(name)
     _LIBRARY.impl(name, kernel, "CUDA")
+
+
+def implementation(name: str, device: str) -> str:
+    """What runs an op on "cpu" or "cuda" tensors: "compiled", "triton", or "torch" for plain torch and for other ops."""
+    by_python = device == "cuda" and name in _ON_CUDA
+    if not by_python and torch._C._dispatch_has_kernel_for_dispatch_key(f"stprune::{name}", device.upper()):
+        return "compiled"
+    return "triton" if device == "cuda" and name in BY_TRITON and has_triton() else "torch"
 
 
 def has_triton() -> bool:

@@ -70,7 +70,8 @@ def draw_nodes(index: torch.Tensor, *, num_nodes: int, count: int, seed: int, ep
 
     Raises:
         TypeError: `index` is no int64 tensor, or an integer argument is none.
-        ValueError: `index` is not one-dimensional or holds an id outside [0, 2^56); another argument is out of range.
+        ValueError: `index` is not one-dimensional or holds an id outside [0, 2^56); another argument is out of range. Ids on
+            a GPU are not looked at, which would wait for it: of one outside the lowest 56 bits count.
 
     Example:
         >>> import torch, stprune
@@ -116,7 +117,8 @@ def draw_nodes_weighted(
 
     Raises:
         TypeError: `weights` is no float32 tensor, `index` no int64 tensor, or an integer argument is none.
-        ValueError: a shape does not fit, a weight is not positive, or an argument is out of range.
+        ValueError: a shape does not fit, a weight is not positive (for which a GPU is waited for), or an argument is out of
+            range; ids as in `draw_nodes`.
 
     Example:
         >>> import torch, stprune
@@ -157,8 +159,5 @@ def draw_nodes_weighted(
 def _windows(op: str, index: torch.Tensor) -> torch.Tensor:
     """`index` if it holds window ids, contiguous."""
     index = _check.index(op, "index", index).contiguous()
-    if index.numel():
-        low, high = (int(end) for end in torch.stack(torch.aminmax(index)).tolist())
-        if low < 0 or high >= _WINDOWS:
-            raise ValueError(f"{op}: index must lie in [0, 2^56), got {low if low < 0 else high}")
+    _check.ids(op, "index", index, _WINDOWS - 1)
     return index
