@@ -361,7 +361,7 @@ def test_a_wrong_id_is_told_once_by_what_waits_for_the_table():
     for ask in (made.state_dict, made.finish, lambda: made.set_epoch(made.epoch + 1)):
         made.update(torch.arange(20), torch.ones(20))
         reference.update_known(*made.table.columns, torch.tensor([3, 77]), torch.ones(2), None, None, 0.5, True)
-        with pytest.raises(ValueError, match=r"table_update: index must hold ids of the table and .*, got 77 in a batch on cpu"):
+        with pytest.raises(ValueError, match=r"index must hold ids of the table and .*, got 77 in a batch on cpu"):
             ask()
         ask()
 
