@@ -64,7 +64,7 @@ class Step:
 
 
 def train(series, *, epochs, captured, batch_size=64, keep_ratio=0.5, node_ratio=0.5, seed=0):
-    """A trained model, its sampler, the losses of all steps, and the seconds that the steps of all epochs but the first took."""
+    """A trained model, its sampler, the losses of all steps, and the seconds that the epochs after the first took."""
     torch.manual_seed(seed)
     device, (rows, num_nodes, channels) = series.device, series.shape
     sampler = stprune.PruningSampler(
