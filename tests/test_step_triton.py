@@ -1,6 +1,11 @@
 """The Triton kernels of a training step under Triton's interpreter: lookup, loss, scores into the table, and their launches."""
 
+import pytest
+import torch
 from own_process import needs_triton, run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import stprune
 
 START = """
 import contextlib
@@ -59,8 +64,9 @@ for width in (4, 128):
             for of_plan in (weights, torch.tensor([2.5])):
                 found = lookup.plan_lookup(ids[order], ids, of_plan, mean, 2**62)
                 same(found, lookup_reference.plan_lookup(ids[order], ids, of_plan, mean, 2**62))
-            wrong = torch.tensor(sorted({-1, -(2**62), 2**62, *(i + d for i in ids[::7].tolist() for d in (-1, 1))} - set(ids.tolist())))
-            assert bool(lookup.plan_lookup(wrong, ids, weights, mean, 2**62).isnan().all())
+            wrong = {-1, -(2**62), 2**62, *(i + d for i in ids[::7].tolist() for d in (-1, 1))} - set(ids.tolist())
+            found = lookup.plan_lookup(torch.tensor(sorted(wrong)), ids, weights, mean, 2**62)
+            assert bool(found.isnan().all())
     of_all = draw(10)
     assert lookup.plan_lookup(torch.tensor([9, -1, 0, 10]), None, of_all, None, 10).nan_to_num(-1.0).tolist() == [
         of_all[9], -1.0, of_all[0], -1.0
@@ -72,7 +78,7 @@ for width in (4, 128):
         assert "plan_weights must have one element or one for each of 10 ids" in str(error)
 
 table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
-for n, size, variance, stored in ((1, 1, True, True), (30, 70, True, True), (500, 70, False, True), (7, 0, True, True), (9, 9, True, False)):
+for n, size, variance, stored in ((1, 1, 1, 1), (20, 40, 1, 1), (99, 20, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
     state = table_of(n, variance=variance, stored=stored)
     index = torch.randint(0, n, (size,), generator=generator)
     values = draw(size)
@@ -83,7 +89,8 @@ for n, size, variance, stored in ((1, 1, True, True), (30, 70, True, True), (500
     outside[3::8], outside[4::16] = n, -1
     for trained, of_batch, weight, ids in (
         (True, entries, None, index), (False, entries, None, index), (True, None, None, index),
-        (True, entries, unknown, index), (True, None, unknown, outside), (False, None, None, outside - n), (True, None, None, outside),
+        (True, entries, unknown, index), (True, None, unknown, outside), (False, None, None, outside - n),
+        (True, None, None, outside),
     ):
         expected = copied(state)
         table_reference.update_known(*expected, ids, values, of_batch, weight, 0.3, trained)
@@ -175,7 +182,7 @@ def step(shape, dtype, extras, method, stored=True, wrong=False, loss_name=0):
         same(a, b)
     value, weight, count, column_mean, *after = results[0]
     if wrong:
-        assert bool(value.isnan()) and bool(weight[2:4].isnan().all()) and not bool(weight[[0, 1, *range(4, samples)]].isnan().any())
+        assert bool(value.isnan()) and weight.isnan().nonzero().flatten().tolist() == [2, 3]
         expected = copied(state)
         score = loss.pruned_loss(*given[:3], weight, *given[3:], *options[1:])[2][2].float()
         table_reference.update_known(*expected, index, score, count[:-1], weight.float(), 0.3, True)
@@ -209,9 +216,24 @@ with watched() as watch:
     weight = lookup.plan_lookup(index, ids, weights, weights[:1], 9)
     table.table_update(*state, index, weights[:1], None, weight, 0.3, True)
 assert (watch.ours, watch.torchs) == (2, [])
+cut, draws = load("gather_windows"), load("draw_nodes")
+x, y, series, index = torch.empty(3, 4, 2, 1), torch.empty(3, 2, 2, 1), draw(20, 9, 1), torch.arange(3)
+with watched() as watch:
+    node = draws.draw_nodes(index, 9, 2, 1, 2)
+    cut.gather_windows(series, index, node, *[None] * 7, [0], False, True, x, y)
+assert (watch.ours, watch.torchs) == (2, [])
 print("ok")
 """
 )
+LAUNCHES = {
+    "gather_windows": 1,
+    "draw_nodes": 1,
+    "pruned_step": 3,
+    "pruned_loss_backward": 1,
+    "plan_lookup": 1,
+    "table_update": 1,
+}
+"""Of each op, as the two scripts count them."""
 
 
 @needs_triton
@@ -222,3 +244,44 @@ def test_lookup_and_update_are_the_reference_bit_for_bit() -> None:
 @needs_triton
 def test_a_step_is_the_reference_in_three_launches_and_one_back() -> None:
     assert run(STEP, TRITON_INTERPRET="1").strip() == "ok"
+
+
+class Ops(TorchDispatchMode):
+    """Notes the ops that do something on the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op._schema.name != "aten::empty" and not op.is_view:
+            self.names.append(op._schema.name.removeprefix("stprune::"))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> None:  # type: ignore[no-untyped-def]
+    """On torch's device without memory, where whatever asks for a value is an error, as what waits for a GPU would be."""
+    sampler = stprune.PruningSampler(300, num_epochs=4, num_nodes=33, node_ratio=0.3 if drawn else 1.0)
+    sampler.set_epoch(1)
+    sampler.to("meta")
+    series = torch.rand(323, 33, 1, device="meta")
+    loader = iter(stprune.WindowLoader(series, sampler, batch_size=16))
+    next(loader)
+    criterion = stprune.PrunedLoss(sampler, null_value=0.0)
+    with Ops() as cut:
+        index, *node, x, y = next(loader)
+    prediction = x[..., :1].requires_grad_()
+    with Ops() as forward:
+        value = criterion(prediction, y, index, *node)
+    one = torch.ones_like(value)
+    with Ops() as back:
+        torch.autograd.grad(value, prediction, one)
+    assert cut.names == ["aten::_to_copy", *["draw_nodes"] * drawn, "gather_windows"]  # ids and rows come from the host
+    assert forward.names == ["pruned_step"]
+    assert back.names == ["pruned_loss_backward"]
+    assert sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + drawn
+    values = torch.rand(16, device="meta", requires_grad=True)
+    with Ops() as mean:
+        stprune.PrunedMean(sampler)(values, index)
+    assert mean.names == ["plan_lookup", "aten::mul", "aten::mean", "table_update"]
