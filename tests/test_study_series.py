@@ -426,7 +426,8 @@ def test_incidents_drop_at_once_spread_and_recover():
 def test_incidents_are_as_many_as_asked_for_and_change_nothing_else():
     usual, none, many = (load(f"traffic?nodes=50&steps=960{more}") for more in ("", "&incidents=0", "&incidents=0.2"))
     assert np.array_equal(usual.values, load("traffic?nodes=50&steps=960&incidents=0.01").values)
-    assert (usual.values <= none.values).all() and (many.values <= none.values).all()
+    assert (usual.values <= none.values).all()
+    assert (many.values <= none.values).all()
     assert 0 < (usual.values < none.values).mean() < 0.05 < (many.values < none.values).mean()
     assert len(traffic(num_nodes=50, num_steps=960, incidents=0.2).incidents) == 100
 

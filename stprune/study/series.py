@@ -100,7 +100,7 @@ def load(data: str) -> Series:
     | --- | --- | --- |
     | `simbench` | 192 load profiles, a year of quarter hours | nodes, steps, stride, null |
     | `demand` | generated demand, 64 nodes x 120 days of quarter hours | nodes, days, steps, seed, null |
-    | `traffic` | generated traffic on roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, incidents, seed, null |
+    | `traffic` | generated roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, incidents, seed, null |
     | path | file or folder that `stprune.read_series` reads, channel 0 | nodes, steps, stride, null, per_day |
 
     `nodes=K`: so many nodes, evenly spaced in the file's order. `steps=K`: the first so many steps. `stride=K`: every K-th
