@@ -166,9 +166,12 @@ class PruningSampler(DistributedSampler[int]):
         self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
+        units = "" if self.num_nodes is None else f", granularity={self.granularity!r}, num_nodes={self.num_nodes}"
+        if self.granularity == "node":
+            units += f", node_ratio={'auto, now ' * self.auto_nodes}{self.node_ratio:g}"
         return (
             f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs or 'a stream'}, "
-            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, rank {self.rank} of {self.num_replicas})"
+            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}{units}, rank {self.rank} of {self.num_replicas})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,6 +205,7 @@ class PruningSampler(DistributedSampler[int]):
                 self.resume_at(0)
             return
         self._hold_against_plan()
+        ended = running is not None and epoch != self.epoch
         scheduled = self.schedule(epoch)  # a user's function: what it raises is raised before anything has changed
         self._agree(epoch)
         if epoch != self.epoch:
@@ -214,6 +218,8 @@ class PruningSampler(DistributedSampler[int]):
             else:
                 self.table.restart()
         self.node_ratio = self._units.begin(self._ranks)
+        if ended:
+            self._ask_for_choice()
         self._begin(self._make_plan(scheduled))
         self._report_nonfinite()
 
@@ -224,10 +230,21 @@ class PruningSampler(DistributedSampler[int]):
         """End the run: hold the samples counted in its last epoch against the plan. A second call changes nothing.
 
         One warning a run tells that they differ, by all numbers: validation losses that came in as training, steps that a
-        framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
+        framework left out, ids of another data set. Another one tells, here or in the second `set_epoch`, that
+        node_ratio="auto" was left without a choice. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
         self._hold_against_plan(at_end=True)
+        if self._running is not None:
+            self._ask_for_choice()
+
+    def _ask_for_choice(self) -> None:
+        if self._units.untold:
+            self._warn(
+                "node_ratio",
+                f'{_OP}: node_ratio="auto" draws all {self.num_nodes} nodes of every window, as nobody has said how many: call '
+                "stprune.headroom(model, batches, sampler=sampler) after some training, or sampler.draw_next",
+            )
 
     def _hold_against_plan(self, *, at_end: bool = False) -> None:
         fault = None if self._running is None else self._running.fault(scores_awaited=at_end and self._needs_scores)
@@ -558,6 +575,11 @@ class PruningSampler(DistributedSampler[int]):
             (10, 3)
         """
         self._units.draw_next(f"{_OP}.draw_next", num_drawn)
+
+    @property
+    def draws_some(self) -> bool:
+        """Whether this epoch trains on some nodes of each window, so that a criterion needs `node`: not for pairs."""
+        return self._units.draws_some
 
     @property
     def constant_length(self) -> bool:

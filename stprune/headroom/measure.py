@@ -216,7 +216,8 @@ def headroom(
         ),
     )
     if sampler is not None:
-        sampler.draw_next(result.nodes_for(in_use) if pays(choice) else result.num_nodes)
+        best = max(result.nodes_for(in_use), sampler.node_sampler.fewest)
+        sampler.draw_next(best if pays(choice) else result.num_nodes)
     return result
 
 
