@@ -71,6 +71,11 @@ class Granularity:
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
         self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
 
+    def __str__(self) -> str:
+        """A part of the sampler's `repr`, with a comma behind it; nothing without num_nodes."""
+        ratio = f"node_ratio={'auto, now ' * self.auto}{self.node_ratio:g}, " if self.kind == "node" else ""
+        return "" if self.num_nodes is None else f"granularity={self.kind!r}, num_nodes={self.num_nodes}, {ratio}"
+
     def _count(self, num_nodes: int) -> int:
         # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
         return 1 if self.kind == "pair" else max(1, math.ceil(round(self.node_ratio * num_nodes, 9)))
@@ -88,9 +93,12 @@ class Granularity:
         self._next, self._told = count, True
 
     @property
-    def untold(self) -> bool:
-        """Whether all nodes are drawn because nobody has said how many."""
-        return not self._told
+    def untold(self) -> str:
+        """That all nodes are drawn because nobody has said how many, in words; "" where it is not so."""
+        return "" if self._told else (
+            f"{self._op}: node_ratio={AUTO!r} draws all {self.num_nodes} nodes of every window, as nobody has said how many: "
+            "call stprune.headroom(model, batches, sampler=sampler) after some training, or sampler.draw_next"
+        )  # fmt: skip
 
     @torch.inference_mode(False)
     def begin(self, ranks: Ranks) -> float:

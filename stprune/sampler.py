@@ -166,12 +166,10 @@ class PruningSampler(DistributedSampler[int]):
         self._warned: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
-        units = "" if self.num_nodes is None else f", granularity={self.granularity!r}, num_nodes={self.num_nodes}"
-        if self.granularity == "node":
-            units += f", node_ratio={'auto, now ' * self.auto_nodes}{self.node_ratio:g}"
         return (
             f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs or 'a stream'}, "
-            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}{units}, rank {self.rank} of {self.num_replicas})"
+            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, "
+            f"{self._units}rank {self.rank} of {self.num_replicas})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,7 +203,6 @@ class PruningSampler(DistributedSampler[int]):
                 self.resume_at(0)
             return
         self._hold_against_plan()
-        ended = running is not None and epoch != self.epoch
         scheduled = self.schedule(epoch)  # a user's function: what it raises is raised before anything has changed
         self._agree(epoch)
         if epoch != self.epoch:
@@ -218,8 +215,6 @@ class PruningSampler(DistributedSampler[int]):
             else:
                 self.table.restart()
         self.node_ratio = self._units.begin(self._ranks)
-        if ended:
-            self._ask_for_choice()
         self._begin(self._make_plan(scheduled))
         self._report_nonfinite()
 
@@ -235,16 +230,6 @@ class PruningSampler(DistributedSampler[int]):
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
         self._hold_against_plan(at_end=True)
-        if self._running is not None:
-            self._ask_for_choice()
-
-    def _ask_for_choice(self) -> None:
-        if self._units.untold:
-            self._warn(
-                "node_ratio",
-                f'{_OP}: node_ratio="auto" draws all {self.num_nodes} nodes of every window, as nobody has said how many: call '
-                "stprune.headroom(model, batches, sampler=sampler) after some training, or sampler.draw_next",
-            )
 
     def _hold_against_plan(self, *, at_end: bool = False) -> None:
         fault = None if self._running is None else self._running.fault(scores_awaited=at_end and self._needs_scores)
@@ -252,6 +237,8 @@ class PruningSampler(DistributedSampler[int]):
             raise ValueError(fault[0])
         if fault is not None:
             self._warn("counts", fault[0])
+        if self._running is not None and self.rank == 0 and self._units.untold:  # ranks take what the first one is told
+            self._warn("node_ratio", self._units.untold)
 
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
@@ -712,13 +699,8 @@ class PruningSampler(DistributedSampler[int]):
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same on every rank, and in a sampler that continues; the number of ranks may differ."""
-        return {
-            "num_samples": self.table.num_samples,
-            "drop_last": self.drop_last,
-            "sharded": self.sharded,
-            **self._units.settings(),
-            **self._planner.settings(),
-        }
+        own = {"num_samples": self.table.num_samples, "drop_last": self.drop_last, "sharded": self.sharded}
+        return own | self._units.settings() | self._planner.settings()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, also in the middle of an epoch and with another number of ranks.

@@ -89,7 +89,7 @@ def test_a_sampler_shows_its_nodes():
 
 # --- "auto" without a choice -----------------------------------------------------------------------------------------
 
-UNTOLD = r'node_ratio="auto" draws all 6 nodes of every window, as nobody has said how many'
+UNTOLD = r"node_ratio='auto' draws all 6 nodes of every window, as nobody has said how many"
 
 
 def test_a_choice_that_never_comes_is_told_once_in_the_second_epoch():
