@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -23,6 +24,7 @@ from stprune.study.rows import Row
 from stprune.study.run import problem_of, run
 from stprune.study.series import load
 from stprune.study.spec import Spec
+from stprune.study.terminated import Terminated, raised_when_terminated
 from stprune.study.train import VALIDATE_AT, evaluate, forecast, rate_at, train
 
 TINY = "demand?nodes=6&steps=300"
@@ -369,6 +371,60 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_terminated_study_keeps_its_rows_and_ends_in_order(tmp_path):
+    """Nothing is left: the pipe ends with the last process that holds it, and the tracker of semaphores has no complaint."""
+    grid = tmp_path / "grid.json"
+    grid.write_text(json.dumps({"blocks": [asdict(replace(QUICK, seeds=20))]}))
+    line = [sys.executable, "-m", "stprune.cli", "study", grid, "--output", tmp_path, "--processes", "1"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    path = tmp_path / "rows.jsonl"
+    try:
+        while not (path.exists() and path.read_text()) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "stprune study: terminated"
+    assert "leaked" not in said
+    assert len(storage.read(path)) >= 1
+
+
+def test_sigterm_is_an_exception_inside_the_block_only():
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def terminated():
+        with raised_when_terminated():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb the end
+
+    with pytest.raises(Terminated):
+        terminated()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def own(number, frame):
+        raise AssertionError
+
+    signal.signal(signal.SIGTERM, own)
+    try:
+        with raised_when_terminated():
+            assert signal.getsignal(signal.SIGTERM) == own
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def elsewhere():
+        with raised_when_terminated():
+            return signal.getsignal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(elsewhere).result() == signal.SIG_DFL
 
 
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path):
