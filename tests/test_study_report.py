@@ -36,7 +36,7 @@ LABELS = {
 
 def row(family="full", seed=0, *, mae=2.0, validation=None, batch=8, rate=0.01, cost=12.0, nodes=100, curve=None, **settings):
     """A run with made-up numbers: 10 s a pass, 1,000 windows, an error that halves over the run unless a curve is given."""
-    spec_names = ("data", "model", "dim", "num_drawn", "keep_ratio", "optimizer", "rate_schedule")
+    spec_names = ("data", "model", "dim", "num_drawn", "keep_ratio", "optimizer", "rate_schedule", "device")
     asked = {"data": "flow", "model": "stid", **{name: settings.pop(name) for name in spec_names if name in settings}}
     spec = Spec(family=family, batch_size=batch, learning_rate=rate, cost=cost, seed=seed, **asked)
     best = mae if validation is None else validation
@@ -175,10 +175,10 @@ def test_the_budget_is_the_largest_that_full_training_shares():
     assert only([row(cost=3.0), row(cost=24.0)]).cost == 24.0
 
 
-def test_runs_of_other_models_widths_optimizers_and_schedules_are_never_compared():
-    others = {"data": "demand", "model": "tsmixer", "dim": 32, "optimizer": "sgd", "rate_schedule": "constant"}
+def test_runs_of_other_models_widths_optimizers_schedules_and_devices_are_never_compared():
+    others = {"data": "demand", "model": "tsmixer", "dim": 32, "optimizer": "sgd", "rate_schedule": "constant", "device": "gpu"}
     study = summarize([row(), *(row("pairs", **{name: value}) for name, value in others.items())], LABELS)
-    assert len(study.cells) == 6
+    assert len(study.cells) == 7
     assert all(cell.find("pairs").result.change is None for cell in study.cells[1:])
 
 

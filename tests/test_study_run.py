@@ -10,20 +10,22 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from study_rows import SPEC, row
 
 from stprune.study import rows as storage
-from stprune.study.command import run_study
+from stprune.study import run as running
+from stprune.study.command import LABELS, run_study
 from stprune.study.grid import Block, Grid
 from stprune.study.problem import prepare
 from stprune.study.rows import Row
 from stprune.study.run import problem_of, run
 from stprune.study.series import load
 from stprune.study.spec import Spec
+from stprune.study.summary import summarize
 from stprune.study.terminated import Terminated, raised_when_terminated
 from stprune.study.train import VALIDATE_AT, evaluate, forecast, rate_at, train
 
@@ -85,10 +87,47 @@ def test_specs_differ_by_key_in_every_field():
         for name, value in {
             "data": "x", "model": "tsmixer", "family": "rs2", "batch_size": 1, "learning_rate": 1.0, "cost": 1.0,
             "num_drawn": 1, "keep_ratio": 0.5, "dim": 1, "rate_schedule": "constant", "optimizer": "sgd", "seed": 1,
+            "device": "NVIDIA H200",
         }.items()
     ]  # fmt: skip
-    assert len({spec.key for spec in [SPEC, *others]}) == 13
+    assert len(others) == len(fields(Spec))
+    assert len({spec.key for spec in [SPEC, *others]}) == 14
     assert Spec.of(json.loads(row().as_json())) == SPEC
+
+
+def test_rows_without_a_device_are_the_cpus_and_keep_their_keys():
+    path = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "study.jsonl"
+    lines = path.read_text().splitlines()
+    for line, found in zip(lines, storage.read(path), strict=True):
+        assert found.spec.device == "cpu"
+        assert found.spec.key == json.loads(line)["key"]
+    values = json.loads(row().as_json())
+    del values["device"]
+    assert Row.from_json(json.dumps(values)) == row()
+
+
+def test_rows_of_another_device_are_no_rows_of_the_grid(tmp_path, monkeypatch):
+    here, there = row(Spec(TINY, "stid", "full", 8, 2e-3, 0.5, dim=4)), replace(SPEC, device="NVIDIA H200")
+    grid = Grid((BLOCK,))
+    assert grid.own([here]) == [here]
+    assert here.spec not in grid.pending([here], lambda data: 6)
+    other = replace(grid, device="NVIDIA H200")
+    assert other.own([here]) == []
+    assert replace(here.spec, device="NVIDIA H200") in other.pending([here], lambda data: 6)
+    assert len(summarize([row(SPEC), row(there)], LABELS).cells) == 2
+    left = grid.left([], lambda data: 6)
+    # A folder's rows of the CPU do not count where the runs are made elsewhere.
+    storage.append(tmp_path / "rows.jsonl", [here])
+    totals = []
+    for name in ("cpu", "NVIDIA H200"):
+        monkeypatch.setattr(running, "device_name", lambda device, name=name: name)
+        run(grid, tmp_path, minutes=0, report=lambda _, done, total: totals.append(total - done))
+    assert totals == [left - 1, left]
+
+
+def test_a_spec_of_another_device_is_not_trained_here():
+    with pytest.raises(ValueError, match="train: device of the spec must be 'cpu', where the problem is, got 'NVIDIA H200'"):
+        train(Spec(TINY, "stid", "full", 8, 2e-3, 0.5, device="NVIDIA H200"), problem_of(TINY))
 
 
 # --- which runs ------------------------------------------------------------------------------------------------------

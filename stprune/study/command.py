@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import sys
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 from stprune.study import machine
@@ -53,13 +54,14 @@ def run_study(
     for module in ("tqdm", "matplotlib", "jinja2"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(f"stprune {command}: needs {module}; install it with `pip install 'stprune[study]'`")
-    device = str(machine.choose_device(device))
+    where = machine.choose_device(device)
+    grid = replace(grid, device=machine.device_name(where))
     processes = min(8, machine.cores()) if processes is None else processes
     with _Progress() as progress:
-        rows = run(grid, folder, processes=processes, minutes=minutes, device=device, report=progress.take)
+        rows = run(grid, folder, processes=processes, minutes=minutes, device=str(where), report=progress.take)
     own = grid.own(rows)
     if not own:
-        raise RuntimeError(f"no run has finished in {folder}: give it more --minutes")
+        raise RuntimeError(f"no run has finished in {folder} on {grid.device}: give it more --minutes")
     print(_write(own, grid, folder), flush=True)
     if len(own) < len(rows):
         print(f"Left out: {len(rows) - len(own)} rows of other grids in {folder / ROWS}.", flush=True)

@@ -130,11 +130,13 @@ class Grid:
         blocks: in the order in which they are run.
         title: heading of the report.
         note: a sentence that the report and the terminal show first.
+        device: name of the device that the runs are made on; rows of another one are another grid's.
     """
 
     blocks: tuple[Block, ...]
     title: str = "Pruned training against full training at its best"
     note: str = ""
+    device: str = "cpu"
 
     def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> list[Spec]:
         """What can be run now, given what was run: the first stage of every family first, then the next.
@@ -160,12 +162,13 @@ class Grid:
         """Block, stage, what can be run now, and runs still to be made, of every family of every cell."""
         done = {row.spec: row for row in rows}
         for number, block in enumerate(self.blocks):
-            for search in _searches(block, num_nodes):
+            for search in _searches(block, num_nodes, self.device):
                 yield number, *search.next(done)
 
     def own(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of cells, families and budgets that the grid asks for: its folder may hold those of another grid."""
-        return [row for row in rows if any(block.asks_for(row.spec) for block in self.blocks)]
+        """The rows of cells, families, budgets and device of the grid: its folder may hold those of another one."""
+        mine = [row for row in rows if row.spec.device == self.device]
+        return [row for row in mine if any(block.asks_for(row.spec) for block in self.blocks)]
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Grid:
@@ -271,13 +274,13 @@ def _validation(row: Row) -> float:
     return math.inf if row.diverged else row.best_mae
 
 
-def _searches(block: Block, num_nodes: Callable[[str], int]) -> Iterator[_Search]:
+def _searches(block: Block, num_nodes: Callable[[str], int], device: str) -> Iterator[_Search]:
     for data in block.data:
         for model in block.models:
             for optimizer in block.optimizers:
                 for schedule in block.rate_schedules:
                     rate = base_rate(model, optimizer)
-                    base = Spec(data, model, "full", 1, rate, block.cost, 0, 1.0, block.dim, schedule, optimizer)
+                    base = Spec(data, model, "full", 1, rate, block.cost, 0, 1.0, block.dim, schedule, optimizer, device=device)
                     for name in block.families:
                         settings = tuple(dict.fromkeys(_settings(block, replace(base, family=name), num_nodes(data))))
                         curve = block.curve if name in block.curve_families else ()

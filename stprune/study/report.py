@@ -13,7 +13,7 @@ from stprune.study import figures, table
 from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, less, percent, scope, sentences
-from stprune.study.summary import FULL, Cell, Labels, Study, group_name, summarize
+from stprune.study.summary import FULL, Cell, Group, Labels, Study, group_name, summarize
 
 TITLE = "Pruned training against full training at its best"
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -128,7 +128,7 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
     shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
     several = {group for group, cells in shown.items() if any(len(f.results) > 1 for cell in cells for f in cell.families)}
 
-    def each(draw: Callable[[Sequence[Cell]], str], groups: Iterable[tuple[str, int, str, str]]) -> tuple[tuple[str, str], ...]:
+    def each(draw: Callable[[Sequence[Cell]], str], groups: Iterable[Group]) -> tuple[tuple[str, str], ...]:
         return tuple((group_name(group), _uri(draw(shown[group]))) for group in groups if shown[group])
 
     found = [

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import torch
 
 from stprune.study import rows as storage
 from stprune.study.grid import Grid
+from stprune.study.machine import device_name
 from stprune.study.problem import Problem, prepare
 from stprune.study.rows import Row
 from stprune.study.series import load
@@ -45,7 +47,7 @@ def run(
         folder: of rows.jsonl; made where absent. One study at a time runs in a folder.
         processes: runs side by side, each with one thread.
         minutes: no run is begun after so many; None for no limit.
-        device: where the runs train.
+        device: where the runs train, which is the grid's device from then on.
         report: called with a finished run's row (None at the start), the number of finished runs and of all.
 
     Returns:
@@ -59,6 +61,7 @@ def run(
         raise ValueError(f"study: processes must be at least 1, got {processes}")
     if minutes is not None and not minutes >= 0:
         raise ValueError(f"study: minutes must not be negative, got {minutes}")
+    grid = replace(grid, device=device_name(torch.device(device)))
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         path = folder / ROWS
