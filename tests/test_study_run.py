@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from study_rows import SPEC, row
 
+from stprune.study import progress
 from stprune.study import rows as storage
 from stprune.study import run as running
 from stprune.study.command import LABELS, run_study
@@ -110,18 +112,18 @@ def test_rows_of_another_device_are_no_rows_of_the_grid(tmp_path, monkeypatch):
     here, there = row(Spec(TINY, "stid", "full", 8, 2e-3, 0.5, dim=4)), replace(SPEC, device="NVIDIA H200")
     grid = Grid((BLOCK,))
     assert grid.own([here]) == [here]
-    assert here.spec not in grid.pending([here], lambda data: 6)
+    assert here.spec not in grid.pending([here], lambda data: 6).specs
     other = replace(grid, device="NVIDIA H200")
     assert other.own([here]) == []
-    assert replace(here.spec, device="NVIDIA H200") in other.pending([here], lambda data: 6)
+    assert replace(here.spec, device="NVIDIA H200") in other.pending([here], lambda data: 6).specs
     assert len(summarize([row(SPEC), row(there)], LABELS).cells) == 2
-    left = grid.left([], lambda data: 6)
+    left = grid.pending([], lambda data: 6).left.total()
     # A folder's rows of the CPU do not count where the runs are made elsewhere.
     storage.append(tmp_path / "rows.jsonl", [here])
     totals = []
     for name in ("cpu", "NVIDIA H200"):
         monkeypatch.setattr(running, "device_name", lambda device, name=name: name)
-        run(grid, tmp_path, minutes=0, report=lambda _, done, total: totals.append(total - done))
+        run(grid, tmp_path, minutes=0, report=lambda state: totals.append(state.total - state.done))
     assert totals == [left - 1, left]
 
 
@@ -142,8 +144,8 @@ def finished(spec):
 
 def test_settings_come_first_then_rates_then_seeds_of_the_best():
     grid, rows, stages = Grid((BLOCK,)), [], []
-    while specs := grid.pending(rows, lambda data: 6):
-        assert len(specs) <= grid.left(rows, lambda data: 6)
+    while specs := grid.pending(rows, lambda data: 6).specs:
+        assert len(specs) <= grid.pending(rows, lambda data: 6).left.total()
         stages.append(specs)
         rows += [finished(spec) for spec in specs]
     full, nodes = (
@@ -181,7 +183,7 @@ def test_a_grid_knows_the_rows_of_its_cells_families_and_budgets():
 
 def test_equal_care_every_family_has_as_many_trials():
     block = replace(BLOCK, families=("full", "st-prune", "nodes-uniform", "windows-and-nodes"))
-    specs = Grid((block,)).pending([], lambda data: 1000)
+    specs = Grid((block,)).pending([], lambda data: 1000).specs
     assert {name: sum(spec.family == name for spec in specs) for name in block.families} == dict.fromkeys(block.families, 2)
     assert {spec.keep_ratio for spec in specs if spec.family in ("st-prune", "windows-and-nodes")} == {0.5}
     assert {spec.keep_ratio for spec in specs if spec.family in ("full", "nodes-uniform")} == {1.0}
@@ -189,16 +191,16 @@ def test_equal_care_every_family_has_as_many_trials():
 
 def test_a_curve_repeats_the_best_setting_at_smaller_budgets():
     block, rows = replace(BLOCK, curve=(0.5,), curve_families=("full",)), []
-    while specs := Grid((block,)).pending(rows, lambda data: 6):
+    while specs := Grid((block,)).pending(rows, lambda data: 6).specs:
         rows += [finished(spec) for spec in specs]
     small = [each.spec for each in rows if each.spec.cost == 0.25]
     assert [(spec.family, spec.batch_size, spec.seed) for spec in small] == [("full", 8, 0), ("full", 8, 1)]
-    assert Grid((block,)).left(rows, lambda data: 6) == 0
+    assert Grid((block,)).pending(rows, lambda data: 6).left.total() == 0
 
 
 def test_the_usual_protocol_has_rates_and_seeds_of_its_own():
     grid, rows = Grid((replace(BLOCK, families=("full",), batches=(64, 8), rate_factors=(0.4, 2.5), seeds=3),)), []
-    while specs := grid.pending(rows, lambda data: 6):
+    while specs := grid.pending(rows, lambda data: 6).specs:
         rows += [finished(spec) for spec in specs]
     found = sorted((each.spec.batch_size, round(each.spec.learning_rate, 5), each.spec.seed) for each in rows)
     each = [(0.0008, 0), (0.002, 0), (0.002, 1), (0.002, 2), (0.005, 0)]
@@ -207,8 +209,9 @@ def test_the_usual_protocol_has_rates_and_seeds_of_its_own():
 
 def test_a_diverged_run_is_never_the_best():
     grid = Grid((replace(BLOCK, families=("full",), rate_factors=()),))
-    rows = [row(spec, mae=9.0 - spec.batch_size, diverged=spec.batch_size == 32) for spec in grid.pending([], lambda data: 6)]
-    assert [(spec.batch_size, spec.seed) for spec in grid.pending(rows, lambda data: 6)] == [(8, 1)]
+    specs = grid.pending([], lambda data: 6).specs
+    rows = [row(spec, mae=9.0 - spec.batch_size, diverged=spec.batch_size == 32) for spec in specs]
+    assert [(spec.batch_size, spec.seed) for spec in grid.pending(rows, lambda data: 6).specs] == [(8, 1)]
 
 
 @pytest.mark.parametrize(
@@ -346,11 +349,48 @@ QUICK = replace(BLOCK, rate_factors=())
 
 def test_a_study_makes_every_run_once_and_then_none(tmp_path):
     seen = []
-    rows = run(Grid((QUICK,)), tmp_path, processes=2, report=lambda *values: seen.append(values[1:]))
+    rows = run(Grid((QUICK,)), tmp_path, processes=2, report=seen.append)
     assert len(rows) == 6 == len({each.spec for each in rows})
-    assert seen == [(done, 6) for done in range(7)]
+    assert [state.last for state in seen if state.last] == rows
+    assert [state.done for state in seen if state.last] == list(range(1, 7))
+    assert {state.total for state in seen} == {6}
+    # What runs is known before anything has finished, and a time as soon as something has.
+    assert [(len(state.running), state.seconds_left) for state in seen[:2]] == [(0, None), (2, None)]
+    assert all(state.seconds_left > 0 for state in seen if 0 < state.done < 6)
+    assert seen[-1].seconds_left == 0
     assert storage.read(tmp_path / "rows.jsonl") == rows
     assert run(Grid((QUICK,)), tmp_path) == rows
+
+
+def test_the_time_left_is_that_of_the_series_or_else_of_all_and_knows_what_runs_take_beside_training(monkeypatch):
+    now = iter([100.0, 130.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    short, long = row(SPEC, seconds=10.0), row(replace(SPEC, data="traffic"), seconds=40.0)
+    clock = progress.TimeLeft(2)
+    assert clock.seconds([], Counter(demand=3)) is None
+    assert clock.seconds([short, long], Counter(demand=3, traffic=1)) == (3 * 10 + 40) / 2
+    assert clock.seconds([short, long], Counter(other=1)) == 25 / 2
+    clock.began(SPEC)
+    clock.finished(short)  # 30 s in all, 10 of them training
+    assert clock.seconds([short], Counter(demand=4)) == 4 * 10 * 3 / 2
+
+
+def test_a_study_says_at_once_what_runs_and_how_many_runs_there_are(capsys):
+    node = replace(SPEC, family="nodes-uniform", num_drawn=7, seed=1)
+    with progress.Bar() as bar:
+        bar.show(progress.State(1, 9, (), None, None))
+        assert capsys.readouterr().err == ""
+        bar.show(progress.State(1, 9, (SPEC, node), None, None))
+        said = capsys.readouterr().err
+        bar.show(progress.State(2, 9, (node,), row(best_mae=1.25), 125.4))
+    assert said.splitlines()[:3] == [
+        "8 runs to make, 1 made before, 2 at a time. Now:",
+        "  full on demand, stid, batch 64, rate 0.002, seed 0",
+        "  nodes-uniform on demand, stid, batch 64, 7 nodes, rate 0.002, seed 1",
+    ]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "2/9 runs" in last
+    assert "about 0:02:05 left; full on demand, stid, batch 64, rate 0.002, seed 0: val MAE 1.25, 40 s" in last
 
 
 def test_no_run_begins_after_the_minutes(tmp_path):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import shutil
-import sys
 import textwrap
 from dataclasses import replace
-from typing import Any
 
 from stprune.study import machine
 from stprune.study.families import FAMILIES
 from stprune.study.grid import Grid
+from stprune.study.progress import Bar
 from stprune.study.rows import Row
 from stprune.study.run import ROWS, run
 from stprune.study.sentences import headline, sentences
@@ -57,8 +56,8 @@ def run_study(
     where = machine.choose_device(device)
     grid = replace(grid, device=machine.device_name(where))
     processes = min(8, machine.cores()) if processes is None else processes
-    with _Progress() as progress:
-        rows = run(grid, folder, processes=processes, minutes=minutes, device=str(where), report=progress.take)
+    with Bar() as bar:
+        rows = run(grid, folder, processes=processes, minutes=minutes, device=str(where), report=bar.show)
     own = grid.own(rows)
     if not own:
         raise RuntimeError(f"no run has finished in {folder} on {grid.device}: give it more --minutes")
@@ -95,41 +94,3 @@ def _cell(cell: Cell) -> str:
     layout, _ = table.texts(cell)
     found = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences(cell)]
     return "\n\n".join([f"\n{table.as_text(cell)}", textwrap.fill(table.legend(layout), width), "\n".join(found), ""])
-
-
-class _Progress:
-    """A bar of runs, with what the last one gave; it appears when the study begins."""
-
-    _bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def take(self, row: Row | None, done: int, total: int) -> None:
-        """A run has finished; None: the study begins, with so many runs done before."""
-        from tqdm import tqdm
-
-        if row is None:
-            lines = sys.stderr.isatty()
-            self._bar = tqdm(
-                unit="run",
-                initial=done,
-                total=max(total, done),
-                dynamic_ncols=lines,
-                mininterval=0.2 if lines else 15.0,
-                bar_format="{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} runs [{elapsed} < {remaining}{postfix}]",
-            )
-            return
-        spec = row.spec
-        drawn = f", {spec.num_drawn} nodes" if spec.num_drawn else ""
-        self._bar.set_postfix_str(
-            f"{spec.family} on {spec.data}, {spec.model}, batch {spec.batch_size}{drawn}, seed {spec.seed}: "
-            f"val MAE {row.best_mae:.4g}, {row.seconds:.0f} s",
-            refresh=False,
-        )
-        self._bar.total = max(total, done)
-        self._bar.update(done - self._bar.n)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from stprune.study.families import FAMILIES
 from stprune.study.results import USUAL_BATCH
@@ -122,6 +123,18 @@ class Block:
         )
 
 
+class Pending(NamedTuple):
+    """What is left of a study.
+
+    Attributes:
+        specs: without a row, each once, in the order in which they are to be run.
+        left: runs still to be made by series, as far as is known: a search may need more learning rates.
+    """
+
+    specs: list[Spec]
+    left: Counter[str]
+
+
 @dataclass(frozen=True)
 class Grid:
     """All blocks of a study.
@@ -138,7 +151,7 @@ class Grid:
     note: str = ""
     device: str = "cpu"
 
-    def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> list[Spec]:
+    def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> Pending:
         """What can be run now, given what was run: the first stage of every family first, then the next.
 
         Args:
@@ -146,24 +159,18 @@ class Grid:
             num_nodes: nodes of a series by its name.
 
         Returns:
-            Specs without a row, each once, in the order in which they are to be run.
+            What can be run, and how many runs are still to be made.
         """
-        found: dict[Spec, int] = {}
-        for number, stage, specs, _ in self._searches(rows, num_nodes):
-            for spec in specs:
-                found.setdefault(spec, number * 10 + stage)
-        return sorted(found, key=found.__getitem__)
-
-    def left(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> int:
-        """Runs that are still to be made, as far as is known: a search may need more learning rates."""
-        return sum(left for *_, left in self._searches(rows, num_nodes))
-
-    def _searches(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> Iterator[tuple[int, int, list[Spec], int]]:
-        """Block, stage, what can be run now, and runs still to be made, of every family of every cell."""
         done = {row.spec: row for row in rows}
+        found: dict[Spec, int] = {}
+        counts: Counter[str] = Counter()
         for number, block in enumerate(self.blocks):
             for search in _searches(block, num_nodes, self.device):
-                yield number, *search.next(done)
+                stage, specs, left = search.next(done)
+                counts[search.settings[0].data] += left
+                for spec in specs:
+                    found.setdefault(spec, number * 10 + stage)
+        return Pending(sorted(found, key=found.__getitem__), counts)
 
     def own(self, rows: Sequence[Row]) -> list[Row]:
         """The rows of cells, families, budgets and device of the grid: its folder may hold those of another one."""
