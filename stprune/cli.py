@@ -144,7 +144,7 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "study",
         help="trains a grid of series, models, families and settings; rows, tables and a report",
         description="Make every run of a grid, tuned with equal care; finished runs are rows on disk, and a stopped study goes "
-        "on where it was. GRID is a JSON file, see benchmarks/studies.",
+        "on where it was. GRID is a JSON file; benchmarks/README.md lists its keys, benchmarks/studies has some.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     study.add_argument("grid", type=pathlib.Path, metavar="GRID", help="JSON file of the grid")

@@ -342,7 +342,7 @@ def test_from_one_seed_nothing_is_concluded():
     rows = [row(), row("nodes-uniform", mae=1.5), row("pairs", mae=2.01), row("nodes-priority", mae=3.0)]
     rows += [row("soft-random", mae=2.0, **kept), row("st-prune", mae=2.0, **kept)]
     first, _, *more = sentences(only(rows))
-    assert first == "From one seed nothing can be concluded. Differences below about 1% of the MAE can be chance."
+    assert first == "One seed proves nothing: differences below about 1% of the MAE can be chance."
     assert more[0] == (
         "Test MAE against it at the same cost - lower by more than 1% on one seed: uniform nodes (-25.0%); "
         "within 1% on one seed: soft random (+0.0%), ST-Prune (+0.0%), single pairs (+0.5%); "
@@ -391,7 +391,7 @@ def test_what_runs_spent_beyond_their_budget_is_told():
     rows = [replace(each, cost=each.spec.cost * (1.08 if each.spec.batch_size == 64 else 1.01)) for each in rows]
     rows.append(row("pairs"))
     assert only(rows).full.overspent == pytest.approx(1.0)
-    assert "full training 1.00% (8.0%), single pairs 0.00% (0.0%)." in table.markdown(rows, LABELS)
+    assert "full training 1.00% (8.0%); single pairs 0.00% (0.0%)." in table.markdown(rows, LABELS)
     head, _, full, pairs = table.as_text(only(rows)).splitlines()
     assert "over budget" in head
     assert "  1.0%" in full

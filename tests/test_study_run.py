@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -26,11 +27,12 @@ from stprune.study.problem import prepare
 from stprune.study.rows import Row
 from stprune.study.run import problem_of, run
 from stprune.study.series import load
-from stprune.study.spec import Spec
+from stprune.study.spec import MODELS, OPTIMIZERS, RATE_SCHEDULES, Spec
 from stprune.study.summary import summarize
 from stprune.study.terminated import Terminated, raised_when_terminated
 from stprune.study.train import VALIDATE_AT, evaluate, forecast, rate_at, train
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = "demand?nodes=6&steps=300"
 BLOCK = Block(
     data=(TINY,),
@@ -98,7 +100,7 @@ def test_specs_differ_by_key_in_every_field():
 
 
 def test_rows_without_a_device_are_the_cpus_and_keep_their_keys():
-    path = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "study.jsonl"
+    path = ROOT / "benchmarks" / "results" / "study.jsonl"
     lines = path.read_text().splitlines()
     for line, found in zip(lines, storage.read(path), strict=True):
         assert found.spec.device == "cpu"
@@ -243,6 +245,24 @@ def test_a_grid_is_read_from_json(tmp_path):
     path = tmp_path / "grid.json"
     path.write_text(json.dumps({"title": "Mine", "blocks": [asdict(BLOCK), {"data": ["simbench"]}]}))
     assert Grid.read(path) == Grid((BLOCK, Block(data=("simbench",))), "Mine")
+
+
+def test_the_documented_keys_of_a_grid_are_its_fields(tmp_path):
+    section = (ROOT / "benchmarks" / "README.md").read_text().split("### A grid of your own")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line.startswith("| `")]
+    own = {name.strip("`"): (what, unit, default.rstrip(" |").strip("`")) for name, what, unit, default in lines}
+    assert list(own) == [each.name for each in fields(Block)]
+    made = json.loads(json.dumps(asdict(Block(data=("demand",)))))
+    for name, (what, unit, default) in own.items():
+        assert what
+        assert unit
+        assert default == ("" if name == "data" else json.dumps(made[name])), name
+    for name, choices in {"models": MODELS, "optimizers": OPTIMIZERS, "rate_schedules": RATE_SCHEDULES}.items():
+        assert set(re.findall("`([a-z-]+)`", own[name][0])) == set(choices)
+    path = tmp_path / "grid.json"
+    path.write_text(section.split("```json\n")[1].split("```")[0])
+    grid = Grid.read(path)
+    assert (grid.title, len(grid.blocks), grid.blocks[0].cost) == ("My series", 1, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def base_rate(model: str, optimizer: str) -> float:
 class Block:
     """A part of a study: every series with every model and every family, tuned with equal care.
 
+    benchmarks/README.md has its fields, as the keys of a grid file, in a table.
+
     Attributes:
         data: series, as `stprune.study.series.load` reads them.
         models: names from `MODELS`.

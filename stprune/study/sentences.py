@@ -54,7 +54,7 @@ def sentences(cell: Cell, *, firm: bool = True) -> list[str]:
     found = [_batch(cell, full), *_judgement(cell), *_nodes(cell), *_samplers(cell), *_windows(cell)]
     found += [*_tail(cell), *_sixth(cell), *_overhead(cell), *_diverged(cell)]
     if any(family.result and len(family.result.runs) == 1 for family in cell.families):
-        found.insert(0, f"{ONE_SEED} Differences below about {SEED_NOISE:.0f}% of the MAE can be chance.")
+        found.insert(0, f"One seed proves nothing: differences below about {SEED_NOISE:.0f}% of the MAE can be chance.")
     return found
 
 

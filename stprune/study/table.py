@@ -257,7 +257,7 @@ def beyond_budget(study: Study) -> str:
             texts.append(f"{label} {overspent(compared):.2f}% ({most:.1f}%)")
     return (
         "The last step of a run is whole, so that it may train on more pairs than its budget has. By so much, on the mean of "
-        f"the runs that are compared (at most, in any trial): {', '.join(texts) or 'no run'}."
+        f"the runs that are compared (at most, in any trial): {'; '.join(texts) or 'no run'}."
     )
 
 
