@@ -14,13 +14,14 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
+import study_rows
 
 from stprune.study import figures, report, results, table
 from stprune.study.results import Change, Setting
-from stprune.study.rows import Point, Row
+from stprune.study.rows import Point
 from stprune.study.sentences import headline, sentences
 from stprune.study.spec import Spec
 from stprune.study.summary import series_names, summarize
@@ -35,41 +36,11 @@ LABELS = {
 }
 
 
-def row(family="full", seed=0, *, mae=2.0, validation=None, batch=8, rate=0.01, cost=12.0, nodes=100, curve=None, **settings):
-    """A run with made-up numbers: 10 s a pass, 1,000 windows, an error that halves over the run unless a curve is given."""
-    spec_names = ("data", "model", "dim", "num_drawn", "keep_ratio", "optimizer", "rate_schedule", "device")
-    asked = {"data": "flow", "model": "stid", **{name: settings.pop(name) for name in spec_names if name in settings}}
-    spec = Spec(family=family, batch_size=batch, learning_rate=rate, cost=cost, seed=seed, **asked)
-    best = mae if validation is None else validation
-    shares = curve or ((0.5, 2 * best), (1.0, best))
-    points = settings.pop("points", None) or tuple(Point(cost * s, 100, 20 * cost * s, 10 * cost * s, v) for s, v in shares)
-    pairs = int(1000 * nodes * cost)
-    values = {
-        "spec": spec,
-        "num_nodes": nodes,
-        "num_windows": 1000,
-        "cost": cost,
-        "pairs": pairs,
-        "windows": pairs // nodes,
-        "steps": pairs // (batch * (spec.num_drawn or nodes)),
-        "seconds": 20 * cost,
-        "cpu_seconds": 10 * cost,
-        "plan_seconds": 0.0,
-        "loss_seconds": 1.0,
-        "num_bytes": 8 * pairs,
-        "best_mae": min((p.validation_mae for p in points), default=math.inf),
-        "mae": mae,
-        "rmse": 1.5 * mae,
-        "mape": 10.0,
-        "horizon_mae": (mae,) * 12,
-        "hard_windows_mae": 3 * mae,
-        "hard_nodes_mae": 4 * mae,
-        "curve": points,
-        "diverged": False,
-        "machine": {"processor": "test", "device": "cpu", "threads": 1, "versions": {"torch": "2.13"}},
-        "date": "2026-01-02T03:04:05+00:00",
-    }
-    return Row(**{**values, **settings})
+def row(family="full", seed=0, *, batch=8, rate=0.01, cost=12.0, **settings):
+    """A run made by hand, with the fields of its spec among the settings."""
+    names = {each.name for each in fields(Spec)} - {"cost", "seed"}
+    asked = {"data": "flow", "model": "stid", **{name: settings.pop(name) for name in names & set(settings)}}
+    return study_rows.row(Spec(family=family, batch_size=batch, learning_rate=rate, cost=cost, seed=seed, **asked), **settings)
 
 
 def only(rows):
@@ -549,7 +520,7 @@ def test_the_targets_are_met_or_missed_by_the_numbers(monkeypatch):
 # --- pictures and page -----------------------------------------------------------------------------------------------
 
 
-def study_rows():
+def several_rows():
     """Two series, two models, three seeds, several budgets; the first series is full of what can go wrong."""
     rows = []
     for model in ("stid", "graph-wavenet"):
@@ -592,7 +563,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def study_page():
     predictions = [("flow", 0.9, 1.0), ("traffic", 0.3, 0.25)]
-    return report.render(study_rows(), LABELS, note="Only a <test>.", predictions=predictions, sources=["A & B"])
+    return report.render(several_rows(), LABELS, note="Only a <test>.", predictions=predictions, sources=["A & B"])
 
 
 def test_the_page_is_well_formed_stands_alone_and_holds_its_pictures(study_page):
@@ -615,7 +586,7 @@ def test_the_page_is_well_formed_stands_alone_and_holds_its_pictures(study_page)
 
 
 def test_the_page_holds_every_label_sentence_and_condition(study_page):
-    study = summarize(study_rows(), LABELS)
+    study = summarize(several_rows(), LABELS)
     text = study_page
     plain = html.unescape(text)
     for sentence in [*headline(study), *(one for cell in study.cells for one in sentences(cell))]:
@@ -660,7 +631,7 @@ def test_a_study_with_gaps_has_a_page(rows):
 
 
 def test_the_same_rows_give_the_same_picture():
-    cells = summarize(study_rows(), LABELS).cells[:2]
+    cells = summarize(several_rows(), LABELS).cells[:2]
     assert figures.costs(cells) == figures.costs(cells)
 
 

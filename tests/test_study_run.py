@@ -311,7 +311,7 @@ def test_a_spec_gives_the_same_row_bit_for_bit(one_thread, settings):
 
 def test_a_run_spends_its_budget_and_no_more_than_a_step_over(one_thread):
     problem = problem_of(TINY)
-    for settings in ({}, {"family": "nodes-uniform", "num_drawn": 2}):
+    for settings in ({}, {"family": "nodes-uniform", "num_drawn": 2}, {"family": "nodes-roots", "num_drawn": 4}):
         spec = replace(SPEC, data=TINY, batch_size=16, cost=0.7, dim=4, **settings)
         found = train(spec, problem)
         step = 16 * (spec.num_drawn or 6)
@@ -320,8 +320,9 @@ def test_a_run_spends_its_budget_and_no_more_than_a_step_over(one_thread):
         assert [point.steps for point in found.curve][-1] == found.steps == math.ceil(0.7 * problem.pairs / step)
         assert len(found.curve) <= len(VALIDATE_AT)
         assert found.best_mae == min(point.validation_mae for point in found.curve)
-        # Values of x: 12 steps of one value and two time channels; of y: 12 steps; 4 bytes each.
-        assert found.num_bytes == found.pairs * 12 * 4 * 4
+        # Values of x: 12 steps of one value and two time channels; of y: 12 steps; 4 bytes each. Of 4 nodes 1 is a root.
+        targets = found.windows if spec.family == "nodes-roots" else found.pairs
+        assert found.num_bytes == (found.pairs * 3 + targets) * 12 * 4
 
 
 def test_the_learning_rate_follows_the_budget():
@@ -410,7 +411,7 @@ def test_a_study_says_at_once_what_runs_and_how_many_runs_there_are(capsys):
     ]
     last = capsys.readouterr().err.splitlines()[-1]
     assert "2/9 runs" in last
-    assert "about 0:02:05 left; full on demand, stid, batch 64, rate 0.002, seed 0: val MAE 1.25, 40 s" in last
+    assert "about 0:02:05 left; full on demand, stid, batch 64, rate 0.002, seed 0: val MAE 1.25, 80 s" in last
 
 
 def test_no_run_begins_after_the_minutes(tmp_path):
