@@ -16,7 +16,7 @@ from stprune.study import series as series_module
 from stprune.study import simbench
 from stprune.study.graph import Edges, nearest_nodes
 from stprune.study.problem import HISTORY, HORIZON, prepare, split_windows
-from stprune.study.series import label, load, repeated_nodes
+from stprune.study.series import label, load
 from stprune.study.traffic import traffic
 
 CPU = torch.device("cpu")
@@ -291,15 +291,6 @@ def test_real_simbench_is_a_leap_year_of_192_profiles():
     assert shifted.any()
     assert not shifted[: 60 * 96].any()
     assert not shifted[-60 * 96 :].any()
-
-
-def test_constant_and_copied_nodes_are_counted():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(500, 3)).astype(np.float32)
-    values = np.column_stack([values, 3 - 2 * values[:, 0], np.full(500, 7.3), np.zeros(500)]).astype(np.float32)
-    assert repeated_nodes(values) == (2, 1)
-    values[4, 0] = np.nan
-    assert repeated_nodes(values[:, :3]) == (0, 0)
 
 
 # --- generated series ------------------------------------------------------------------------------------------------

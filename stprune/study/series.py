@@ -251,29 +251,6 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series
     return _series(values, calendar, per_day, source, found.node_ids, first=first, edges=edges)
 
 
-def repeated_nodes(values: FloatArray) -> tuple[int, int]:
-    """Count nodes that hold nothing new, since they make drawing nodes look better than it is.
-
-    Args:
-        values: [time, node] float32; NaN counts as the node's mean. At most 8,192 evenly spaced steps are looked at.
-
-    Returns:
-        How many nodes are constant, and how many others are an earlier node up to scale and offset (correlation above
-        0.9999 in size).
-    """
-    some = values[:: -(-len(values) // 8192)].astype(np.float64)
-    seen = np.isfinite(some)
-    mean = np.where(seen, some, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    some = np.where(seen, some - mean, 0.0)
-    spread = np.sqrt(np.square(some).mean(axis=0))
-    # Rounding leaves a constant node a spread of about 1e-8 of its level.
-    constant = spread <= 1e-6 * np.abs(mean)
-    some = some[:, ~constant] / spread[~constant]
-    correlation = some.T @ some / len(some)
-    copies = (np.abs(np.tril(correlation, -1)) > 0.9999).any(axis=1)
-    return int(constant.sum()), int(copies.sum())
-
-
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
     """What a folder says of its series; empty where it says nothing."""
     if not path.is_file():
