@@ -37,7 +37,9 @@ def selection(device: torch.device) -> None:
     for exact in (False, True):
         draw_threshold(keys, 0.5, **seed, exact_count=exact)
     for method in ("st-prune", "infobatch", "soft-random"):
-        plan = stprune.plan_epoch(keys, method=method, keep_ratio=0.5, **seed, strata=torch.arange(len(keys), device=device) % 24)
+        plan = stprune.plan_epoch(
+            keys, method=method, keep_ratio=0.5, **seed, strata=torch.arange(len(keys), device=device) % 24
+        )
         assert 0 < len(plan.order(0, len(plan))) < len(keys)
 
 
@@ -68,7 +70,9 @@ def training(device: torch.device) -> None:
             assert bool(scale.grad.isfinite())
     table = stprune.ScoreTable(10**6, device=device)
     for batch in (64, 16_384):
-        table.update(torch.randperm(10**6, generator=generator)[:batch].to(device), torch.rand(batch, generator=generator).to(device))
+        table.update(
+            torch.randperm(10**6, generator=generator)[:batch].to(device), torch.rand(batch, generator=generator).to(device)
+        )
 
 
 if __name__ == "__main__":

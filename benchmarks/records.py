@@ -9,12 +9,14 @@ import os
 import pathlib
 import platform
 import resource
+import shutil
 import subprocess
 
 import numpy as np
 import torch
 
 import stprune
+from stprune.study.machine import versions
 
 Row = dict[str, object]
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -47,17 +49,27 @@ def machine(device: torch.device, allocator: str) -> Row:
         (line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
+    on_gpu = {"driver": driver(), "triton": versions()["triton"]} if device.type == "cuda" else {}
     preloaded = ", ".join(pathlib.Path(part).name for part in os.environ.get("LD_PRELOAD", "").split(":") if part)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cores": os.cpu_count(),
         "allocator": preloaded or allocator,
         "torch": torch.__version__,
+        **on_gpu,
         "numpy": np.__version__,
         "stprune": stprune.__version__,
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def driver() -> str:
+    """The version of the GPU's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if shutil.which(command[0]) is None:
+        return "unknown"
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def peak_bytes() -> int:

@@ -59,6 +59,12 @@ class Training:
     batch: int
     share: float | None = None
 
+    @property
+    def job(self) -> str:
+        """As the rows name it."""
+        kind = f"{self.model} step, {self.nodes} nodes, {str(self.dtype).removeprefix('torch.')}"
+        return f"{kind}, compiled" if self.compiled else kind
+
     def steps(self, series: Tensor, clock: Tensor, *, captured: bool) -> Call:
         """A call that takes one step: made with the call, as a model of its own takes time and memory."""
         make = _usual if self.share is None else _pruned
@@ -125,7 +131,7 @@ def _case(training: Training) -> Case:
 
     return Case(
         "window_loader",
-        f"{training.model} step, {training.nodes} nodes, {str(training.dtype)[6:]}" + (", compiled" if training.compiled else ""),
+        training.job,
         training.batch * training.nodes,
         training.batch * (HISTORY + HORIZON) * training.nodes * series.element_size(),
         everything.steps(series, clock, captured=False),

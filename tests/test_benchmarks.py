@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,12 +23,17 @@ SIZE = int(float(os.environ.get("STPRUNE_BENCH_SIZE", "2e4")))
 CPU = torch.device("cpu")
 
 
-def all_cases():
+def modules(*names):
+    """Files of the folder, which import each other by their names."""
     sys.path.append(str(BENCHMARKS))
     try:
-        cases, plans, loss = (importlib.import_module(name) for name in ("cases", "plan_cases", "loss_cases"))
+        return [importlib.import_module(name) for name in names]
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def all_cases():
+    cases, plans, loss = modules("cases", "plan_cases", "loss_cases")
     yield from cases.selection(SIZE, CPU)
     for name in cases.INPUTS[1:]:
         yield from cases.selection(SIZE, CPU, name=name)
@@ -107,30 +113,6 @@ def printed(*command, **options):
     return result.stdout
 
 
-STUB = """#!/bin/sh
-echo "$*" >>"$LOG"
-"""
-
-
-def test_the_gpu_check_fits_its_nine_minutes_and_calls_what_there_is(tmp_path):
-    """The script with `timeout` and what it runs replaced by stubs that write down how they are called."""
-    for name in ("timeout", "python", "nvcc", "compute-sanitizer"):
-        stub = tmp_path / name
-        stub.write_text(STUB)
-        stub.chmod(0o755)
-    log = tmp_path / "log"
-    stubs = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "LOG": str(log)}
-    printed("bash", BENCHMARKS / "gpu.sh", tmp_path / "out", env={**os.environ, **stubs}, timeout=60)
-    steps = [line.split() for line in log.read_text().splitlines() if line.startswith("--kill-after=5 ")]
-    total = sum(int(step[1]) for step in steps)
-    assert total <= 540
-    assert f"add up to {total} s" in (BENCHMARKS / "gpu.sh").read_text()
-    timed = [step[step.index("benchmarks/run.py") :] for step in steps if "benchmarks/run.py" in step]
-    assert {"--suite", "loss"} <= {word for step in timed for word in step}
-    known = printed(sys.executable, BENCHMARKS / "run.py", "--help")
-    assert all(word in known for step in timed for word in step if word.startswith("--"))
-
-
 def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
     """Rows of the jobs asked for, and none of a job that would begin too late."""
     jobs = sorted({case.job for case in CASES if "select" in case.job})
@@ -142,6 +124,86 @@ def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
     rows = (tmp_path / "selection-cpu.jsonl").read_text()
     assert f'"{asked}"' in rows
     assert f'"{other}"' not in rows
+
+
+def test_a_contender_that_fails_costs_the_others_nothing(capsys):
+    """It has no time, its name is told, and the run ends with status 1."""
+    run, cases = modules("run", "cases")
+
+    def broken():
+        raise RuntimeError("illegal memory access")
+
+    contenders, failed = {"broken": broken, "right": lambda: None}, []
+    assert set(run._take_turns(contenders, CPU, 0.0, "a job", failed)) == {"right"}
+    assert failed == ["a job: broken"]
+    assert "illegal memory access" in capsys.readouterr().err
+    options = ["run.py", "--suite", "loss", "--no-gate", "--out", os.devnull]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", options)
+        patch.setattr(run, "_cases", lambda *_: [cases.Case("op", "a job", 1, 4, broken)])
+        patch.setattr(run.records, "keep", lambda path, rows: None)
+        assert run.main() == 1
+
+
+def test_torch_knows_the_compilers_options():
+    (loss,) = modules("loss_cases")
+    for options in loss.COMPILERS.values():
+        torch.compile(lambda x: x, options=options or None)
+    with pytest.raises(RuntimeError):
+        torch.compile(lambda x: x, options={"no such option": True})
+
+
+def shape(job):
+    """A job's name without its sizes."""
+    return re.sub(r"[\d.,]+", "#", job)
+
+
+def test_targets_on_a_gpu_name_what_is_timed():
+    loss, plans, windows, steps, targets = modules("loss_cases", "plan_cases", "window_cases", "step_cases", "gpu_targets")
+    series = windows.days(400, 20, CPU)
+    made = [*CASES, *loss.losses((4, 12, 20), torch.bfloat16, CPU), *windows.epochs(series), *windows.statistics(series, 24)]
+    made += [next(iter(steps.steps(CPU, small=True)))]
+    known = {}
+    for case in made:
+        names = {"stprune", *case.rivals, *(f"stprune, {name}" for name in case.variants)}
+        known.setdefault(shape(case.job), set()).update(names)
+    # On a GPU only.
+    only = {"DataLoader, 8 workers", "torch.compile, cooperative reductions"}
+    for target in targets.TARGETS:
+        assert set(target.rivals) <= known[shape(target.job)] | only, target.what
+        assert set(target.ours) & known[shape(target.job)], target.what
+    sizes = {(target.suite, target.job): target.size for target in targets.TARGETS if target.size}
+    assert sizes["selection", "select k=n/2"] == 10**8
+    windows_ = len(windows.UsualWindows(torch.empty(windows.TIMES, 0)))
+    assert f"epoch of {windows_} windows, {windows.NODES} nodes" in {target.job for target in targets.TARGETS}
+
+
+def test_the_table_of_a_gpu_holds_rows_against_targets(tmp_path):
+    (targets,) = modules("gpu_targets")
+    assert targets.table(tmp_path, short=True) == "GPU: not measured yet."
+    empty = targets.table(tmp_path, short=False)
+    assert empty.count("| not measured yet |") == len(targets.TARGETS)
+    about = {"device": "a card", "driver": "5", "torch": "2", "triton": "3"}
+
+    def some(job, size, **times):
+        return [
+            {"job": job, "n": size, "contender": name, "median_ms": ms, "passes": 2.5, **about} for name, ms in times.items()
+        ]
+
+    rows = some("select k=n/2", 10**8, **{"stprune, out=": 2.0, "stprune": 3.0, "torch.topk(sorted=False)": 18.0})
+    rows += some("select k=n/2", 10**7, **{"stprune": 1.0, "torch.topk(sorted=False)": 99.0})
+    steps = some(
+        "STID step, 8600 nodes, float32", 5, **{"stprune": 10.0, "stprune, 30% of nodes": 3.0, "stprune, 10% of nodes": 2.0}
+    )
+    for suite, found in (("selection", rows), ("step", steps)):
+        (tmp_path / f"{suite}-cuda.jsonl").write_text("".join(json.dumps(each) + "\n" for each in found))
+    full, short = (targets.table(tmp_path, short=short) for short in (False, True))
+    assert "| select n/2 of 10^8 float32 | 2.5 reads, missed | at most 2 reads |" in full
+    assert "| select n/2 of 10^8 float32, against torch.topk | 9x | at least 8x |" in full
+    assert "| STID step on 30% of 8,600 nodes, against all of them | 0.3x | at most 0.36x |" in full
+    assert "| STID step on 10% of 8,600 nodes, against all of them | 0.2x, missed | at most 0.14x |" in full
+    assert full.endswith("\n\na card: driver 5, torch 2, Triton 3.")
+    assert set(short.splitlines()) < set(full.splitlines())
 
 
 def row(n, contender, milliseconds, allocator="default"):
