@@ -24,7 +24,7 @@ class Target:
         suite, job, size: of the rows.
         least: at least this; None where there is a most.
         most: at most this.
-        rivals: whose fastest is told as a multiple of our time; for a `most`, ours as a multiple of its time. Empty for `field`.
+        rivals: whose fastest is told as a multiple of our time, or for a `most` ours as a multiple of its time; empty: `field`.
         field: of our row, where there are no rivals.
         ours: our contenders, the one to take first.
         short: it stands in the README of the project, too.
@@ -114,9 +114,7 @@ TARGETS = (
         )
         for size in (64, 16384)
     ),
-    Target(
-        "epoch of windows, against a DataLoader with workers and pinned memory", *_EPOCH, least=50, rivals=WORKERS, short=True
-    ),
+    Target("epoch of windows, against a DataLoader's workers and pinned memory", *_EPOCH, least=50, rivals=WORKERS, short=True),
     Target("epoch of windows, against indexing by hand on the device", *_EPOCH, least=1, rivals=("series[rows], by hand",)),
     # Windows are read and written: 2 reads at least.
     Target("epoch of windows, which reads and writes them", *_EPOCH, most=4),

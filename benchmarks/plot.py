@@ -4,7 +4,7 @@ python benchmarks/plot.py                 # benchmarks/results/selection-cpu.svg
 python benchmarks/plot.py --table         # markdown: the selection, a table for each kind of machine
 python benchmarks/plot.py --table loss    # the same of the loss
 python benchmarks/plot.py --table short   # the README's few lines of both
-python benchmarks/plot.py --table gpu     # what is to be reached on a GPU, and what was measured there; `--table gpu-short` its README lines
+python benchmarks/plot.py --table gpu     # targets on a GPU and what was measured there; `gpu-short`: the README's
 python benchmarks/plot.py --device cuda --rows FILE --out PICTURE
 """
 

@@ -159,7 +159,7 @@ def shape(job):
 
 
 def test_targets_on_a_gpu_name_what_is_timed():
-    loss, plans, windows, steps, targets = modules("loss_cases", "plan_cases", "window_cases", "step_cases", "gpu_targets")
+    loss, windows, steps, targets = modules("loss_cases", "window_cases", "step_cases", "gpu_targets")
     series = windows.days(400, 20, CPU)
     made = [*CASES, *loss.losses((4, 12, 20), torch.bfloat16, CPU), *windows.epochs(series), *windows.statistics(series, 24)]
     made += [next(iter(steps.steps(CPU, small=True)))]
