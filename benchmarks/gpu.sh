@@ -115,13 +115,15 @@ stage_library() {
   fi
   # Its Python files are not used, and a library that was built for other op schemas is not loaded.
   if [ -d "$site" ]; then export STPRUNE_LIBRARY_DIR=$site/stprune; fi
+  if [ -z "$dry" ] && command -v nvidia-smi >/dev/null; then run nvidia-smi; fi
   run "$python" -c "
 import stprune, torch
+from stprune.cli import info
+print(info())
 if '$device' == 'cuda':
     assert torch.cuda.is_available(), 'torch finds no GPU'
 status = stprune.library_status()['_C_cuda' if '$device' == 'cuda' else '_C']
-assert status.loaded, status.reason" && run "$python" -m stprune.cli info || return
-  if [ -z "$dry" ] && command -v nvidia-smi >/dev/null; then run nvidia-smi; fi
+assert status.loaded, status.reason"
 }
 
 stage_tests() {
