@@ -22,7 +22,7 @@
 #   STPRUNE_CUDA=ON CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90 pip wheel --no-build-isolation --no-deps -w dist .
 #   nvcc -O3 -std=c++17 --fmad=false -arch=sm_90 -Icsrc benchmarks/cuda_library.cu -o dist/cuda_library
 # (scikit-build-core, cmake, ninja and any build of torch >= 2.10, or its folder in STPRUNE_TORCH_DIR.) The newest wheel in dist/
-# gives the compiled code, the checkout everything else: a change of csrc/ needs a new wheel, any other change does not.
+# (or $PREBUILT) gives the compiled code, the checkout everything else: a change of csrc/ needs a new wheel, others do not.
 set -uo pipefail
 STAGES=(library tests sanitizer selection loss windows step train)
 LIMIT=${STAGE_LIMIT:-100} # seconds of a stage
@@ -39,6 +39,7 @@ cd "$(dirname "$0")/.."
 mkdir -p "$out"
 work=$(mktemp -d)
 python=${PYTHON:-python3}
+prebuilt=${PREBUILT:-dist}
 site=$PWD/build/gpu${dry:+-dry}
 device=cuda processes=8 small=()
 if [ -n "$dry" ]; then
@@ -103,13 +104,13 @@ there() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find
 stage_library() {
   local wheel
   # shellcheck disable=SC2012 # the newest one, and wheels have plain names
-  wheel=$(ls -t dist/stprune-*.whl 2>/dev/null | head -n 1)
+  wheel=$(ls -t "$prebuilt"/stprune-*.whl 2>/dev/null | head -n 1)
   if [ -n "$wheel" ]; then
     run "$python" -m pip install --quiet --no-deps --no-index --upgrade --target "$site" "$wheel" || return
   elif [ -n "$dry" ]; then
-    missing+=("a wheel in dist/: the library that is installed is used")
+    missing+=("a wheel in $prebuilt/: the library that is installed is used")
   else
-    missing+=("a wheel in dist/: the library was compiled in this stage")
+    missing+=("a wheel in $prebuilt/: the library was compiled in this stage")
     run env STPRUNE_CUDA=ON CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native "$python" -m pip install --quiet --no-build-isolation \
       --no-deps --no-index --upgrade --target "$site" . || return
   fi
@@ -155,7 +156,7 @@ stage_sanitizer() {
 }
 
 stage_selection() {
-  local status=0 program=dist/cuda_library
+  local status=0 program=$prebuilt/cuda_library
   bench --suite selection --sizes 1e8 --only "select k=" --only draw --budget 0.1 --seconds 25 || status=$?
   bench --suite selection --sizes 1e7 --budget 0.05 --seconds 25 || status=$?
   if [ -z "$dry" ] && [ ! -x "$program" ] && command -v nvcc >/dev/null; then
@@ -164,11 +165,11 @@ stage_selection() {
   fi
   if [ -n "$dry" ]; then return "$status"; fi
   if [ ! -x "$program" ]; then
-    missing+=("dist/cuda_library, and nvcc to make it: our kernels were not timed against CUB's") && return "$status"
+    missing+=("$prebuilt/cuda_library, and nvcc to make it: our kernels were not timed against CUB's") && return "$status"
   fi
   begin cuda_library "$program" 8
   ended || status=$?
-  grep '^{' "$out/cuda_library.log" >"$rows/cuda_library.jsonl"
+  grep '^{' "$out/cuda_library.log" >"$rows/cuda_library.jsonl" || status=1
   return "$status"
 }
 

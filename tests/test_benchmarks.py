@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
@@ -106,21 +105,22 @@ def test_rivals_of_the_loss_have_its_value():
                 assert call().item() == pytest.approx(value, rel=1e-5), name
 
 
-def printed(*command, **options):
-    """What a command that must succeed printed."""
-    result = subprocess.run(command, capture_output=True, text=True, **options)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path):
+def test_a_run_keeps_its_rows_and_stops_in_time(tmp_path, monkeypatch, capsys, threads):
     """Rows of the jobs asked for, and none of a job that would begin too late."""
     jobs = sorted({case.job for case in CASES if "select" in case.job})
     asked, other = jobs[0], next(job for job in jobs if jobs[0] not in job)
-    command = [sys.executable, BENCHMARKS / "run.py", "--sizes", "1e4", "--no-gate", "--budget", "0.001", "--out", tmp_path]
-    assert f"{asked} and what follows is not timed" in printed(*command, "--only", asked, "--seconds", "-1")
+    (run,) = modules("run")
+    threads(1)
+
+    def printed(*options):
+        command = ["run.py", "--sizes", "1e4", "--no-gate", "--budget", "0.001", "--out", str(tmp_path), "--only", asked]
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        assert run.main() == 0
+        return capsys.readouterr().out
+
+    assert f"{asked} and what follows is not timed" in printed("--seconds", "-1")
     assert not list(tmp_path.iterdir())
-    printed(*command, "--only", asked, "--only", "no such job")
+    printed("--only", "no such job")
     rows = (tmp_path / "selection-cpu.jsonl").read_text()
     assert f'"{asked}"' in rows
     assert f'"{other}"' not in rows

@@ -14,7 +14,8 @@ SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 STAGES = ["library", "tests", "sanitizer", "selection", "loss", "windows", "step", "train"]
 # Writes down its arguments; fails or goes on for ever, with a child, where they hold $FAILS or $HANGS; writes a study's rows.
 STUB = """#!/bin/sh
-echo "$*" >>"$LOG"
+echo "$0 $*" >>"$LOG"
+echo '{"a": "row"}'
 case "$*" in
   *"${FAILS:-nothing}"*) exit 3 ;;
   *"${HANGS:-nothing}"*) sleep 600 & echo $! >>"$LOG.children"; wait ;;
@@ -36,14 +37,15 @@ def start(tmp_path):
             (tmp_path / name).write_text(STUB)
             (tmp_path / name).chmod(0o755)
         # None of the machine's own tools of a GPU.
-        paths = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "LOG": str(tmp_path / "log")}
+        paths = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": tmp_path / "python", "LOG": tmp_path / "log"}
+        paths |= {"PREBUILT": tmp_path / "dist", "SHARED": tmp_path / "shared"}
         command = ["bash", str(SCRIPT), *(str(each) for each in arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         # A test that is run in the background hands on that Ctrl-C is ignored.
         started.append(
             subprocess.Popen(
                 command,
-                env={**os.environ, **paths, "SHARED": str(tmp_path / "shared"), **settings},
+                env={**os.environ, **{name: str(path) for name, path in paths.items()}, **settings},
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 **pipes,
             )
@@ -71,6 +73,11 @@ def run(start, tmp_path):
 
 def test_every_stage_runs_and_calls_what_there_is(run, tmp_path):
     (tmp_path / "shared" / "data").mkdir(parents=True)
+    program, wheel = (tmp_path / "dist" / name for name in ("cuda_library", "stprune-1-py3-none-linux_x86_64.whl"))
+    program.parent.mkdir()
+    program.write_text(STUB)
+    program.chmod(0o755)
+    wheel.touch()
     status, printed, calls = run(tmp_path / "out")
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert status == 0
@@ -78,9 +85,9 @@ def test_every_stage_runs_and_calls_what_there_is(run, tmp_path):
     assert re.findall(r"^(\w+): passed, \d+ s$", summary, re.M) == STAGES
     assert re.search(r"all stages passed in \d+ s\n$", summary)
     assert all(re.search(rf"^# {stage} +\w", SCRIPT.read_text(), re.M) for stage in STAGES)
-    for program, source in (("benchmarks/run.py", "benchmarks/run.py"), ("stprune.cli study", "stprune/cli.py")):
+    for called, source in (("benchmarks/run.py", "benchmarks/run.py"), ("stprune.cli study", "stprune/cli.py")):
         known = (ROOT / source).read_text()
-        made = [call for call in calls if program in call]
+        made = [call for call in calls if called in call]
         assert made
         assert all(f'"{word}"' in known for call in made for word in call.split() if word.startswith("--"))
     files = {word for call in calls for word in call.split() if re.search(r"\.(py|json|cu)$", word)}
@@ -88,6 +95,10 @@ def test_every_stage_runs_and_calls_what_there_is(run, tmp_path):
     assert all((ROOT / file).is_file() for file in files)
     assert {suite for call in calls for suite in re.findall(r"--suite (\w+)", call)} == {"selection", "loss", "windows", "step"}
     assert sum("--tool" in call for call in calls) == 2
+    assert f"{program} 8" in calls
+    assert (tmp_path / "out" / "cuda_library.jsonl").read_text() == '{"a": "row"}\n'
+    assert any("-m pip install" in call and call.endswith(f" {wheel}") for call in calls)
+    assert "missing" not in summary
 
 
 def test_a_stage_alone(run, tmp_path):
@@ -154,7 +165,7 @@ def test_ctrl_c_ends_everything(start, tmp_path, kind):
 def test_what_is_missing_is_told(run, tmp_path):
     _, printed, _ = run(tmp_path / "out", tools=(), FAILS="find_spec")
     told = re.findall(r"^missing: (.*?)[:,]? ", printed, re.M)
-    for what in ("pytest-xdist", "compute-sanitizer", "dist/cuda_library", "simbench"):
+    for what in ("pytest-xdist", "compute-sanitizer", "a", f"{tmp_path}/dist/cuda_library", "simbench"):
         assert any(line.startswith(what) for line in told), what
     assert f"missing: {tmp_path}/shared/data: no real series were trained on" in printed
 
