@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import os
@@ -37,9 +38,21 @@ def read(path: pathlib.Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that is checked out, short; empty outside of a repository."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    """The commit that is checked out, short; $STPRUNE_COMMIT for a copy of its files, empty where neither is known."""
+    return os.environ.get("STPRUNE_COMMIT") or _output("git", "rev-parse", "--short", "HEAD")
+
+
+@functools.cache
+def driver() -> str:
+    """The version of the GPU's driver; empty where it is not known."""
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+
+
+def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -62,14 +75,6 @@ def machine(device: torch.device, allocator: str) -> Row:
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def driver() -> str:
-    """The version of the GPU's driver."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    if shutil.which(command[0]) is None:
-        return "unknown"
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def peak_bytes() -> int:
