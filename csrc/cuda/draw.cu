@@ -24,8 +24,9 @@ int systematic(const T* probability, int64_t n, int64_t count, int64_t seed, int
                void* stream) {
   Scratch parts{static_cast<char*>(scratch)};
   const SystematicMemory memory = systematic_memory(n, parts);
-  return draw_systematic(Stored<T>{probability}, n, {count, nullptr}, philox_key(seed), static_cast<uint32_t>(epoch),
-                         memory, DrawnSink{out}, stream);
+  // The door asks for 0.5 and what rounding adds.
+  return draw_systematic(Stored<T>{probability}, n, {count, nullptr}, ONE / 4 * 3, philox_key(seed),
+                         static_cast<uint32_t>(epoch), memory, DrawnSink{out}, stream);
 }
 
 }  // namespace

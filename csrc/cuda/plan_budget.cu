@@ -73,8 +73,8 @@ int finish(const T* scores, int64_t n, Power power, int64_t seed, int64_t epoch,
   PlanTotals* const found = &memory.budget.state->totals;
   const OfScores<T> source{scores, power, memory.budget.state, 0.0, 0.0};
   const PlanSink sink{&found->kept, room, indices, weights, false};
-  STPRUNE_TRY(draw_systematic(source, n, {n, &found->kept}, philox_key(seed), static_cast<uint32_t>(epoch), memory.draw,
-                              sink, stream));
+  STPRUNE_TRY(draw_systematic(source, n, {n, &found->kept}, n * ONE, philox_key(seed), static_cast<uint32_t>(epoch),
+                              memory.draw, sink, stream));
   STPRUNE_TRY(finite_stats(weights, {room, &found->kept}, memory.finite, found->stats, stream));
   PlanTotals on_host;
   STPRUNE_TRY(read_back(&on_host, found, 1, stream));

@@ -56,6 +56,7 @@ struct SystematicRounds {
   Source source;
   int64_t n;
   Size count;
+  int64_t most_missing;  // by how much the items' sum may be off
   int64_t offset;
   SystematicMemory memory;
 
@@ -115,7 +116,7 @@ struct SystematicRounds {
     const int64_t sign = round > 0 ? memory.rounds->sign : rest > 0 ? 1 : -1;
     const int64_t room = total(block, shared, sign > 0 ? memory.above : memory.room, blocks, Least{}, ONE);
     rest *= sign;
-    STPRUNE_DEVICE_CHECK(rest == 0 || (free > 0 && round < MOST_ROUNDS),
+    STPRUNE_DEVICE_CHECK(rest == 0 || (rest <= most_missing && free > 0 && round < MOST_ROUNDS),
                          "draw: count must be the sum of probability to within 0.5");
     const int64_t share = rest == 0 ? 0 : rest / free, extra = rest == 0 ? 0 : rest % free;
     const int64_t cut = extra == 0 ? 0 : index_of_free(block, shared, blocks, extra, round);
@@ -326,9 +327,9 @@ struct DrawnSink {
   }
 };
 
-// Draws `count` of n items.
+// Draws `count` of n items, whose sum is off by no more than `most_missing` units.
 template <class Source, class Sink>
-int draw_systematic(const Source& source, int64_t n, Size count, PhiloxKey key, uint32_t epoch,
+int draw_systematic(const Source& source, int64_t n, Size count, int64_t most_missing, PhiloxKey key, uint32_t epoch,
                     const SystematicMemory& memory, const Sink& sink, void* stream) {
   const int64_t blocks = blocks_of(n, SYSTEMATIC_BLOCK), rest = n % SYSTEMATIC_BLOCK;
   const int64_t offset = philox(key, 0, 0, epoch, STREAM_SYSTEMATIC | PURPOSE_OFFSET).word[0];
@@ -337,7 +338,8 @@ int draw_systematic(const Source& source, int64_t n, Size count, PhiloxKey key, 
     last = make_permutation(rest, key, epoch, STREAM_SYSTEMATIC, static_cast<uint32_t>(blocks - 1));
   }
   using Sums = SystematicRounds<Source>;
-  STPRUNE_TRY(launch_rounds(Sums{source, n, count, offset, memory}, blocks_of(blocks, Sums::THREADS / WARP), stream));
+  STPRUNE_TRY(launch_rounds(Sums{source, n, count, most_missing, offset, memory},
+                            blocks_of(blocks, Sums::THREADS / WARP), stream));
   return launch(SystematicEmit<Source, Sink>{source, n, key, epoch, last, memory, sink}, blocks, stream);
 }
 
