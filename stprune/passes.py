@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from stprune.ops import _check

@@ -450,12 +450,7 @@ class PruningSampler(DistributedSampler[int]):
         return Pass(self, None, self.drop_last, None)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        drop_last: bool | None = None,
-        order: torch.Tensor | None = None,
-        device: torch.device | None = None,
+        self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None, device: Any = None
     ) -> Batches:
         """The epoch's ids as arrays, without a Python int per sample.
 
@@ -678,8 +673,7 @@ class PruningSampler(DistributedSampler[int]):
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
-        count = self.table.num_nonfinite()
-        if count:
+        if count := self.table.num_nonfinite():
             self._warn(
                 "nonfinite",
                 f"{count} of {self.table.num_samples} samples were scored NaN or infinite. They are kept, with weight 1, and "

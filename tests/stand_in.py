@@ -9,10 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 CUDA = torch.device("cuda", 0)
-NO_KERNEL = set(
-    "view _unsafe_view slice select expand detach alias unsqueeze squeeze permute as_strided t transpose empty new_empty "
-    "empty_strided empty_like lift_fresh split unbind".split()
-)
+VIEWS = "view _unsafe_view slice select expand detach alias unsqueeze squeeze permute as_strided t transpose split unbind"
+NO_KERNEL = {*VIEWS.split(), "empty", "new_empty", "empty_strided", "empty_like", "lift_fresh"}
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "bincount", "masked_select"}
 
 
@@ -109,7 +107,7 @@ class StandIn(TorchDispatchMode):
         if not here and (device is None or device.type == "cpu"):
             return func(*args, **kwargs)
         ours = func.namespace == "stprune"
-        to_host = name == "copy_" and not isinstance(args[0], OnCuda) or (device is not None and device.type == "cpu")
+        to_host = (name == "copy_" and not isinstance(args[0], OnCuda)) or (device is not None and device.type == "cpu")
         if to_host or name in WAITS:
             self.waits.append(name)
         elif ours:
