@@ -1,8 +1,8 @@
 """table_update on the GPU: of equal ids of a batch the last alone writes, so nothing races and nothing is sorted.
 
-Which is the last: in a batch of up to `COMPARED` ids each is compared with those after it. In a larger one each id claims a slot
-of a hash table for its place in the batch, and the largest place stays; that is one launch before the update. Either way is
-exact.
+Which is the last: in a batch of up to `COMPARED` ids each is compared with those after it. In a larger one each id claims a
+slot of a hash table for its place in the batch, and the largest place stays; by itself that takes two launches before the
+update, in a step of training none. Either way is exact.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ def take(
     # 0 means none, and a negative id is larger than all others: see stprune.reference.table_update.
     noted = (count + 3 + place * 0).to(tl.pointer_type(tl.uint64), bitcast=True)
     tl.atomic_max(noted, (ids + (ids >= 0).to(tl.int64)).to(tl.uint64, bitcast=True), mask=valid & (known == 0))
-    if IS_TRAINED:
-        if program == 0:
-            tl.store(count + 2, tl.load(count + 2) + size)
+    if IS_TRAINED and program == 0:
+        tl.store(count + 2, tl.load(count + 2) + size)
     if STORED:
         if CLAIMED:
             slot = tl.load(slot_of + place, mask=known, other=0)

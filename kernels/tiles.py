@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 # Columns of a tile of the forward pass, entries of one of the backward, and warps, by ascending width: the narrowest tile that
-# holds all columns is taken, else the widest, with eight columns (four at 128) for every thread, half as many if `heavy`. A tile of 1,024 float32
-# columns is read in runs of 4 KiB, and (64, 12, 8600) makes 576 programs, four for every multiprocessor of an H200. By that
-# arithmetic, not by timing when a program runs: the tile decides the order of the sums and so their last bits, which are the
-# same for a shape in every run.
+# holds all columns is taken, else the widest, with eight columns (four at 128, half as many where `heavy`) for every thread.
+# A tile of 1,024 float32 columns is read in runs of 4 KiB, and (64, 12, 8600) makes 576 programs, four for every multiprocessor
+# of an H200. By that arithmetic, not by timing when a program runs: the tile decides the order of the sums and so their last
+# bits, which are the same for a shape in every run.
 CONFIGS = ((128, 1), (256, 1), (512, 2), (1024, 4))
 # Steps whose sums of a column stay in the input's precision, as on the CPU.
 ROWS = 32
@@ -92,9 +92,8 @@ def tile_kernel(
     SUM: tl.constexpr = tl.float64 if WIDE or TALL else tl.float32
     sample = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1).to(tl.int64)
-    if CLAIMED:
-        if tile == 0:
-            tl.store(claims + sample * SLOTS + tl.arange(0, SLOTS), tl.full([SLOTS], -1, tl.int32))
+    if CLAIMED and tile == 0:
+        tl.store(claims + sample * SLOTS + tl.arange(0, SLOTS), tl.full([SLOTS], -1, tl.int32))
     size, rest = tl.full([], parameter, ACC), tl.full([], 1.0 - parameter, ACC)
     low, high = tl.full([], null_low, ACC), tl.full([], null_high, ACC)
     column = tile * BLOCK_COLUMN + tl.arange(0, BLOCK_COLUMN)

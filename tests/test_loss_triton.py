@@ -88,7 +88,8 @@ for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
     arguments = (empty, empty, None, None, None, None, None, None, 0.0, 0, 1.0)
     *results, means = kernel.pruned_loss(*arguments, 0.5, 0.5, True)
     assert results[0] == 0.0 and means.shape == (shape[0], shape[2]) and bool(means.isnan().all())
-    assert backward.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0] + 1).long(), False)[0].shape == shape
+    count = torch.zeros(shape[0] + 1, dtype=torch.int64)
+    assert backward.pruned_loss_backward(torch.ones(()), None, *arguments, count, False)[0].shape == shape
 
 print("ok")
 """
@@ -96,7 +97,8 @@ print("ok")
 COMPILED = """
 from triton_kernels import assembly, load
 
-loss, backward, tiles, table, lookup = map(load, ("pruned_loss", "pruned_loss_backward", "tiles", "table_update", "plan_lookup"))
+loss, backward, tiles = map(load, ("pruned_loss", "pruned_loss_backward", "tiles"))
+table, lookup = map(load, ("table_update", "plan_lookup"))
 TYPES = dict.fromkeys(("rows", "spreads", "sums"), "*fp64") | dict.fromkeys(("claims", "slot_of"), "*i32")
 TYPES |= dict.fromkeys(("count", "index", "entries", "of_samples", "plan_ids"), "*i64")
 TYPES |= dict.fromkeys(("scores", "variance", "plan_weights", "mean_weight"), "*fp32") | {"marks": "*u8"}
@@ -144,12 +146,13 @@ for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
 ones = {name: 1 for name in tiles.tile_kernel.arg_names if name.startswith("num_") or name == "inner"}
 compile_for_all(tiles.tile_kernel, {**tile, **ones}, pointers, 4, capabilities=(90,))
 ones = {name: 1 for name in ("num_samples", "num_steps", "num_tiles", "plan_size")}
-compile_for_all(loss._sample_kernel, {**sample, **flags("HAS_PLAN", "HAS_IDS", "CLAIMED", value=True), **ones}, pointers, 1, capabilities=(90,))
-stored = flags("HAS_TABLE", "STORED", value=True)
-compile_for_all(loss._batch_kernel, {**batch, **stored, "num_samples": 1, "size": 1}, pointers, **table.OPTIONS, capabilities=(90,))
+sample |= {**flags("HAS_PLAN", "HAS_IDS", "CLAIMED", value=True), **ones}
+compile_for_all(loss._sample_kernel, sample, pointers, 1, capabilities=(90,))
+batch |= {**flags("HAS_TABLE", "STORED", value=True), "num_samples": 1, "size": 1}
+compile_for_all(loss._batch_kernel, batch, pointers, **table.OPTIONS, capabilities=(90,))
 pointers = {"values": "*fp32", "weight": "*fp32"}
 for flag in (True, False):
-    update = {**flags("HAS_VARIANCE", "HAS_ENTRIES", "HAS_WEIGHT", "IS_TRAINED", "CLAIMED", value=flag), "STORED": True, **BLOCKS}
+    update = {**flags("CLAIMED", *TABLE, value=flag), "STORED": True, **BLOCKS}
     for text in compile_for_all(table._table_update_kernel, update, pointers, **table.OPTIONS):
         assert "fma" not in text  # one rounding for each operation, as on the CPU
     plan = {**flags(*PLAN, value=flag), "WIDTH": lookup.WIDTH}

@@ -118,7 +118,8 @@ def pruned_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count of [B, T, ...] inputs, [B + 1].
 
-    The last count is the sum of the others. Then, if asked for, the mean of |e| over time of every column [B, F], NaN where it has no entries; else [0].
+    The last count is the sum of the others. Then, if asked for, the mean of |e| over time of every column [B, F], NaN where it
+    has no entries; else [0].
     """
     name = LOSSES[loss]
     error, t, kept, _ = _residual(prediction, target, mask, affine, null_value, null_tolerance, name, parameter)
