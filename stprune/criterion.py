@@ -76,7 +76,17 @@ class Criterion(torch.nn.Module):
             )
 
     def node_shares(self, index: torch.Tensor, node: torch.Tensor | None, node_weight: Any) -> torch.Tensor | None:
-        """What each drawn node counts for beside its window's weight, [B, m]; None where all count 1."""
+        """What each drawn node counts for beside its window's weight, [B, m]; None where all count 1.
+
+        Raises:
+            TypeError: the sampler draws nodes, and `node` is missing: weights and scores would be those of other nodes. Of
+                samples that are pairs it may be missing, as all count 1 and have one node.
+        """
+        if node is None and self.sampler.draws_some:
+            raise TypeError(
+                f"{self.op}: node must be given in training where the sampler draws nodes (node_ratio "
+                f"{self.sampler.node_ratio:.3g}), got None; it is sampler.nodes(index), or what WindowLoader yields"
+            )
         if node_weight is None:
             return None if node is None else self.sampler.node_weights(index, node)
         weight = _check.floating(self.op, "node_weight", node_weight)
