@@ -9,7 +9,8 @@ import triton.language as tl
 # A program has a warp's worth of nodes: 128 bytes of a float32 row, and enough programs for every multiprocessor also
 # where nodes are few. Chosen by that arithmetic, not yet timed on a GPU.
 BLOCK_NODE = 32
-NUM_WARPS = 1
+# Of the machine's registers as many as it takes: the compiler would spill some rather than use more than 168.
+OPTIONS = {"num_warps": 1, "maxnreg": 255}
 # Programs that run at a time keep their suffix sums in global memory, this much of it in all; 12 arrays of float64
 # [length, BLOCK_NODE] each.
 SCRATCH_BYTES = 1 << 28
@@ -26,7 +27,7 @@ def _entries(series, row, row_stride, column, inside, null, HAS_NULL: tl.constex
     raw = tl.load(series + row * row_stride + column, mask=inside, other=0.0)
     kept = inside & (raw == raw)
     if HAS_NULL:
-        kept = kept & (raw != tl.full([1], null, raw.dtype))
+        kept = kept & (raw != null)
     return raw.to(tl.float64), kept
 
 
@@ -60,6 +61,7 @@ def _window_stats_kernel(
     column = block * BLOCK_NODE + lane
     inside = column < num_columns
     scale = tl.load(inverse_std + column, mask=inside, other=0.0)
+    null = tl.full([1], null, series.dtype.element_ty)
     length = length.to(tl.int64)
     stride = stride.to(tl.int64)
     plane = length * BLOCK_NODE
@@ -285,7 +287,7 @@ def window_stats(
         HAS_NULL=null_value is not None,
         BLOCK_NODE=BLOCK_NODE,
         NUM_ARRAYS=NUM_ARRAYS,
-        num_warps=NUM_WARPS,
+        **OPTIONS,
     )
     if not per_node:
         for span, blocks_of_span in enumerate(partial.split(SPAN // BLOCK_NODE)):

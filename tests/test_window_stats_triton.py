@@ -65,7 +65,7 @@ for dtype in ("fp32", "fp64"):
     for per_node in (True, False):
         constants = {"PER_NODE": per_node, "HAS_NULL": per_node}
         constants |= {name: getattr(kernel, name) for name in ("BLOCK_NODE", "NUM_ARRAYS")}
-        assembly(kernel._window_stats_kernel, types, constants, num_warps=kernel.NUM_WARPS)
+        assembly(kernel._window_stats_kernel, types, constants, **kernel.OPTIONS)
 """
 
 
