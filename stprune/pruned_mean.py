@@ -106,8 +106,9 @@ class PrunedMean(Criterion):
 
         Raises:
             TypeError, ValueError: shapes or dtypes do not fit, `index` is missing in training, or holds an id that is not in
-                the plan; nothing is changed. On a GPU the ids are not looked at, as that would wait for it: the loss is NaN
-                for an id that is not in the plan. Under torch.compile it is a RuntimeError.
+                the plan; nothing is changed. On a GPU, where looking at the ids would wait for it, the loss is NaN for such an
+                id, nothing is stored for it, and the sampler's next `set_epoch`, `state_dict` or `finish` raises the
+                ValueError. Under torch.compile it is a RuntimeError.
         """
         values = _check.floating(self.op, "values", values)
         if values.dim() == 0:
