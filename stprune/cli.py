@@ -212,7 +212,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def info() -> str:
-    """Versions, devices, and which kernels are in use or why not.
+    """Versions, devices, which kernels are in use or why not, and what runs each op on the devices that are there.
 
     Returns:
         Text of several lines.
@@ -228,6 +228,10 @@ def info() -> str:
         lines.append(f"cuda: none ({reason})")
     for name, status in stprune.library_status().items():
         lines.append(f"{name}: loaded from {status.path}" if status.loaded else f"{name}: not loaded, {status.reason}")
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        ops = stprune.implementations(device)
+        for way in sorted(set(ops.values())):
+            lines.append(f"ops on {device}, {way}: {', '.join(op for op in ops if ops[op] == way)}")
     return "\n".join(lines)
 
 

@@ -123,11 +123,15 @@ class Criterion(torch.nn.Module):
         index: torch.Tensor,
         scores: torch.Tensor,
         entries: torch.Tensor | None,
+        weight: torch.Tensor,
     ) -> None:
-        """Take the scores [B] of a training batch into the table; a sample with 0 entries [B] keeps the score it had."""
+        """Take the scores [B] of a training batch into the table.
+
+        A sample with 0 entries [B] keeps the score it had, and so does one whose weight [B] is NaN: its id is wrong.
+        """
         values = scores.detach().to(torch.float32).contiguous()
         table, marks, variance, count, beta = arguments[4:]
-        table_update(table, marks, variance, count, index, values, entries=entries, beta=beta, trained=True)
+        table_update(table, marks, variance, count, index, values, entries=entries, weight=weight, beta=beta, trained=True)
 
     def leading(self, name: str, value: torch.Tensor, of: str, whole: torch.Tensor) -> torch.Tensor:
         """A view of `value` that broadcasts against `whole`: its dimensions are the first ones of `whole`.

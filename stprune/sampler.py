@@ -453,19 +453,23 @@ class PruningSampler(DistributedSampler[int]):
         """A pass over the epoch's ids, which begins with its first `next`; it has `state_dict` and `load_state_dict`."""
         return Pass(self, None, self.drop_last, None)
 
-    def batches(self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None) -> Batches:
+    def batches(
+        self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None, device: Any = None
+    ) -> Batches:
         """The epoch's ids as arrays, without a Python int per sample.
 
         Args:
             batch_size: ids per batch, at least 1.
             drop_last: drop a last batch that is not full; None takes the sampler's own.
             order: [len(plan)] int64, the plan's ids in another order (see `chunk_order`); None takes the plan's own.
+            device: yield tensors on this device, which ids of a table there never leave; None yields arrays.
 
         Returns:
-            An object with `len` that yields [batch_size] int64 NumPy arrays; DataLoader takes it as `batch_sampler`.
+            An object with `len` that yields [batch_size] int64 NumPy arrays, or tensors; DataLoader takes it as
+            `batch_sampler`.
         """
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
-        return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
+        return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order, device)
 
     def begin_pass(self, position: int | None, order: torch.Tensor | None = None) -> tuple[Plan, int]:
         """The plan of a pass that begins now, and the position of its order at which it does.
@@ -678,8 +682,7 @@ class PruningSampler(DistributedSampler[int]):
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
-        count = self.table.num_nonfinite()
-        if count:
+        if count := self.table.num_nonfinite():
             self._warn(
                 "nonfinite",
                 f"{count} of {self.table.num_samples} samples were scored NaN or infinite. They are kept, with weight 1, and "

@@ -23,12 +23,13 @@ _VALUES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("nodes", "days", "steps", "stride", "per_day"), (int, 1, math.inf)),
     "seed": (int, 0, math.inf),
     "r": (float, 0, 1),
+    "incidents": (float, 0, 1),
     "null": (float, -math.inf, math.inf),
 }
 _OPTIONS = {
     "simbench": ("nodes", "steps", "stride", "null"),
     "demand": ("nodes", "days", "steps", "seed", "null"),
-    "traffic": ("nodes", "days", "steps", "per_day", "r", "seed", "null"),
+    "traffic": ("nodes", "days", "steps", "per_day", "r", "incidents", "seed", "null"),
     "path": ("nodes", "steps", "stride", "null", "per_day"),
 }
 _MINUTES = {"min": 1, "h": 60, "day": 1440}
@@ -99,7 +100,7 @@ def load(data: str) -> Series:
     | --- | --- | --- |
     | `simbench` | 192 load profiles, a year of quarter hours | nodes, steps, stride, null |
     | `demand` | generated demand, 64 nodes x 120 days of quarter hours | nodes, days, steps, seed, null |
-    | `traffic` | generated traffic on roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, seed, null |
+    | `traffic` | generated roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, incidents, seed, null |
     | path | file or folder that `stprune.read_series` reads, channel 0 | nodes, steps, stride, null, per_day |
 
     `nodes=K`: so many nodes, evenly spaced in the file's order. `steps=K`: the first so many steps. `stride=K`: every K-th
@@ -212,8 +213,9 @@ def _traffic(options: dict[str, Any]) -> Series:
     per_day, seed = options.pop("per_day", 96), options.pop("seed", 0)
     steps = options.pop("steps", per_day * options.pop("days", 28))
     nodes, r = options.pop("nodes", 900), options.pop("r", 0.1)
-    found = traffic(num_nodes=nodes, num_steps=steps, steps_per_day=per_day, r=r, seed=seed)
-    source = f"generated traffic, r {r:g}, seed {seed}"
+    incidents = options.pop("incidents", 0.01)
+    found = traffic(num_nodes=nodes, num_steps=steps, steps_per_day=per_day, r=r, incidents=incidents, seed=seed)
+    source = f"generated traffic, r {r:g}, {incidents:g} incidents a node and day, seed {seed}"
     return _series(found.values, counted_calendar(steps, per_day), per_day, source, edges=found.edges)
 
 
