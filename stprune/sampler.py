@@ -156,8 +156,7 @@ class PruningSampler(DistributedSampler[int]):
         # Pairs are too many to keep scores that nobody reads.
         lean = self.sharded or self.granularity == "pair"
         self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
-        self.epoch = 0
-        self.shuffle = True
+        self.epoch, self.shuffle = 0, True
         self._memory = PlanMemory(units.num_samples)
         # How many passes have begun; of the last one, at which position of the order, and in which other order if in one.
         self.last_pass: tuple[int, int, torch.Tensor | None] = 0, 0, None
