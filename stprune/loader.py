@@ -211,13 +211,15 @@ class WindowLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # It begins with its first `next`, as the sampler does: trainers ask for an iterator before they load a state. Plan and
         # epoch are settled then, not when the thread gets to it.
-        ids = iter(self._ids.batches(self.batch_size, drop_last=self.drop_last, order=self._order()))
+        device = self._recipe.series.device
+        on = None if device.type == "cpu" else device
+        ids = iter(self._ids.batches(self.batch_size, drop_last=self.drop_last, order=self._order(), device=on))
         first = next(ids, None)
         if first is None:
             return
         draw = self._ids.node_draw() if self._draws_nodes else None
         batches = itertools.chain([first], ids)
-        if self._recipe.series.device.type != "cpu":
+        if on is not None:
             yield from (self._resident_batch(each, draw) for each in batches)
         elif self.device.type != "cuda":
             yield from self._ahead(batches, lambda each: self._host_batch(each, draw))
@@ -287,14 +289,12 @@ class WindowLoader:
             yield batch
             del batch
 
-    def _resident_batch(self, ids: np.ndarray[Any, Any], draw: NodeDraw | None) -> tuple[Tensor, ...]:
+    def _resident_batch(self, index: Tensor, draw: NodeDraw | None) -> tuple[Tensor, ...]:
         series = self._recipe.series
-        rows = self._starts.rows(self._ids.windows(torch.from_numpy(ids)).numpy())
-        # One copy to the device takes both.
-        index, start = torch.from_numpy(np.stack([ids, rows])).to(series.device, non_blocking=True)
+        start = self._starts.rows_on(self._ids.windows(index))
         node = None if draw is None else draw(index)
         num_nodes = series.shape[1] if node is None else node.shape[1]
-        shapes = self._recipe.shapes(len(ids), num_nodes, self.history, self.horizon)
+        shapes = self._recipe.shapes(len(index), num_nodes, self.history, self.horizon)
         x, y = (torch.empty(shape, dtype=self._recipe.dtype, device=series.device) for shape in shapes)
         self._recipe.fill_in(start, node, x, y)
         return (index, x, y) if node is None else (index, node, x, y)

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from stprune.ops import _check
@@ -48,18 +47,26 @@ class Share(Protocol):
 class Batches:
     """The current epoch's ids in batches; see `PruningSampler.batches`. Its state is the sampler's."""
 
-    def __init__(self, sampler: Share, batch_size: int, drop_last: bool, order: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        sampler: Share,
+        batch_size: int,
+        drop_last: bool,
+        order: torch.Tensor | None,
+        device: torch.device | None = None,
+    ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.order = order
+        self.device = device
 
     def __len__(self) -> int:
         full, over = divmod(len(self.sampler), self.batch_size)
         return full + (over > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
-        return Pass(self.sampler, self.batch_size, self.drop_last, self.order)
+    def __iter__(self) -> Iterator[Any]:
+        return Pass(self.sampler, self.batch_size, self.drop_last, self.order, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state."""
@@ -81,14 +88,22 @@ class Pass:
         sampler: the sampler.
         batch_size: ids in an array; None yields Python ints.
         drop_last: leave out a last array that is not full.
-        order: see `PruningSampler.batches`.
+        order, device: see `PruningSampler.batches`.
     """
 
-    def __init__(self, sampler: Share, batch_size: int | None, drop_last: bool, order: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        sampler: Share,
+        batch_size: int | None,
+        drop_last: bool,
+        order: torch.Tensor | None,
+        device: torch.device | None = None,
+    ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._order = order
+        self._device = device
         self._start: int | None = None  # position in the order; None: wherever the sampler begins
         self._stretches: Generator[list[Any], None, None] | None = None
         # Items of a stretch are handed out by a list's own iterator: a step of a generator each would take ten times as long.
@@ -159,10 +174,10 @@ class Pass:
                 begin = start + first * replicas
                 number = min(step, left - first)
                 if order is None:
-                    part = plan.share(begin, number, rank, replicas)
+                    part = plan.share(begin, number, rank, replicas, self._device or torch.device("cpu"))
                 else:
                     part = share_of(lambda start, stop: order[start:stop], count, begin, number, rank, replicas)
-                ids = part.cpu().numpy()
+                ids: Any = part.cpu().numpy() if self._device is None else part.to(self._device)
                 items = ids.tolist() if size is None else [ids[at : at + size] for at in range(0, len(ids), size)]
                 if first + step < left:
                     yield items

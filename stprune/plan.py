@@ -45,10 +45,10 @@ class Plan(Protocol):
         """[K] float32, aligned with `indices`."""
 
     def __len__(self) -> int: ...
-    def order(self, start: int, stop: int) -> torch.Tensor:
-        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64."""
+    def order(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
+        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64; None: where the plan lies."""
 
-    def share(self, start: int, number: int, rank: int, num_replicas: int) -> torch.Tensor:
+    def share(self, start: int, number: int, rank: int, num_replicas: int, device: torch.device | None = None) -> torch.Tensor:
         """A rank's ids from position `start` of that order on, [number] int64: every num_replicas-th one.
 
         Past the order's end they are its first ids again: padding.
@@ -98,12 +98,13 @@ class _Whole:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def order(self, start: int, stop: int) -> torch.Tensor:
+    def order(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         raise NotImplementedError
 
-    def share(self, start: int, number: int, rank: int, num_replicas: int) -> torch.Tensor:
+    def share(self, start: int, number: int, rank: int, num_replicas: int, device: torch.device | None = None) -> torch.Tensor:
         """A rank's ids from position `start` of the order on, [number] int64; past the end its first ids again."""
-        return share_of(self.order, len(self), start, number, rank, num_replicas)
+        order = functools.partial(self.order, device=device)
+        return share_of(order, len(self), start, number, rank, num_replicas)
 
 
 @dataclass(frozen=True)
@@ -135,26 +136,36 @@ class EpochPlan(_Whole):
         """Whether every sample is kept."""
         return len(self) == self.num_samples
 
-    def order(self, start: int, stop: int) -> torch.Tensor:
-        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64.
+    @functools.cached_property
+    def _on_host(self) -> torch.Tensor:
+        """The kept ids on the host: from another device they come over once."""
+        return self.indices.cpu()
+
+    def order(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
+        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64; None: where `indices` lie.
 
         The order is a counter-based permutation: any stretch costs only its own length, and every rank and device sees the
         same one.
         """
-        if not self.is_full and start == 0 and stop == len(self):
-            return shuffle(self.indices, seed=self.seed, epoch=self.epoch)
-        positions = permute(len(self), start, stop, seed=self.seed, epoch=self.epoch)
+        device = self.indices.device if device is None else device
+        if self.is_full:
+            return permute(len(self), start, stop, seed=self.seed, epoch=self.epoch, device=device)
+        ids = self._on_host if device.type == "cpu" else self.indices
+        if start == 0 and stop == len(self):
+            return shuffle(ids, seed=self.seed, epoch=self.epoch).to(device)
+        positions = permute(len(self), start, stop, seed=self.seed, epoch=self.epoch, device=ids.device)
         # Several times as fast as indexing by a tensor.
-        return positions if self.is_full else self.indices.index_select(0, positions.to(self.indices.device))
+        return ids.index_select(0, positions).to(device)
 
     def positions(self, index: torch.Tensor) -> torch.Tensor:
         """[B] int64: where the kept ids [B] stand in that order."""
-        rank = index if self.is_full else torch.searchsorted(self.indices, index.contiguous())
+        rank = index if self.is_full else torch.searchsorted(self.indices, index.contiguous().to(self.indices.device))
         return order_positions(rank, len(self), seed=self.seed, epoch=self.epoch)
 
     def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""
-        return weights_in(self.indices, self.weights, index)
+        weights, known = weights_in(self.indices, self.weights, index.to(self.indices.device))
+        return weights.to(index.device), known.to(index.device)
 
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: kept ids, or None where every id is kept, and weights [K] or [1]."""
@@ -186,11 +197,6 @@ class EpochPlan(_Whole):
     def to(self, device: torch.device | str) -> EpochPlan:
         """The same plan with its tensors on `device`."""
         return replace(self, indices=self.indices.to(device), weights=self.weights.to(device))
-
-    def copied_into(self, out: Buffers) -> EpochPlan:
-        """The same plan in buffers of another device."""
-        indices = out.indices[: len(self)].copy_(self.indices)
-        return replace(self, indices=indices, weights=out.weights[: len(self)].copy_(self.weights))
 
 
 @dataclass(frozen=True)
@@ -229,9 +235,9 @@ class UniformPlan(_Whole):
         """[count] float32, one value expanded."""
         return torch.full((1,), self.mean_weight, dtype=torch.float32).expand(self.count)
 
-    def order(self, start: int, stop: int) -> torch.Tensor:
-        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64."""
-        return permute(self.num_samples, start, stop, seed=self.seed, epoch=self.epoch)
+    def order(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
+        """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64; None: on the host."""
+        return permute(self.num_samples, start, stop, seed=self.seed, epoch=self.epoch, device=device)
 
     def positions(self, index: torch.Tensor) -> torch.Tensor:
         """[B] int64: where the ids [B] stand in that order; from `count` on they are not kept."""

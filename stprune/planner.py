@@ -140,8 +140,8 @@ class Planner:
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
             known = torch.isfinite(scores)
             scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
-        out = memory.take(asked_count(ratio, size))
-        on_host = scores.device.type == "cpu"
+        # On another device torch's allocator hands out the last plan's memory again.
+        out = memory.take(asked_count(ratio, size)) if scores.device.type == "cpu" else None
         plan = make_plan(
             scores,
             method,
@@ -150,11 +150,10 @@ class Planner:
             seed=self.seed,
             strata=self.strata,
             min_per_stratum=self.min_per_stratum,
-            out=out if on_host else None,
+            out=out,
         )
         memory.made(len(plan))
-        # Loaders ask for ids on the host: from another device they come over once an epoch.
-        return plan if on_host else plan.to("cpu") if out is None else plan.copied_into(out)
+        return plan
 
     def dealt(self, table: ScoreTable, plan: Plan, *, position: int, share: int, drop_last: bool) -> tuple[ScoreTable, Plan]:
         """The table that this rank's steps write into, and its plan: just these, as every rank has the whole of both.

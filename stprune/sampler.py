@@ -168,7 +168,8 @@ class PruningSampler(DistributedSampler[int]):
     def __repr__(self) -> str:
         return (
             f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs or 'a stream'}, "
-            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, rank {self.rank} of {self.num_replicas})"
+            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, "
+            f"{self._units}rank {self.rank} of {self.num_replicas})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,7 +225,8 @@ class PruningSampler(DistributedSampler[int]):
         """End the run: hold the samples counted in its last epoch against the plan. A second call changes nothing.
 
         One warning a run tells that they differ, by all numbers: validation losses that came in as training, steps that a
-        framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
+        framework left out, ids of another data set. Another one tells, here or in the second `set_epoch`, that
+        node_ratio="auto" was left without a choice. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
         self._hold_against_plan(at_end=True)
@@ -235,6 +237,8 @@ class PruningSampler(DistributedSampler[int]):
             raise ValueError(fault[0])
         if fault is not None:
             self._warn("counts", fault[0])
+        if self._running is not None and self.rank == 0 and self._units.untold:  # ranks take what the first one is told
+            self._warn("node_ratio", self._units.untold)
 
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
@@ -449,19 +453,23 @@ class PruningSampler(DistributedSampler[int]):
         """A pass over the epoch's ids, which begins with its first `next`; it has `state_dict` and `load_state_dict`."""
         return Pass(self, None, self.drop_last, None)
 
-    def batches(self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None) -> Batches:
+    def batches(
+        self, batch_size: int, *, drop_last: bool | None = None, order: torch.Tensor | None = None, device: Any = None
+    ) -> Batches:
         """The epoch's ids as arrays, without a Python int per sample.
 
         Args:
             batch_size: ids per batch, at least 1.
             drop_last: drop a last batch that is not full; None takes the sampler's own.
             order: [len(plan)] int64, the plan's ids in another order (see `chunk_order`); None takes the plan's own.
+            device: yield tensors on this device, which ids of a table there never leave; None yields arrays.
 
         Returns:
-            An object with `len` that yields [batch_size] int64 NumPy arrays; DataLoader takes it as `batch_sampler`.
+            An object with `len` that yields [batch_size] int64 NumPy arrays, or tensors; DataLoader takes it as
+            `batch_sampler`.
         """
         batch_size = _check.integer(f"{_OP}.batches", "batch_size", batch_size, 1)
-        return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order)
+        return Batches(self, batch_size, self.drop_last if drop_last is None else bool(drop_last), order, device)
 
     def begin_pass(self, position: int | None, order: torch.Tensor | None = None) -> tuple[Plan, int]:
         """The plan of a pass that begins now, and the position of its order at which it does.
@@ -558,6 +566,11 @@ class PruningSampler(DistributedSampler[int]):
             (10, 3)
         """
         self._units.draw_next(f"{_OP}.draw_next", num_drawn)
+
+    @property
+    def draws_some(self) -> bool:
+        """Whether this epoch trains on some nodes of each window, so that a criterion needs `node`: not for pairs."""
+        return self._units.draws_some
 
     @property
     def constant_length(self) -> bool:
@@ -669,8 +682,7 @@ class PruningSampler(DistributedSampler[int]):
             warnings.warn(f"stprune: {message}. Reported once.", RuntimeWarning, stacklevel=4)
 
     def _report_nonfinite(self) -> None:
-        count = self.table.num_nonfinite()
-        if count:
+        if count := self.table.num_nonfinite():
             self._warn(
                 "nonfinite",
                 f"{count} of {self.table.num_samples} samples were scored NaN or infinite. They are kept, with weight 1, and "
@@ -690,13 +702,8 @@ class PruningSampler(DistributedSampler[int]):
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same on every rank, and in a sampler that continues; the number of ranks may differ."""
-        return {
-            "num_samples": self.table.num_samples,
-            "drop_last": self.drop_last,
-            "sharded": self.sharded,
-            **self._units.settings(),
-            **self._planner.settings(),
-        }
+        own = {"num_samples": self.table.num_samples, "drop_last": self.drop_last, "sharded": self.sharded}
+        return own | self._units.settings() | self._planner.settings()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, also in the middle of an epoch and with another number of ranks.

@@ -12,6 +12,14 @@ void emulation_set(int order, int64_t processors) {
 
 const char* emulation_error() { return stprune::emulation.error.c_str(); }
 int64_t emulation_launches() { return stprune::emulation.launches; }
+int64_t emulation_waits() { return stprune::emulation.waits; }
+int64_t emulation_rounds() { return stprune::emulation.rounds; }
+// Elements of an op's input that the block with most of them has read in one launch or round since the last call.
+int64_t emulation_most_reads() {
+  const int64_t most = stprune::emulation.most_reads;
+  stprune::emulation.most_reads = 0;
+  return most;
+}
 }
 
 namespace stprune {

@@ -15,10 +15,13 @@ import subprocess
 
 import pytest
 import torch
-from engine_cases import REFERENCES, SIZED, assert_all_same, inputs, outcome
+from engine_cases import REFERENCES, SIZED, assert_all_same, flat, inputs, outcome
 from special_inputs import SPECIAL
+from stand_in import COSTS
 
 from stprune import testing
+from stprune.reference import budget
+from stprune.reference.random import words
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -58,9 +61,10 @@ def library(tmp_path_factory):
     found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
     found.emulation_error.restype = ctypes.c_char_p
     sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
-    for name in (*sized, "finite_stats", "draw_threshold", "budget"):
+    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget"):
         getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
-    found.emulation_launches.restype = ctypes.c_int64
+    for name in ("launches", "waits", "rounds", "most_reads"):
+        getattr(found, f"emulation_{name}").restype = ctypes.c_int64
     return found
 
 
@@ -127,6 +131,20 @@ class Kernels:
         out, numbers = self.empty((n,), torch.float32), [ctypes.c_double(x) for x in (alpha, count, minimum)]
         self.call("budget", wide, at(scores), n, *numbers, at(self.scratch("budget", wide, n)), at(out))
         return out
+
+    def plan_budget(self, scores, alpha, count, minimum, strata, sizes, seed, epoch, room=None):
+        """Without `room` memory is made as soon as the number of samples is known."""
+        wide, n = int(scores.dtype == torch.float64), scores.numel()
+        scratch, kept, totals = self.scratch("plan_budget", wide, n), ctypes.c_int64(), torch.zeros(2, dtype=torch.float64)
+        guards, power = list(self.guarded), ctypes.c_double(alpha)
+        rule = power, ctypes.c_double(count), ctypes.c_double(minimum)
+        self.call("plan_budget_begin", wide, at(scores), n, *rule, at(scratch), None if room else ctypes.byref(kept))
+        self.guarded += guards
+        room = room or kept.value
+        indices, weights = self.empty((room,)), self.empty((room,), torch.float32)
+        result = at(indices), at(weights), at(totals)
+        self.call("plan_budget_finish", wide, at(scores), n, power, seed, epoch, at(scratch), room, *result)
+        return indices, weights, totals
 
     def draw_threshold(self, scores, keep, exact, seed, epoch):
         wide, n = int(scores.dtype == torch.float64), scores.numel()
@@ -236,6 +254,8 @@ INPUTS = [
 def test_matches_the_reference(kernels, name):
     few = not kernels.all_sizes or name.startswith("topk")
     op, every = inputs(name, FEW_SIZES if few else SIZES)
+    if op == "plan_budget":
+        every = (arguments for arguments in every if arguments[4] is None)  # weights are calibrated elsewhere
     # The emulation is slow: of the inputs that try many ranks some will do.
     for arguments in itertools.islice(every, 0, None, 15 if "every_rank" in name or "at_edges" in name else 1):
         expected = outcome(op, REFERENCES[op], arguments)
@@ -244,17 +264,87 @@ def test_matches_the_reference(kernels, name):
 
 def test_draw_of_a_wrong_count_is_an_error_not_a_wild_write(library):
     library.emulation_set(0, ctypes.c_int64(2))
-    with pytest.raises(AssertionError, match="device check failed"):
+    with pytest.raises(AssertionError, match="draw: count must be the sum"):
         Kernels(library).draw(torch.full((100,), 0.5), 60, 0, 0)
 
 
 def test_a_node_out_of_range_stops_the_kernel(library):
     library.emulation_set(0, ctypes.c_int64(2))
     for bad in (-1, 5):
-        with pytest.raises(AssertionError, match="device check failed"):
+        with pytest.raises(AssertionError, match=r"gather_nodes: node must lie in \[0, num_nodes\)"):
             Kernels(library).gather_nodes(torch.rand(1, 1, 5, 1), torch.tensor([[0, bad]]))
-        with pytest.raises(AssertionError, match="device check failed"):
+        with pytest.raises(AssertionError, match=r"gather_nodes: node must lie in \[0, num_nodes\)"):
             Kernels(library).gather_nodes_backward(torch.rand(1, 1, 2, 1), torch.tensor([[0, bad]]), 5)
+
+
+def counted(library, op, *arguments):
+    """Launches, waits, and the reads of the block with most of them in one launch or round; and the results."""
+    launches, waits = library.emulation_launches(), library.emulation_waits()
+    library.emulation_most_reads()
+    results = getattr(Kernels(library), op)(*arguments)
+    return library.emulation_launches() - launches, library.emulation_waits() - waits, library.emulation_most_reads(), results
+
+
+def costly_inputs(n):
+    """Scores and probabilities of which a shortcut is no use, by op and name."""
+    equal, generator = torch.full((n,), 1e-3), torch.Generator().manual_seed(0)
+    equal[words(budget.SAMPLE, seed=0, epoch=0, stream=budget.STREAM) * (n >> 8) >> 24] = 5.0
+    half_open = torch.ones(n)
+    half_open[::2] = 1e-6
+    shares = 1 - torch.rand(n, generator=generator, dtype=torch.float64) ** 8 * 1e-6
+    shares[::5] = 0.5
+    drawn = round(float(shares.sum()))
+    shares[::5] += (drawn - 0.49 - float(shares.sum())) / shares[::5].numel()
+    middle = torch.arange(n, dtype=torch.float32)
+    yield "the sample misleads", "inclusion_budget", (equal, 0.5, round(0.3 * n) * 1.0, 0.06)
+    yield "half of the sizes open", "inclusion_budget", (half_open, 0.5, round(0.3 * n) * 1.0, 0.06)
+    yield "the plan's sample misleads", "plan_budget", (equal, 0.5, round(0.3 * n), 0.06, None, None, 1, 2)
+    yield "many rounds", "draw", (shares, drawn, 1, 2)
+    yield "all equal", "select", (torch.ones(n), n // 3)
+    yield "rising", "select", (middle, n // 3)
+
+
+PROCESSORS, MANY = 4, 1 << 19
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in costly_inputs(1 << 17)])
+def test_no_block_reads_more_than_its_share(library, name):
+    """What takes several passes over the input takes the whole device: a block that read all of 10^8 scores would need a
+    hundred times as long."""
+    library.emulation_set(0, ctypes.c_int64(PROCESSORS))
+    op, arguments = next((op, arguments) for found, op, arguments in costly_inputs(MANY) if found == name)
+    *_, reads, results = counted(library, op, *arguments)
+    assert reads <= MANY // PROCESSORS
+    assert_all_same(flat(results), outcome(op, REFERENCES[op], arguments))
+
+
+def test_launches_and_waits_are_those_that_plans_are_counted_by(library):
+    library.emulation_set(0, ctypes.c_int64(8))
+    scores, n = torch.rand(140_000, generator=torch.Generator().manual_seed(0)), 140_000
+    arguments = {
+        "select": (scores, 70_000),
+        "finite_stats": (scores,),
+        "draw": (torch.full((n,), 0.5), n // 2, 1, 2),
+        "draw_threshold": (scores, 0.5, True, 1, 2),
+        "plan_budget": (scores, 0.5, n // 2, 0.1, None, None, 1, 2),
+        "shuffle": (torch.arange(n), 1, 2),
+        "permute": (torch.empty(n, dtype=torch.int64), n, 0, 1, 2, 0),
+    }
+    assert {op: counted(library, op, *given)[:2] for op, given in arguments.items()} == COSTS
+
+
+def test_a_plan_that_has_buffers_waits_once(library):
+    library.emulation_set(0, ctypes.c_int64(8))
+    scores = torch.rand(5000, generator=torch.Generator().manual_seed(0))
+    rule = (scores, 0.5, 2000, 0.1, None, None, 1, 2)
+    launches, waits, _, (indices, weights, totals) = counted(library, "plan_budget", *rule, 5000)
+    assert (launches, waits) == (6, 1)
+    expected = REFERENCES["plan_budget"](*rule)
+    assert_all_same((indices[:2000], weights[:2000], totals), expected)
+    # Nothing is written where there is no room for all.
+    indices, _, totals = Kernels(library).plan_budget(*rule, 1999)
+    assert totals[0] == 2000
+    assert bool((indices.view(torch.uint8) == POISON).all())
 
 
 def test_launches_do_not_depend_on_the_data(library):

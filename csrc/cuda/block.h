@@ -8,6 +8,11 @@
 // talk through ballot, shuffles and match_any, which every thread of the block calls. Code outside of phases does the
 // same in all threads. On the host (emulate.h) the phases are loops, and the shared arrays report races, reads of what
 // nobody wrote and indices out of range: the kernels' logic is tested on machines without a GPU.
+//
+// A kernel whose work comes in rounds, each of which follows from what the one before found, is launched once
+// (launch_rounds): all blocks run `operator()(block, shared, round)`, then one block `settle(block, shared, round)`, as
+// long as `go_on()` tells. What blocks know of another round lies in global memory. So a loop that the data decides on
+// takes the whole device, and the host neither waits nor guesses how long it is.
 #pragma once
 
 #include <stdint.h>
@@ -32,14 +37,16 @@ STPRUNE_HOST_DEVICE uint32_t lanes_below(int t) { return (1u << (t & (WARP - 1))
 #include "cuda/emulate.h"
 #else
 
-// Broken promises of a caller (a node id out of range, say) stop the device, in release builds too.
+// Broken promises of a caller (a node id out of range, say) stop the device, in release builds too, and the message
+// says of which op and argument: "gather_nodes: node must lie in [0, num_nodes)".
 #undef NDEBUG
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <cassert>
 
 #define STPRUNE_DEVICE __device__ __forceinline__
-#define STPRUNE_DEVICE_CHECK(condition) assert(condition)
+#define STPRUNE_DEVICE_CHECK(condition, rule) assert((condition) && rule)
 
 namespace stprune {
 namespace {
@@ -49,6 +56,8 @@ STPRUNE_DEVICE int leading_zeros(uint64_t x) { return __clzll(static_cast<int64_
 STPRUNE_DEVICE int first_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
 STPRUNE_DEVICE int last_bit(uint32_t x) { return 31 - __clz(static_cast<int>(x)); }
 STPRUNE_DEVICE uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+STPRUNE_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+STPRUNE_DEVICE double square_root(double x) { return __dsqrt_rn(x); }
 STPRUNE_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 STPRUNE_DEVICE uint64_t bits_of(double x) { return static_cast<uint64_t>(__double_as_longlong(x)); }
 STPRUNE_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -61,6 +70,12 @@ STPRUNE_DEVICE void global_min(uint64_t* to, uint64_t value) {
   atomicMin(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 STPRUNE_DEVICE void global_min(int32_t* to, int32_t value) { atomicMin(to, value); }
+
+// An element of an op's input. The host's version counts them.
+template <class T>
+STPRUNE_DEVICE T input(const T* from, int64_t i) {
+  return from[i];
+}
 
 template <class T>
 struct PerThread {
@@ -136,6 +151,21 @@ int launch(const Kernel& kernel, int64_t blocks, void* stream) {
                           dim3(Kernel::THREADS), arguments, 0, static_cast<cudaStream_t>(stream));
 }
 
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::THREADS) run_rounds(const Kernel kernel) {
+  __shared__ typename Kernel::Shared shared;
+  Block<Kernel::THREADS> block;
+  const auto grid = cooperative_groups::this_grid();
+  int round = 0;
+  do {
+    kernel(block, shared, round);
+    grid.sync();
+    if (blockIdx.x == 0) kernel.settle(block, shared, round);
+    grid.sync();
+    ++round;
+  } while (kernel.go_on());
+}
+
 // Multiprocessors of the current device.
 inline int multiprocessors(int64_t* count) {
   int device = 0, found = 0;
@@ -145,10 +175,25 @@ inline int multiprocessors(int64_t* count) {
   return error;
 }
 
-// Copies a number to the host and waits for it.
-inline int read_back(int64_t* host, const int64_t* device, void* stream) {
+// Launches a kernel of rounds on at most one block a processor: blocks that wait for each other must all be there,
+// which a cooperative launch promises. It is captured in graphs like any other.
+template <class Kernel>
+int launch_rounds(const Kernel& kernel, int64_t blocks, void* stream) {
+  int64_t processors = 0;
+  const int error = multiprocessors(&processors);
+  if (error != cudaSuccess) return error;
+  void* arguments[] = {const_cast<Kernel*>(&kernel)};
+  return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&run_rounds<Kernel>),
+                                     dim3(static_cast<unsigned>(most(1, least(blocks, processors)))),
+                                     dim3(Kernel::THREADS), arguments, 0, static_cast<cudaStream_t>(stream));
+}
+
+// Copies numbers to the host and waits for them.
+template <class T>
+int read_back(T* host, const T* device, int64_t count, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  const int error = cudaMemcpyAsync(host, device, sizeof(int64_t), cudaMemcpyDeviceToHost, on);
+  const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+  const int error = cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, on);
   return error != cudaSuccess ? error : cudaStreamSynchronize(on);
 }
 

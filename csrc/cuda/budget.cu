@@ -11,21 +11,7 @@ int inclusion_budget(const T* scores, int64_t n, Power power, double count, doub
   if (n == 0) return 0;
   Scratch parts{static_cast<char*>(scratch)};
   const BudgetMemory<T> memory = budget_memory<T>(n, parts);
-  const int64_t chunks = blocks_of(n, CHUNK_KEYS);
-  const bool sampled = n >= SAMPLED;
-  if (sampled) {
-    STPRUNE_TRY(launch(BudgetBracket<T>{scores, n, power, count, minimum, memory}, 1, stream));
-  } else {
-    STPRUNE_TRY(launch(BudgetWhole{memory.state}, 1, stream));
-  }
-  STPRUNE_TRY(
-      launch(BudgetSplit<T>{scores, n, power, minimum, memory}, blocks_of(chunks, BudgetSplit<T>::CHUNKS), stream));
-  if (sampled) {
-    STPRUNE_TRY(launch(ScanChunks{memory.counts, chunks, memory.places}, 1, stream));
-    const AsideSink<T> sink{scores, memory.aside, memory.places.certain + chunks, n / CROWDED, false};
-    STPRUNE_TRY(launch(EmitChunks<AsideSink<T>>{memory.marks, nullptr, nullptr, memory.places, sink}, chunks, stream));
-  }
-  STPRUNE_TRY(launch(BudgetSolve<T>{scores, n, power, count, minimum, sampled, memory}, 1, stream));
+  STPRUNE_TRY(find_budget(scores, n, power, count, minimum, memory, stream));
   using Write = BudgetWrite<T>;
   return launch(Write{scores, n, power, memory.state, out}, blocks_of(n, Write::THREADS * Write::EACH), stream);
 }

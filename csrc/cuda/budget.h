@@ -1,13 +1,10 @@
 // The constant c of clip(c * size, minimum, 1) with a given sum, found on the device: the steps of
-// stprune/reference/budget.py in their order, so that c has the same bits. One block runs Newton's method, as every
-// step needs the one before; it looks at a sample, then at the few sizes which the sample's bracket leaves open.
+// stprune/reference/budget.py in their order, so that c has the same bits. Newton's method looks at a sample, then at
+// the few sizes which the sample's bracket leaves open, or at all of them where these are too many or the sample
+// misled. Every step needs the one before, so the steps are rounds (block.h) in which all blocks add up their share.
 #pragma once
 
 #include "cuda/finite_stats.h"
-
-#if !defined(__CUDACC__)
-#include <cmath>
-#endif
 
 namespace stprune {
 namespace {
@@ -19,7 +16,6 @@ constexpr int64_t CROWDED = 4;
 constexpr double TOLERANCE = 0x1p-44;
 constexpr int MAX_STEPS = 200;
 constexpr double LARGEST = 0x1.fffffffffffffp+1023;
-constexpr int SOLVE_THREADS = 1024;
 
 // size = max(score, 0)^alpha for alpha 0, 0.5 and 1.
 enum class Power : int { kZero, kRoot, kOne };
@@ -29,24 +25,91 @@ template <class T>
 STPRUNE_DEVICE double size_of(T score, Power power) {
   if (!(score - score == T(0))) return double_of(0x7FF8000000000000ull);
   if (power == Power::kZero) return 1.0;
-  const double size = score > T(0) ? static_cast<double>(score) : 0.0;
+  const T size = score > T(0) ? score : T(0);
   // Rounded to the scores' type, as on the host.
-  return power == Power::kRoot ? static_cast<double>(static_cast<T>(sqrt(size))) : size;
+  return static_cast<double>(power == Power::kRoot ? square_root(size) : size);
 }
 
 // How sizes fall at a constant: how many are clipped at the minimum, how many at 1, and the sum of the others.
 struct Clipped {
   int64_t low, high;
   double middle;
+
+  STPRUNE_DEVICE Clipped with(const Clipped& other) const {
+    return {low + other.low, high + other.high, middle + other.middle};
+  }
+  STPRUNE_DEVICE double total(double scale, double minimum) const {
+    return minimum * static_cast<double>(low) + (scale * middle + static_cast<double>(high));
+  }
 };
 
-STPRUNE_DEVICE double total_of(const Clipped& found, double scale, double minimum) {
-  return minimum * static_cast<double>(found.low) + (scale * found.middle + static_cast<double>(found.high));
-}
+// c in [low, high] with a total as wanted: Newton's method in a shrinking bracket, halved in the order of the doubles
+// at every fourth step after the eighth.
+struct Newton {
+  double low, high, wanted, at;
+  int step;
+
+  STPRUNE_DEVICE void begin(double start, double from, double to, double sum) {
+    low = from;
+    high = to;
+    wanted = sum;
+    at = start > low ? start : low;
+    at = at < high ? at : high;
+    step = 0;
+  }
+
+  // Takes in how sizes fall at `at`, and moves it; true when it is the answer.
+  STPRUNE_DEVICE bool finds(const Clipped& found, double minimum) {
+    const double total = found.total(at, minimum), missing = total - wanted;
+    if ((missing < 0.0 ? -missing : missing) <= TOLERANCE * wanted) return true;
+    if (total < wanted) {
+      low = at;
+    } else {
+      high = at;
+    }
+    double better = double_of(0x7FF8000000000000ull);
+    if (found.middle > 0.0) {
+      better = (wanted - static_cast<double>(found.high) - minimum * static_cast<double>(found.low)) / found.middle;
+    }
+    if (better == at) return true;
+    if (!(low < better && better < high) || (step >= 8 && step % 4 == 0)) {
+      // Both are below 2^63 as bits; their sum may not be.
+      better = double_of((bits_of(low) + bits_of(high)) / 2);
+      if (!(low < better && better < high)) return true;
+    }
+    at = better;
+    return ++step == MAX_STEPS;
+  }
+};
+
+// What the next round measures, and for what.
+enum class Stage : int {
+  kMiddle,     // the sample: a constant for the sum asked for,
+  kLow,        // for less,
+  kHigh,       // and for more
+  kStart,      // all scores: the sum of the finite sizes
+  kCheckLow,   // what is open: does the bracket hold the constant?
+  kCheckHigh,  // the same
+  kOpen,       // what is open: the constant
+  kAll,        // all scores: the constant
+  kDone
+};
+
+struct PlanTotals {
+  int64_t kept;     // what the probabilities add up to
+  double stats[4];  // of the kept samples' weights, where a plan is made: see finite_stats
+};
 
 struct BudgetState {
   double low, middle, high;  // the bracket, from the sample
   double scale, minimum;     // what was found
+  PlanTotals totals;
+  // Under way:
+  Stage stage;
+  Newton newton;
+  double known, positive;  // of the sample
+  double start, wanted;
+  Clipped certain;  // what the bracket does not leave open
 };
 
 template <class T>
@@ -54,65 +117,64 @@ struct BudgetMemory {
   BudgetState* state;
   T* sample;                                // [BUDGET_SAMPLE]
   double* sums[2];                          // [blocks] each: a level of the tree of sums and the next
-  uint32_t *known, *positive, *low, *high;  // [blocks]
+  uint32_t *low, *high, *known, *positive;  // [blocks]
   uint32_t* marks;                          // [chunks * 256] what the bracket leaves open
   uint32_t* counts;                         // [chunks]
   ChunkPlaces places;
-  T* aside;  // [n / CROWDED]
+  T* open;  // [n / CROWDED]
 };
 
 template <class T>
 BudgetMemory<T> budget_memory(int64_t n, Scratch& scratch) {
-  const int64_t chunks = blocks_of(n, CHUNK_KEYS), blocks = chunks * (CHUNK_KEYS / FINITE_BLOCK);
+  const int64_t chunks = blocks_of(n, CHUNK_KEYS), blocks = most(BUDGET_SAMPLE / FINITE_BLOCK, chunks);
   BudgetMemory<T> memory;
   memory.state = scratch.take<BudgetState>(1);
   memory.sample = scratch.take<T>(BUDGET_SAMPLE);
   memory.sums[0] = scratch.take<double>(blocks);
   memory.sums[1] = scratch.take<double>(blocks);
-  memory.known = scratch.take<uint32_t>(blocks);
-  memory.positive = scratch.take<uint32_t>(blocks);
   memory.low = scratch.take<uint32_t>(blocks);
   memory.high = scratch.take<uint32_t>(blocks);
+  memory.known = scratch.take<uint32_t>(blocks);
+  memory.positive = scratch.take<uint32_t>(blocks);
   memory.marks = scratch.take<uint32_t>(chunks * CHUNK_THREADS);
   memory.counts = scratch.take<uint32_t>(chunks);
   memory.places = {scratch.take<int64_t>(chunks + 1), scratch.take<int64_t>(chunks + 1)};
-  memory.aside = scratch.take<T>(n / CROWDED);
+  memory.open = scratch.take<T>(n / CROWDED);
   return memory;
 }
 
-// One block measures and solves.
-template <class T>
-struct Solver {
-  struct Shared {
-    SharedArray<int64_t, WARP> counts;
-  };
-  using OneBlock = Block<SOLVE_THREADS>;
+template <int THREADS>
+STPRUNE_DEVICE int64_t total_of(Block<THREADS>& block, SharedArray<int64_t, WARP>& warps, const uint32_t* values,
+                                int64_t size) {
+  PerThread<int64_t> sum;
+  block.own([&](int t) {
+    sum[t] = 0;
+    for (int64_t i = t; i < size; i += THREADS) sum[t] += values[i];
+  });
+  return reduce(block, warps, sum, Sum{});
+}
 
-  OneBlock& block;
-  Shared& shared;
-  BudgetMemory<T> memory;
+struct BudgetShared {
+  SharedArray<int64_t, WARP> counts;
+  SharedArray<double, WARP> sums;
+};
+
+// One step of a search: how sizes fall at a constant. A warp has 4,096 of them, a block as many as its warps.
+template <class T, int COUNT>
+struct Measure {
+  static constexpr int64_t GROUP = COUNT / WARP * FINITE_BLOCK;
   Power power;
-  double minimum;
+  BudgetMemory<T> memory;
 
-  STPRUNE_DEVICE int64_t count(PerThread<int64_t> value) { return reduce(block, shared.counts, value, Sum{}); }
-  STPRUNE_DEVICE int64_t count(const uint32_t* values, int64_t blocks) {
-    PerThread<int64_t> sum;
-    block.own([&](int t) {
-      sum[t] = 0;
-      for (int64_t i = t; i < blocks; i += SOLVE_THREADS) sum[t] += values[i];
-    });
-    return count(sum);
-  }
-
-  STPRUNE_DEVICE Clipped clipped(const T* scores, int64_t n, double scale, double bound) {
-    constexpr int WARPS = SOLVE_THREADS / WARP, EACH = 8;
-    const int64_t blocks = blocks_of(n, FINITE_BLOCK);
-    PerThread<int64_t> low, high;
-    block.own([&](int t) { low[t] = high[t] = 0; });
-    for (int64_t first_block = 0; first_block < blocks; first_block += WARPS) {
+  STPRUNE_DEVICE void part(Block<COUNT>& block, BudgetShared& shared, const T* values, int64_t n, double scale,
+                           double bound) const {
+    constexpr int EACH = 8;
+    for (int64_t group = block.index(); group * GROUP < n; group += block.count()) {
+      PerThread<int64_t> low, high;
       PerThread<double> sum;
       block.own([&](int t) {
-        const int64_t first = (first_block + t / WARP) * FINITE_BLOCK + (t & (WARP - 1));
+        const int64_t first = group * GROUP + t / WARP * FINITE_BLOCK + (t & (WARP - 1));
+        low[t] = high[t] = 0;
         sum[t] = 0.0;
         for (int row = 0; row < FINITE_BLOCK / WARP; row += EACH) {
           T loaded[EACH];
@@ -120,7 +182,7 @@ struct Solver {
           for (int i = 0; i < EACH; ++i) {
             const int64_t index = first + (row + i) * WARP;
             loaded[i] = static_cast<T>(infinity());  // counts nowhere
-            if (index < n) loaded[i] = scores[index];
+            if (index < n) loaded[i] = input(values, index);
           }
 #pragma unroll
           for (int i = 0; i < EACH; ++i) {
@@ -132,110 +194,127 @@ struct Solver {
           }
         }
       });
-      sum_warp(block, sum);
-      block.own([&](int t) {
-        const int64_t place = first_block + t / WARP;
-        if ((t & (WARP - 1)) == 0 && place < blocks) memory.sums[0][place] = sum[t];
-      });
+      reduce_warp(block, sum, Sum{});
+      write(block, group, reduce(block, shared.counts, low, Sum{}), reduce(block, shared.counts, high, Sum{}),
+            sum_neighbours(block, shared.sums, sum));
     }
-    block.sync();
-    Clipped all;
-    all.low = count(low);
-    all.high = count(high);
-    all.middle = tree_sum(block, memory.sums, blocks);
-    return all;
   }
 
-  // c in [low, high] with measure(c)'s total as wanted: Newton's method in a shrinking bracket, halved in the order of
-  // the doubles at every fourth step after the eighth.
-  template <class Measure>
-  STPRUNE_DEVICE double solve(const Measure& measure, double wanted, double start, double low = 0.0,
-                              double high = LARGEST) {
-    double scale = start > low ? start : low;
-    scale = scale < high ? scale : high;
-    for (int step = 0; step < MAX_STEPS; ++step) {
-      const Clipped found = measure(scale);
-      const double total = total_of(found, scale, minimum), missing = total - wanted;
-      if ((missing < 0.0 ? -missing : missing) <= TOLERANCE * wanted) return scale;
-      if (total < wanted) {
-        low = scale;
-      } else {
-        high = scale;
-      }
-      double better = double_of(0x7FF8000000000000ull);
-      if (found.middle > 0.0) {
-        better = (wanted - static_cast<double>(found.high) - minimum * static_cast<double>(found.low)) / found.middle;
-      }
-      if (better == scale) return scale;
-      if (!(low < better && better < high) || (step >= 8 && step % 4 == 0)) {
-        // Both are below 2^63 as bits; their sum may not be.
-        better = double_of((bits_of(low) + bits_of(high)) / 2);
-        if (!(low < better && better < high)) return scale;
-      }
-      scale = better;
-    }
-    return scale;
+  STPRUNE_DEVICE void write(Block<COUNT>& block, int64_t group, int64_t low, int64_t high, double sum) const {
+    block.own([&](int t) {
+      if (t != 0) return;
+      memory.low[group] = static_cast<uint32_t>(low);
+      memory.high[group] = static_cast<uint32_t>(high);
+      memory.sums[0][group] = sum;
+    });
+  }
+
+  // All parts together, by one block.
+  STPRUNE_DEVICE Clipped whole(Block<COUNT>& block, BudgetShared& shared, int64_t n) const {
+    const int64_t groups = blocks_of(n, GROUP);
+    Clipped found;
+    found.low = total_of(block, shared.counts, memory.low, groups);
+    found.high = total_of(block, shared.counts, memory.high, groups);
+    found.middle = tree_sum(block, memory.sums, groups);
+    return found;
   }
 };
 
-// The bracket of c, from a sample of the scores.
+// The bracket of c, from a sample of the scores. One warp a block: the sample has 16 blocks of 4,096, and on as many
+// processors a step takes as long as that of one.
 template <class T>
 struct BudgetBracket {
-  static constexpr int THREADS = SOLVE_THREADS;
-  using Shared = typename Solver<T>::Shared;
+  static constexpr int THREADS = WARP;
+  static constexpr int64_t BLOCKS = BUDGET_SAMPLE / FINITE_BLOCK;
+  using Shared = BudgetShared;
   const T* scores;  // [n]
   int64_t n;
-  Power power;
   double count, minimum;
-  BudgetMemory<T> memory;
+  Measure<T, THREADS> measure;
 
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
-    Solver<T> solver{block, shared, memory, power, minimum};
-    PerThread<int64_t> is_known, is_positive;
-    block.phase([&](int t) {
-      is_known[t] = is_positive[t] = 0;
-      for (int64_t i = t; i < BUDGET_SAMPLE; i += THREADS) {
-        const uint64_t word = philox_word_at(PhiloxKey{0, 0}, 0, STREAM_SAMPLE, i);
-        const T score = scores[static_cast<int64_t>((word * static_cast<uint64_t>(n >> 8)) >> 24)];
-        const double size = size_of(score, power);
-        memory.sample[i] = score;
-        is_known[t] += size == size;
-        is_positive[t] += size > 0.0;
+  STPRUNE_DEVICE bool go_on() const { return measure.memory.state->stage != Stage::kDone; }
+
+  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared, int round) const {
+    const BudgetMemory<T>& memory = measure.memory;
+    if (round > 0) {
+      measure.part(block, shared, memory.sample, BUDGET_SAMPLE, memory.state->newton.at, minimum);
+      return;
+    }
+    for (int64_t group = block.index(); group < BLOCKS; group += block.count()) {
+      PerThread<int64_t> known, positive;
+      block.own([&](int t) {
+        known[t] = positive[t] = 0;
+#pragma unroll 8
+        for (int64_t i = group * FINITE_BLOCK + t; i < (group + 1) * FINITE_BLOCK; i += WARP) {
+          const uint64_t word = philox_word_at(PhiloxKey{0, 0}, 0, STREAM_SAMPLE, i);
+          const T score = input(scores, static_cast<int64_t>((word * static_cast<uint64_t>(n >> 8)) >> 24));
+          const double size = size_of(score, measure.power);
+          memory.sample[i] = score;
+          known[t] += size == size;
+          positive[t] += size > 0.0;
+        }
+      });
+      measure.write(block, group, reduce(block, shared.counts, known, Sum{}),
+                    reduce(block, shared.counts, positive, Sum{}), 0.0);
+    }
+  }
+
+  STPRUNE_DEVICE void settle(Block<THREADS>& block, Shared& shared, int round) const {
+    const Clipped found = measure.whole(block, shared, BUDGET_SAMPLE);
+    BudgetState state{};
+    if (round == 0) {
+      state.known = static_cast<double>(found.low);
+      state.positive = static_cast<double>(found.high);
+      state.stage = Stage::kMiddle;
+      search(state);
+    } else {
+      state = *measure.memory.state;
+      if (state.newton.finds(found, minimum)) {
+        accept(state, state.newton.at);
+        search(state);
       }
+    }
+    block.sync();
+    block.own([&](int t) {
+      if (t == 0) *measure.memory.state = state;
     });
-    const double known = static_cast<double>(solver.count(is_known));
-    const double positive = static_cast<double>(solver.count(is_positive));
+  }
+
+  // The constant of the stage is known.
+  STPRUNE_DEVICE void accept(BudgetState& state, double scale) const {
+    if (state.stage == Stage::kMiddle) {
+      state.middle = scale;
+      state.stage = Stage::kLow;
+    } else if (state.stage == Stage::kLow) {
+      state.low = scale;
+      state.stage = Stage::kHigh;
+    } else {
+      state.high = scale;
+      state.stage = Stage::kDone;
+    }
+  }
+
+  // Begins the search for the next constant that no rule gives at once.
+  STPRUNE_DEVICE void search(BudgetState& state) const {
     const double size = static_cast<double>(BUDGET_SAMPLE), share = size / static_cast<double>(n);
-    const double target = count * share - (size - known);
+    const double target = count * share - (size - state.known);
     double ratio = count / static_cast<double>(n);
     ratio = ratio > 0.0 ? ratio : 0.0;
     ratio = ratio < 1.0 ? ratio : 1.0;
     // Three standard deviations of the most unequal probabilities with this mean.
-    const double width = 3.0 * sqrt(ratio * (1.0 - ratio) * size) + 1.0;
-    const auto scale_of = [&](double wanted, double start) {
-      if (wanted <= minimum * known) return 0.0;
-      if (wanted >= positive + minimum * (known - positive)) return LARGEST;
-      const auto measure = [&](double scale) { return solver.clipped(memory.sample, BUDGET_SAMPLE, scale, minimum); };
-      return solver.solve(measure, wanted, start);
-    };
-    const double middle = scale_of(target, 1.0);
-    const double low = scale_of(target - width, middle), high = scale_of(target + width, middle);
-    block.own([&](int t) {
-      if (t == 0) *memory.state = {low, middle, high, 0.0, 0.0};
-    });
-  }
-};
-
-// Too few scores for a sample: the bracket is everything.
-struct BudgetWhole {
-  static constexpr int THREADS = WARP;
-  struct Shared {};
-  BudgetState* state;
-
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
-    block.own([&](int t) {
-      if (t == 0) *state = {0.0, 0.0, LARGEST, 0.0, 0.0};
-    });
+    const double width = 3.0 * square_root(ratio * (1.0 - ratio) * size) + 1.0;
+    while (state.stage != Stage::kDone) {
+      const bool middle = state.stage == Stage::kMiddle;
+      const double wanted = middle ? target : state.stage == Stage::kLow ? target - width : target + width;
+      if (wanted <= minimum * state.known) {
+        accept(state, 0.0);
+      } else if (wanted >= state.positive + minimum * (state.known - state.positive)) {
+        accept(state, LARGEST);
+      } else {
+        state.newton.begin(middle ? 1.0 : state.middle, 0.0, LARGEST, wanted);
+        return;
+      }
+    }
   }
 };
 
@@ -244,20 +323,24 @@ template <class T>
 struct BudgetSplit {
   static constexpr int THREADS = CHUNK_THREADS;
   static constexpr int WARPS = THREADS / WARP;
-  static constexpr int CHUNKS = static_cast<int>(WARPS * FINITE_BLOCK / CHUNK_KEYS);
+  static constexpr int64_t GROUP = WARPS * FINITE_BLOCK;
+  static constexpr int CHUNKS = static_cast<int>(GROUP / CHUNK_KEYS);
   struct Shared {
     SharedArray<uint32_t, CHUNKS> open;
+    SharedArray<uint32_t, WARP> counts;
+    SharedArray<double, WARP> sums;
   };
   const T* scores;  // [n]
   int64_t n;
   Power power;
   double minimum;
+  bool sampled;  // else the bracket is everything
   BudgetMemory<T> memory;
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
     constexpr int ROWS = static_cast<int>(FINITE_BLOCK / WARP), EACH = 4;
     const int64_t blocks = blocks_of(n, CHUNK_KEYS) * (CHUNK_KEYS / FINITE_BLOCK);
-    const double low = memory.state->low, high = memory.state->high;
+    const double low = sampled ? memory.state->low : 0.0, high = sampled ? memory.state->high : LARGEST;
     block.phase([&](int t) {
       if (t < CHUNKS) shared.open[t] = 0u;
     });
@@ -275,7 +358,7 @@ struct BudgetSplit {
         for (int i = 0; i < EACH; ++i) {
           const int64_t index = first + (row + i) * WARP;
           loaded[t].item[i] = static_cast<T>(infinity());
-          if (index < n) loaded[t].item[i] = scores[index];
+          if (index < n) loaded[t].item[i] = input(scores, index);
         }
       });
 #pragma unroll
@@ -302,109 +385,173 @@ struct BudgetSplit {
         });
       }
     }
-    sum_warp(block, sum);
-    sum_warp(block, known);
-    sum_warp(block, positive);
-    sum_warp(block, at_low);
-    sum_warp(block, at_high);
+    reduce_warp(block, sum, Sum{});
+    reduce_warp(block, open, Sum{});
     block.phase([&](int t) {
-      const int64_t place = block.index() * WARPS + t / WARP;
-      if ((t & (WARP - 1)) != 0 || place >= blocks) return;
-      memory.sums[0][place] = sum[t];
-      memory.known[place] = known[t];
-      memory.positive[place] = positive[t];
-      memory.low[place] = at_low[t];
-      memory.high[place] = at_high[t];
-      shared.open.add(static_cast<int>(t / WARP * FINITE_BLOCK / CHUNK_KEYS), open[t]);
+      if ((t & (WARP - 1)) == 0) shared.open.add(static_cast<int>(t / WARP * FINITE_BLOCK / CHUNK_KEYS), open[t]);
     });
+    const double all = sum_neighbours(block, shared.sums, sum);
+    const uint32_t all_known = reduce(block, shared.counts, known, Sum{});
+    const uint32_t all_positive = reduce(block, shared.counts, positive, Sum{});
+    const uint32_t all_low = reduce(block, shared.counts, at_low, Sum{});
+    const uint32_t all_high = reduce(block, shared.counts, at_high, Sum{});
     block.own([&](int t) {
       const int64_t chunk = block.index() * CHUNKS + t;
       if (t < CHUNKS && chunk < blocks_of(n, CHUNK_KEYS)) memory.counts[chunk] = pack_counts(shared.open[t], 0);
+      if (t != 0) return;
+      memory.sums[0][block.index()] = all;
+      memory.known[block.index()] = all_known;
+      memory.positive[block.index()] = all_positive;
+      memory.low[block.index()] = all_low;
+      memory.high[block.index()] = all_high;
     });
   }
 };
 
 // What is open, one after another; nothing where that is too much to set aside.
 template <class T>
-struct AsideSink {
+struct OpenSink {
   const T* scores;
-  T* aside;
+  T* open;
   const int64_t* total;
   int64_t most;
   bool fits;
 
   STPRUNE_DEVICE void begin() { fits = *total <= most; }
   STPRUNE_DEVICE void operator()(int64_t place, int64_t index) const {
-    if (fits) aside[place] = scores[index];
+    if (fits) open[place] = scores[index];
   }
 };
 
+// The constant. What the sample's bracket leaves open decides it, or all scores.
 template <class T>
 struct BudgetSolve {
-  static constexpr int THREADS = SOLVE_THREADS;
-  using Shared = typename Solver<T>::Shared;
+  static constexpr int THREADS = 1024;
+  using Shared = BudgetShared;
   const T* scores;  // [n]
   int64_t n;
-  Power power;
   double count, minimum;
   bool sampled;
-  BudgetMemory<T> memory;
+  Measure<T, THREADS> measure;
 
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
-    Solver<T> solver{block, shared, memory, power, minimum};
-    double scale = 0.0, bound = minimum;
-    find(solver, scale, bound);
+  STPRUNE_DEVICE bool go_on() const { return measure.memory.state->stage != Stage::kDone; }
+
+  STPRUNE_DEVICE int64_t num_open() const { return measure.memory.places.certain[blocks_of(n, CHUNK_KEYS)]; }
+  STPRUNE_DEVICE static bool of_open(Stage stage) {
+    return stage == Stage::kCheckLow || stage == Stage::kCheckHigh || stage == Stage::kOpen;
+  }
+
+  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared, int round) const {
+    if (round == 0) return;  // `settle` begins
+    const BudgetState& state = *measure.memory.state;
+    const bool start = state.stage == Stage::kStart, open = of_open(state.stage);
+    // All finite sizes are those that the zero scale leaves above the bound -1.
+    measure.part(block, shared, open ? measure.memory.open : scores, open ? num_open() : n,
+                 start ? 0.0 : state.newton.at, start ? -1.0 : minimum);
+  }
+
+  STPRUNE_DEVICE void settle(Block<THREADS>& block, Shared& shared, int round) const {
+    BudgetState state{};
+    if (round > 0 || sampled) state = *measure.memory.state;
+    if (round == 0) {
+      begin(block, shared, state);
+    } else {
+      take_in(state, measure.whole(block, shared, of_open(state.stage) ? num_open() : n));
+    }
+    block.sync();
     block.own([&](int t) {
-      if (t != 0) return;
-      memory.state->scale = scale;
-      memory.state->minimum = bound;
+      if (t == 0) *measure.memory.state = state;
     });
   }
 
-  STPRUNE_DEVICE void find(Solver<T>& solver, double& scale, double& bound) const {
-    const int64_t chunks = blocks_of(n, CHUNK_KEYS), blocks = blocks_of(n, FINITE_BLOCK);
-    const int64_t num_known = solver.count(memory.known, blocks), num_positive = solver.count(memory.positive, blocks);
-    Clipped base;
-    base.low = solver.count(memory.low, blocks);
-    base.high = solver.count(memory.high, blocks);
-    base.middle = tree_sum(solver.block, memory.sums, blocks);
+  STPRUNE_DEVICE void begin(Block<THREADS>& block, Shared& shared, BudgetState& state) const {
+    const BudgetMemory<T>& memory = measure.memory;
+    const int64_t groups = blocks_of(n, BudgetSplit<T>::GROUP);
+    const int64_t num_known = total_of(block, shared.counts, memory.known, groups);
+    const int64_t num_positive = total_of(block, shared.counts, memory.positive, groups);
+    state.certain.low = total_of(block, shared.counts, memory.low, groups);
+    state.certain.high = total_of(block, shared.counts, memory.high, groups);
+    state.certain.middle = tree_sum(block, memory.sums, groups);
     const double known = static_cast<double>(num_known), positive = static_cast<double>(num_positive);
     double wanted = count - static_cast<double>(n - num_known);
     if (wanted < minimum * known) wanted = ceil(minimum * known);
     wanted = wanted < known ? wanted : known;
+    state.wanted = wanted;
+    state.totals.kept = n - num_known + static_cast<int64_t>(rint(wanted));
+    state.scale = 0.0;
+    state.minimum = minimum;
+    state.stage = Stage::kDone;
     if (num_positive == 0) {
-      bound = num_known > 0 ? wanted / known : 1.0;
+      state.minimum = num_known > 0 ? wanted / known : 1.0;
       return;
     }
     if (positive + minimum * (known - positive) <= wanted) {
       // Every positive size is certain, and the zeros share what is left.
-      scale = infinity();
-      bound = positive < known ? (wanted - positive) / (known - positive) : 1.0;
+      double bound = positive < known ? (wanted - positive) / (known - positive) : 1.0;
       // A minimum so small that the comparison rounds it away still bounds them.
       if (bound < minimum) bound = minimum;
-      bound = bound < 1.0 ? bound : 1.0;
+      state.minimum = bound < 1.0 ? bound : 1.0;
+      state.scale = infinity();
       return;
     }
     if (wanted <= minimum * known) return;
-    const double low = memory.state->low, middle = memory.state->middle, high = memory.state->high;
-    // All finite sizes: those that the zero scale leaves above the bound -1.
-    const double start =
-        0.0 < middle && middle < LARGEST ? middle : wanted / solver.clipped(scores, n, 0.0, -1.0).middle;
-    const int64_t open = memory.places.certain[chunks];
-    if (sampled && open <= n / CROWDED) {
-      const auto measure = [&](double at) {
-        const Clipped found = solver.clipped(memory.aside, open, at, minimum);
-        return Clipped{base.low + found.low, base.high + found.high, base.middle + found.middle};
-      };
-      if (total_of(measure(low), low, minimum) <= wanted && wanted <= total_of(measure(high), high, minimum)) {
-        scale = solver.solve(measure, wanted, start, low, high);
-        return;
-      }
+    if (sampled && 0.0 < state.middle && state.middle < LARGEST) {
+      go_from(state, state.middle);
+    } else {
+      state.stage = Stage::kStart;
     }
-    const auto everything = [&](double at) { return solver.clipped(scores, n, at, minimum); };
-    scale = solver.solve(everything, wanted, start);
+  }
+
+  // Looks at what is open first, where there is a bracket and it leaves little open.
+  STPRUNE_DEVICE void go_from(BudgetState& state, double start) const {
+    state.start = start;
+    if (sampled && num_open() <= n / CROWDED) {
+      state.stage = Stage::kCheckLow;
+      state.newton.at = state.low;
+    } else {
+      search_all(state);
+    }
+  }
+
+  STPRUNE_DEVICE void search_all(BudgetState& state) const {
+    state.stage = Stage::kAll;
+    state.newton.begin(state.start, 0.0, LARGEST, state.wanted);
+  }
+
+  STPRUNE_DEVICE void take_in(BudgetState& state, const Clipped& found) const {
+    const Clipped all = of_open(state.stage) ? state.certain.with(found) : found;
+    if (state.stage == Stage::kStart) {
+      go_from(state, state.wanted / found.middle);
+    } else if (state.stage == Stage::kCheckLow) {
+      if (all.total(state.low, minimum) <= state.wanted) {
+        state.stage = Stage::kCheckHigh;
+        state.newton.at = state.high;
+      } else {
+        search_all(state);
+      }
+    } else if (state.stage == Stage::kCheckHigh) {
+      if (state.wanted <= all.total(state.high, minimum)) {
+        state.stage = Stage::kOpen;
+        state.newton.begin(state.start, state.low, state.high, state.wanted);
+      } else {
+        search_all(state);
+      }
+    } else if (state.newton.finds(all, minimum)) {
+      state.scale = state.newton.at;
+      state.stage = Stage::kDone;
+    }
   }
 };
+
+// The probability of a score under what was found.
+template <class T>
+STPRUNE_DEVICE float probability_of(T score, Power power, double scale, double bound) {
+  const double size = size_of(score, power);
+  double p = size > 0.0 ? size * scale : 0.0;
+  p = p > bound ? p : bound;
+  p = p < 1.0 ? p : 1.0;
+  return size == size ? static_cast<float>(p) : 1.0f;
+}
 
 template <class T>
 struct BudgetWrite {
@@ -423,16 +570,33 @@ struct BudgetWrite {
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         const int64_t index = (block.index() * EACH + i) * THREADS + t;
-        if (index >= n) continue;
-        const double size = size_of(scores[index], power);
-        double p = size > 0.0 ? size * scale : 0.0;
-        p = p > bound ? p : bound;
-        p = p < 1.0 ? p : 1.0;
-        out[index] = size == size ? static_cast<float>(p) : 1.0f;
+        if (index < n) out[index] = probability_of(input(scores, index), power, scale, bound);
       }
     });
   }
 };
+
+// Finds the constant, in memory.state; waits for nothing.
+template <class T>
+int find_budget(const T* scores, int64_t n, Power power, double count, double minimum, const BudgetMemory<T>& memory,
+                void* stream) {
+  const int64_t chunks = blocks_of(n, CHUNK_KEYS);
+  const bool sampled = n >= SAMPLED;
+  using Bracket = BudgetBracket<T>;
+  using Split = BudgetSplit<T>;
+  using Solve = BudgetSolve<T>;
+  if (sampled) {
+    STPRUNE_TRY(launch_rounds(Bracket{scores, n, count, minimum, {power, memory}}, Bracket::BLOCKS, stream));
+  }
+  STPRUNE_TRY(launch(Split{scores, n, power, minimum, sampled, memory}, blocks_of(n, Split::GROUP), stream));
+  if (sampled) {
+    STPRUNE_TRY(launch(ScanChunks{memory.counts, chunks, memory.places}, 1, stream));
+    const OpenSink<T> sink{scores, memory.open, memory.places.certain + chunks, n / CROWDED, false};
+    STPRUNE_TRY(launch(EmitChunks<OpenSink<T>>{memory.marks, nullptr, nullptr, memory.places, sink}, chunks, stream));
+  }
+  const int64_t groups = blocks_of(n, Measure<T, Solve::THREADS>::GROUP);
+  return launch_rounds(Solve{scores, n, count, minimum, sampled, {power, memory}}, groups, stream);
+}
 
 }  // namespace
 }  // namespace stprune

@@ -43,7 +43,7 @@ struct RangeOf {
         for (int i = 0; i < EACH; ++i) {
           const int64_t index = base + i * THREADS + t;
           loaded[i] = T(0);  // in the range, and not positive
-          if (index < n) loaded[i] = values[index];
+          if (index < n) loaded[i] = input(values, index);
         }
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {

@@ -31,32 +31,6 @@ STPRUNE_DEVICE T exclusive_scan(Block<THREADS>& block, SharedArray<T, WARP>& war
   return total;
 }
 
-// Combines the values of all threads with an associative, commutative operation.
-template <int THREADS, class T, class F>
-STPRUNE_DEVICE T reduce(Block<THREADS>& block, SharedArray<T, WARP>& warps, PerThread<T> value, F combine) {
-  for (int mask = WARP / 2; mask > 0; mask /= 2) {
-    const PerThread<T> other = block.shuffle_xor(value, mask);
-    block.own([&](int t) { value[t] = combine(value[t], other[t]); });
-  }
-  block.phase([&](int t) {
-    if ((t & (WARP - 1)) == 0) warps[t / WARP] = value[t];
-  });
-  T total = warps[0];
-  for (int warp = 1; warp < THREADS / WARP; ++warp) total = combine(total, static_cast<T>(warps[warp]));
-  block.sync();
-  return total;
-}
-
-// The sum of the warp's values in each of its threads: the upper half of them is added to the lower half until one is
-// left.
-template <int THREADS, class T>
-STPRUNE_DEVICE void sum_warp(Block<THREADS>& block, PerThread<T>& value) {
-  for (int mask = WARP / 2; mask > 0; mask /= 2) {
-    const PerThread<T> other = block.shuffle_xor(value, mask);
-    block.own([&](int t) { value[t] += other[t]; });
-  }
-}
-
 struct Sum {
   template <class T>
   STPRUNE_DEVICE T operator()(T a, T b) const {
@@ -75,6 +49,45 @@ struct Most {
     return a < b ? b : a;
   }
 };
+
+// The values of a warp combined, in each of its threads: the upper half of them with the lower half until one is left.
+template <int THREADS, class T, class F>
+STPRUNE_DEVICE void reduce_warp(Block<THREADS>& block, PerThread<T>& value, F combine) {
+  for (int mask = WARP / 2; mask > 0; mask /= 2) {
+    const PerThread<T> other = block.shuffle_xor(value, mask);
+    block.own([&](int t) { value[t] = combine(value[t], other[t]); });
+  }
+}
+
+// Combines the values of all threads with an associative, commutative operation.
+template <int THREADS, class T, class F>
+STPRUNE_DEVICE T reduce(Block<THREADS>& block, SharedArray<T, WARP>& warps, PerThread<T> value, F combine) {
+  reduce_warp(block, value, combine);
+  block.phase([&](int t) {
+    if ((t & (WARP - 1)) == 0) warps[t / WARP] = value[t];
+  });
+  T total = warps[0];
+  for (int warp = 1; warp < THREADS / WARP; ++warp) total = combine(total, static_cast<T>(warps[warp]));
+  block.sync();
+  return total;
+}
+
+// The sum of the warps' values, which every thread of a warp holds, neighbour by neighbour: of a tree of sums the part
+// over as many leaves as the block has warps.
+template <int THREADS>
+STPRUNE_DEVICE double sum_neighbours(Block<THREADS>& block, SharedArray<double, WARP>& warps, PerThread<double> value) {
+  block.phase([&](int t) {
+    if ((t & (WARP - 1)) == 0) warps[t / WARP] = value[t];
+  });
+  PerThread<double> sum;
+  block.own([&](int t) { sum[t] = warps[t & (THREADS / WARP - 1)]; });
+  for (int mask = 1; mask < THREADS / WARP; mask *= 2) {
+    const PerThread<double> other = block.shuffle_xor(sum, mask);
+    block.own([&](int t) { sum[t] += other[t]; });
+  }
+  block.sync();
+  return sum[0];
+}
 
 template <int BINS>
 using Histogram = SharedArray<uint32_t, BINS>;

@@ -16,7 +16,7 @@ int bernoulli_mark(const T* probability, int64_t n, int64_t seed, int64_t epoch,
       BernoulliMark<T>{probability, n, philox_key(seed), static_cast<uint32_t>(epoch), memory.marks, memory.counts},
       chunks, stream));
   STPRUNE_TRY(launch(ScanChunks{memory.counts, chunks, memory.places}, 1, stream));
-  return read_back(drawn, memory.places.certain + chunks, stream);
+  return read_back(drawn, memory.places.certain + chunks, 1, stream);
 }
 
 template <class T>
@@ -24,17 +24,9 @@ int systematic(const T* probability, int64_t n, int64_t count, int64_t seed, int
                void* stream) {
   Scratch parts{static_cast<char*>(scratch)};
   const SystematicMemory memory = systematic_memory(n, parts);
-  const int64_t blocks = blocks_of(n, SYSTEMATIC_BLOCK), rest = n % SYSTEMATIC_BLOCK;
-  const PhiloxKey key = philox_key(seed);
-  const uint32_t low_epoch = static_cast<uint32_t>(epoch);
-  const int64_t offset = philox(key, 0, 0, low_epoch, STREAM_SYSTEMATIC | PURPOSE_OFFSET).word[0];
-  Permutation last{};
-  if (rest >= PERMUTATION_SMALL) {
-    last = make_permutation(rest, key, low_epoch, STREAM_SYSTEMATIC, static_cast<uint32_t>(blocks - 1));
-  }
-  STPRUNE_TRY(launch(SystematicSums<T>{probability, n, memory}, blocks, stream));
-  STPRUNE_TRY(launch(SystematicSettle<T>{probability, n, count, offset, memory}, 1, stream));
-  return launch(SystematicEmit<T>{probability, n, key, low_epoch, last, memory, out}, blocks, stream);
+  // The door asks for 0.5 and what rounding adds.
+  return draw_systematic(Stored<T>{probability}, n, {count, nullptr}, ONE / 4 * 3, philox_key(seed),
+                         static_cast<uint32_t>(epoch), memory, DrawnSink{out}, stream);
 }
 
 }  // namespace

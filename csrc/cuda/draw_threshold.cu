@@ -195,16 +195,16 @@ int mark(const T* scores, int64_t n, double keep, bool exact, int64_t seed, int6
   const PhiloxKey key = philox_key(seed);
   const uint32_t low_epoch = static_cast<uint32_t>(epoch);
   const double limit = keep * 0x1p32;
-  STPRUNE_TRY(finite_stats(scores, n, memory.finite, memory.stats, stream));
+  STPRUNE_TRY(finite_stats(scores, {n, nullptr}, memory.finite, memory.stats, stream));
   if (!exact) {
     STPRUNE_TRY(launch(ThresholdMark<T, false>{scores, n, limit, key, low_epoch, memory}, chunks, stream));
     STPRUNE_TRY(launch(ScanChunks{memory.counts, chunks, memory.places}, 1, stream));
-    return read_back(drawn, memory.places.certain + chunks, stream);
+    return read_back(drawn, memory.places.certain + chunks, 1, stream);
   }
   STPRUNE_TRY(launch(ThresholdMark<T, true>{scores, n, limit, key, low_epoch, memory}, chunks, stream));
   STPRUNE_TRY(launch(ScanChunks{memory.counts, chunks, memory.places}, 1, stream));
   int64_t pool = 0;
-  STPRUNE_TRY(read_back(&pool, memory.places.certain + chunks, stream));
+  STPRUNE_TRY(read_back(&pool, memory.places.certain + chunks, 1, stream));
   int64_t head = static_cast<int64_t>(keep * static_cast<double>(pool));
   if (head == 0 && pool > 0) {
     const uint32_t word = philox_word_at(key, low_epoch, STREAM_DRAW, 0);

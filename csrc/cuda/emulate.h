@@ -9,9 +9,9 @@
 #include <string>
 
 #define STPRUNE_DEVICE inline
-#define STPRUNE_DEVICE_CHECK(condition)                                           \
-  do {                                                                            \
-    if (!(condition)) throw std::logic_error("device check failed: " #condition); \
+#define STPRUNE_DEVICE_CHECK(condition, rule)                               \
+  do {                                                                      \
+    if (!(condition)) throw std::logic_error("device check failed: " rule); \
   } while (0)
 
 namespace stprune {
@@ -22,7 +22,17 @@ struct Emulation {
   int thread = -1;              // -1: outside of phases
   uint64_t interval = 1;        // barriers so far
   int64_t launches = 0;
+  int64_t waits = 0;   // for the device, by the host
+  int64_t rounds = 0;  // of kernels of rounds
+  int64_t reads = 0;   // elements of an op's input that the block has read in this launch or round
+  int64_t most_reads = 0;
   std::string error;
+
+  void end_block() {
+    ++interval;
+    most_reads = reads > most_reads ? reads : most_reads;
+    reads = 0;
+  }
 };
 inline Emulation emulation;
 
@@ -37,6 +47,8 @@ STPRUNE_DEVICE int last_bit(uint32_t x) { return x == 0 ? -1 : 31 - __builtin_cl
 STPRUNE_DEVICE uint64_t high_product(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
 }
+STPRUNE_DEVICE float square_root(float x) { return std::sqrt(x); }
+STPRUNE_DEVICE double square_root(double x) { return std::sqrt(x); }
 template <class To, class From>
 To bit_copy(From x) {
   static_assert(sizeof(To) == sizeof(From));
@@ -52,6 +64,12 @@ STPRUNE_DEVICE double double_of(uint64_t bits) { return bit_copy<double>(bits); 
 STPRUNE_DEVICE void global_add(uint64_t* to, uint64_t value) { *to += value; }
 STPRUNE_DEVICE void global_min(uint64_t* to, uint64_t value) { *to = value < *to ? value : *to; }
 STPRUNE_DEVICE void global_min(int32_t* to, int32_t value) { *to = value < *to ? value : *to; }
+
+template <class T>
+STPRUNE_DEVICE T input(const T* from, int64_t i) {
+  ++emulation.reads;
+  return from[i];
+}
 
 // A register of every thread, filled with garbage at first.
 template <class T>
@@ -216,23 +234,48 @@ struct Block {
   }
 };
 
-// Runs the kernel's blocks one after the other; 1 when one broke a rule (see emulation.error).
-template <class Kernel>
-int launch(const Kernel& kernel, int64_t blocks, void*) {
+// Runs `all`; 1 when a block broke a rule (see emulation.error).
+template <class F>
+int unless_broken(F all) {
   try {
     ++emulation.launches;
-    for (int64_t i = 0; i < blocks; ++i) {
-      const auto shared = std::make_unique<typename Kernel::Shared>();
-      Block<Kernel::THREADS> block{place_in_order(i, blocks), blocks};
-      kernel(block, *shared);
-      block.sync();
-    }
+    all();
     return 0;
   } catch (const std::logic_error& error) {
     emulation.thread = -1;
     emulation.error = error.what();
     return 1;
   }
+}
+
+// Runs body(block, shared) for blocks one after the other.
+template <class Kernel, class F>
+void for_blocks(int64_t blocks, F body) {
+  for (int64_t i = 0; i < blocks; ++i) {
+    const auto shared = std::make_unique<typename Kernel::Shared>();
+    Block<Kernel::THREADS> block{place_in_order(i, blocks), blocks};
+    body(block, *shared);
+    emulation.end_block();
+  }
+}
+
+template <class Kernel>
+int launch(const Kernel& kernel, int64_t blocks, void*) {
+  return unless_broken([&] { for_blocks<Kernel>(blocks, kernel); });
+}
+
+template <class Kernel>
+int launch_rounds(const Kernel& kernel, int64_t blocks, void*) {
+  return unless_broken([&] {
+    int round = 0;
+    do {
+      for_blocks<Kernel>(most(1, least(blocks, emulation.multiprocessors)),
+                         [&](auto& block, auto& shared) { kernel(block, shared, round); });
+      for_blocks<Kernel>(1, [&](auto& block, auto& shared) { kernel.settle(block, shared, round); });
+      ++round;
+      ++emulation.rounds;
+    } while (kernel.go_on());
+  });
 }
 
 inline int multiprocessors(int64_t* count) {
@@ -242,8 +285,10 @@ inline int multiprocessors(int64_t* count) {
 
 inline const char* error_text(int) { return emulation.error.c_str(); }
 
-inline int read_back(int64_t* host, const int64_t* device, void*) {
-  *host = *device;
+template <class T>
+int read_back(T* host, const T* device, int64_t count, void*) {
+  ++emulation.waits;
+  std::memcpy(host, device, static_cast<size_t>(count) * sizeof(T));
   return 0;
 }
 

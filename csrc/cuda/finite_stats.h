@@ -1,5 +1,6 @@
 // Sum, number, least and largest of the finite entries of a vector, with the bits of stprune/reference/finite_stats.py:
-// blocks of 4,096 in 32 lanes are a warp's, and the blocks' sums are added neighbour by neighbour.
+// blocks of 4,096 in 32 lanes are a warp's, and the blocks' sums are added neighbour by neighbour. Eight of them are a
+// thread block's, which writes what it found of all.
 #pragma once
 
 #include "cuda/compact.h"
@@ -8,42 +9,57 @@ namespace stprune {
 namespace {
 
 constexpr int64_t FINITE_BLOCK = 4096;
+constexpr int FINITE_THREADS = 256;
+constexpr int64_t FINITE_GROUP = FINITE_THREADS / WARP * FINITE_BLOCK;
+
+// How many elements there are: a number that the host knows, or one on the device; none where that is more than the
+// host has room for.
+struct Size {
+  int64_t most;
+  const int64_t* on_device;  // null: `most`
+
+  STPRUNE_DEVICE int64_t get() const { return on_device == nullptr ? most : *on_device <= most ? *on_device : 0; }
+};
 
 struct FiniteMemory {
-  double* sums[2];  // [blocks] each: a level of the tree and the next
+  double* sums[2];  // [groups] each: a level of the tree and the next
   double *least, *largest;
-  int64_t* counts;  // [blocks]
+  int64_t* counts;  // [groups]
 };
 
 inline FiniteMemory finite_memory(int64_t n, Scratch& scratch) {
-  const int64_t blocks = blocks_of(n, FINITE_BLOCK);
+  const int64_t groups = blocks_of(n, FINITE_GROUP);
   FiniteMemory memory;
-  memory.sums[0] = scratch.take<double>(blocks);
-  memory.sums[1] = scratch.take<double>(blocks);
-  memory.least = scratch.take<double>(blocks);
-  memory.largest = scratch.take<double>(blocks);
-  memory.counts = scratch.take<int64_t>(blocks);
+  memory.sums[0] = scratch.take<double>(groups);
+  memory.sums[1] = scratch.take<double>(groups);
+  memory.least = scratch.take<double>(groups);
+  memory.largest = scratch.take<double>(groups);
+  memory.counts = scratch.take<int64_t>(groups);
   return memory;
 }
 
 STPRUNE_DEVICE double infinity() { return double_of(0x7FF0000000000000ull); }
 
 template <class T>
-struct FiniteBlocks {
-  static constexpr int THREADS = 256;
-  static constexpr int WARPS = THREADS / WARP;
+struct FiniteGroups {
+  static constexpr int THREADS = FINITE_THREADS;
   // Loads of a lane that are in flight together.
   static constexpr int EACH = 8;
-  struct Shared {};
-  const T* values;  // [n]
-  int64_t n;
+  struct Shared {
+    SharedArray<int64_t, WARP> counts;
+    SharedArray<double, WARP> sums;
+  };
+  const T* values;  // [size]
+  Size size;
   FiniteMemory memory;
 
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
+  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
+    const int64_t n = size.get();
+    if (block.index() * FINITE_GROUP >= n) return;
     PerThread<double> sum, low, high;
-    PerThread<int> count;
+    PerThread<int64_t> count;
     block.own([&](int t) {
-      const int64_t first = (block.index() * WARPS + t / WARP) * FINITE_BLOCK + (t & (WARP - 1));
+      const int64_t first = block.index() * FINITE_GROUP + t / WARP * FINITE_BLOCK + (t & (WARP - 1));
       sum[t] = 0.0;
       count[t] = 0;
       low[t] = infinity();
@@ -54,7 +70,7 @@ struct FiniteBlocks {
         for (int i = 0; i < EACH; ++i) {
           const int64_t index = first + (row + i) * WARP;
           loaded[i] = static_cast<T>(infinity());  // counts nowhere
-          if (index < n) loaded[i] = values[index];
+          if (index < n) loaded[i] = input(values, index);
         }
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
@@ -67,22 +83,17 @@ struct FiniteBlocks {
         }
       }
     });
-    sum_warp(block, sum);
-    sum_warp(block, count);
-    for (int mask = WARP / 2; mask > 0; mask /= 2) {
-      const PerThread<double> other_low = block.shuffle_xor(low, mask), other_high = block.shuffle_xor(high, mask);
-      block.own([&](int t) {
-        low[t] = other_low[t] < low[t] ? other_low[t] : low[t];
-        high[t] = other_high[t] > high[t] ? other_high[t] : high[t];
-      });
-    }
+    reduce_warp(block, sum, Sum{});
+    const double all = sum_neighbours(block, shared.sums, sum);
+    const int64_t all_count = reduce(block, shared.counts, count, Sum{});
+    const double all_low = reduce(block, shared.sums, low, Least{}),
+                 all_high = reduce(block, shared.sums, high, Most{});
     block.own([&](int t) {
-      const int64_t place = block.index() * WARPS + t / WARP;
-      if ((t & (WARP - 1)) != 0 || place * FINITE_BLOCK >= n) return;
-      memory.sums[0][place] = sum[t];
-      memory.counts[place] = count[t];
-      memory.least[place] = low[t];
-      memory.largest[place] = high[t];
+      if (t != 0) return;
+      memory.sums[0][block.index()] = all;
+      memory.counts[block.index()] = all_count;
+      memory.least[block.index()] = all_low;
+      memory.largest[block.index()] = all_high;
     });
   }
 };
@@ -114,18 +125,19 @@ struct FiniteSettle {
     SharedArray<int64_t, WARP> counts;
     SharedArray<double, WARP> ends;
   };
-  int64_t blocks;
+  Size size;
   FiniteMemory memory;
   double* out;  // [4]
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
+    const int64_t groups = blocks_of(size.get(), FINITE_GROUP);
     PerThread<int64_t> count;
     PerThread<double> low, high;
     block.own([&](int t) {
       count[t] = 0;
       low[t] = infinity();
       high[t] = -infinity();
-      for (int64_t i = t; i < blocks; i += THREADS) {
+      for (int64_t i = t; i < groups; i += THREADS) {
         count[t] += memory.counts[i];
         low[t] = memory.least[i] < low[t] ? memory.least[i] : low[t];
         high[t] = memory.largest[i] > high[t] ? memory.largest[i] : high[t];
@@ -134,7 +146,7 @@ struct FiniteSettle {
     const int64_t all = reduce(block, shared.counts, count, Sum{});
     const double all_low = reduce(block, shared.ends, low, Least{});
     const double all_high = reduce(block, shared.ends, high, Most{});
-    const double sum = tree_sum(block, memory.sums, blocks);
+    const double sum = tree_sum(block, memory.sums, groups);
     block.own([&](int t) {
       if (t != 0) return;
       out[0] = sum;
@@ -147,16 +159,14 @@ struct FiniteSettle {
 };
 
 template <class T>
-int finite_stats(const T* values, int64_t n, const FiniteMemory& memory, double* out, void* stream) {
-  const int64_t blocks = blocks_of(n, FINITE_BLOCK);
-  STPRUNE_TRY(launch(FiniteBlocks<T>{values, n, memory}, blocks_of(blocks, FiniteBlocks<T>::WARPS), stream));
-  return launch(FiniteSettle{blocks, memory, out}, 1, stream);
+int finite_stats(const T* values, Size size, const FiniteMemory& memory, double* out, void* stream) {
+  STPRUNE_TRY(launch(FiniteGroups<T>{values, size, memory}, blocks_of(size.most, FINITE_GROUP), stream));
+  return launch(FiniteSettle{size, memory, out}, 1, stream);
 }
 
 // Mean of the finite entries; NaN when there are none, exact when all are equal.
-STPRUNE_DEVICE double mean_of(const double* stats /* [4] */) {
-  if (stats[2] == stats[3]) return stats[2];
-  return stats[1] > 0.0 ? stats[0] / stats[1] : double_of(0x7FF8000000000000ull);
+STPRUNE_HOST_DEVICE double mean_of(const double* stats /* [4] */) {
+  return stats[2] == stats[3] ? stats[2] : stats[0] / stats[1];
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ constexpr int MOST_ROUNDS = 128;
 // one more to those before index cut[r].
 struct Rounds {
   int64_t number, sign;
+  int64_t more;  // whether another one has to be found
   int64_t share[MOST_ROUNDS], cut[MOST_ROUNDS];
 };
 

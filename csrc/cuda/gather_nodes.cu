@@ -41,7 +41,7 @@ struct GatherNodes {
     for_units(block, rows, m * units, [&](int64_t row, uint32_t place) {
       const uint32_t width = static_cast<uint32_t>(units), j = width == 1 ? place : place / width;
       const int64_t sample = row / outer, index = node[sample * m + j];
-      STPRUNE_DEVICE_CHECK(index >= 0 && index < num_nodes);
+      STPRUNE_DEVICE_CHECK(index >= 0 && index < num_nodes, "gather_nodes: node must lie in [0, num_nodes)");
       const char* source = x + sample * sample_stride + (row - sample * outer) * outer_stride;
       out[row * m * units + place] = reinterpret_cast<const Unit*>(source)[index * units + (place - j * width)];
     });
@@ -91,7 +91,7 @@ struct FirstPlaces {
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
     for_units(block, samples, m, [&](int64_t row, uint32_t place) {
       const int64_t index = node[row * m + place];
-      STPRUNE_DEVICE_CHECK(index >= 0 && index < num_nodes);
+      STPRUNE_DEVICE_CHECK(index >= 0 && index < num_nodes, "gather_nodes: node must lie in [0, num_nodes)");
       global_min(places.first + row * num_nodes + index, static_cast<int32_t>(place));
     });
   }

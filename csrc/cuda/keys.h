@@ -52,7 +52,7 @@ STPRUNE_DEVICE Four<T> load_tile(const T* from, int64_t size, int lane) {
   for (int j = 0; j < 4; ++j) {
     const int offset = tile_offset(lane, j);
     values.item[j] = T(0);
-    if (offset < size) values.item[j] = from[offset];
+    if (offset < size) values.item[j] = input(from, offset);
   }
   return values;
 }
@@ -74,7 +74,7 @@ struct StoredKeys {
   static constexpr int TILES_AT_ONCE = 4;
   const Key* keys;  // [n]
 
-  STPRUNE_DEVICE Value value(int64_t i) const { return keys[i]; }
+  STPRUNE_DEVICE Value value(int64_t i) const { return input(keys, i); }
   STPRUNE_DEVICE Code code(Value value, int64_t) const { return key_code(value); }
   STPRUNE_DEVICE Four<Value> load(int64_t first, int64_t size, int lane) const {
     return load_tile(keys + first, size, lane);
@@ -133,7 +133,7 @@ struct WeightedKeys {
     const uint32_t key = bits_of(quotient > LARGEST ? LARGEST : quotient);
     return ~(weight > 0.0f ? key : 0x7F800000u);  // +inf
   }
-  STPRUNE_DEVICE Value value(int64_t i) const { return weights[i]; }
+  STPRUNE_DEVICE Value value(int64_t i) const { return input(weights, i); }
   STPRUNE_DEVICE Code code(Value value, int64_t i) const {
     return code_of(philox_word_at(key, epoch, STREAM_WEIGHTED, i), value);
   }

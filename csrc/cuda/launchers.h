@@ -41,6 +41,15 @@ int64_t stprune_cuda_budget_scratch(int wide, int64_t n);
 int stprune_cuda_budget(int wide, const void* scores, int64_t n, double alpha, double count, double minimum,
                         void* scratch, float* out, void* stream);
 
+// The budget rule's plan: `begin` finds the constant, and waits for the number of kept samples unless `kept` is null;
+// `finish` writes them unless they are more than `room`, and waits for totals: [2], their number and the mean weight.
+int64_t stprune_cuda_plan_budget_scratch(int wide, int64_t n);
+int stprune_cuda_plan_budget_begin(int wide, const void* scores, int64_t n, double alpha, double count, double minimum,
+                                   void* scratch, int64_t* kept, void* stream);
+int stprune_cuda_plan_budget_finish(int wide, const void* scores, int64_t n, double alpha, int64_t seed, int64_t epoch,
+                                    void* scratch, int64_t room, int64_t* indices, float* weights, double* totals,
+                                    void* stream);
+
 // Threshold draw: `mark` waits for the stream to learn how many are drawn; `emit` writes as many.
 int64_t stprune_cuda_draw_threshold_scratch(int64_t n);
 int stprune_cuda_draw_threshold_mark(int wide, const void* scores, int64_t n, double keep, int exact, int64_t seed,

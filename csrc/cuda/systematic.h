@@ -3,7 +3,7 @@
 // multiple of 2^32 is kept.
 #pragma once
 
-#include "cuda/compact.h"
+#include "cuda/finite_stats.h"
 #include "cuda/fixed_point.h"
 #include "cuda/permute.h"
 
@@ -33,118 +33,118 @@ inline SystematicMemory systematic_memory(int64_t n, Scratch& scratch) {
   return memory;
 }
 
-// Sum, free items and their room of every block.
+// Where probabilities come from: memory. Another source (csrc/cuda/plan_budget.cu) makes them of scores.
 template <class T>
-struct SystematicSums {
-  static constexpr int THREADS = 256;
-  struct Shared {
-    SharedArray<int64_t, WARP> warps;
-  };
+struct Stored {
   const T* probability;  // [n]
-  int64_t n;
-  SystematicMemory memory;
 
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
-    PerThread<int64_t> sum, free, room, above;
-    block.own([&](int t) {
-      sum[t] = free[t] = 0;
-      room[t] = above[t] = ONE;
-      T p[SYSTEMATIC_BLOCK / THREADS];
-#pragma unroll
-      for (int i = 0; i < SYSTEMATIC_BLOCK / THREADS; ++i) {
-        const int64_t index = block.index() * SYSTEMATIC_BLOCK + i * THREADS + t;
-        p[i] = T(0);
-        if (index < n) p[i] = probability[index];
-      }
-#pragma unroll
-      for (int i = 0; i < SYSTEMATIC_BLOCK / THREADS; ++i) {
-        const int64_t q = to_fixed(p[i]);
-        sum[t] += q;
-        if (q <= 0 || q >= ONE) continue;
-        free[t] += 1;
-        room[t] = least(room[t], q);
-        above[t] = least(above[t], ONE - q);
-      }
-    });
-    const int64_t all = reduce(block, shared.warps, sum, Sum{}), all_free = reduce(block, shared.warps, free, Sum{});
-    const int64_t nearest = reduce(block, shared.warps, room, Least{});
-    const int64_t nearest_above = reduce(block, shared.warps, above, Least{});
-    block.own([&](int t) {
-      if (t != 0) return;
-      memory.sums[block.index()] = all;
-      memory.free[block.index()] = all_free;
-      memory.room[block.index()] = nearest;
-      memory.above[block.index()] = nearest_above;
-    });
-  }
+  STPRUNE_DEVICE void begin() {}
+  STPRUNE_DEVICE T operator()(int64_t index) const { return input(probability, index); }
 };
 
-// The rounds of spreading and the running sum in front of every block, by one block of threads. More than one round is
-// rare (an item within a few units of 0 or 1, and a sum that is off by much more than rounding): then this block alone
-// passes over all items for each, which takes long.
-template <class T>
-struct SystematicSettle {
+// The rounds of spreading (one, but where an item is within a few units of 0 or 1 and the sum is off by more than
+// rounding) and the running sum in front of every block. All blocks add up the items as the rounds so far leave them;
+// one finds the next round, or the running sums where the next one gives every item its share.
+template <class Source>
+struct SystematicRounds {
   static constexpr int THREADS = 1024;
   static constexpr int EACH = SYSTEMATIC_BLOCK / THREADS;
   struct Shared {
     SharedArray<int64_t, WARP> warps;
     SharedArray<int64_t, 2> found;
   };
-  const T* probability;  // [n]
-  int64_t n, count, offset;
+  Source source;
+  int64_t n;
+  Size count;
+  int64_t most_missing;  // by how much the items' sum may be off
+  int64_t offset;
   SystematicMemory memory;
 
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
+  STPRUNE_DEVICE bool go_on() const { return memory.rounds->more != 0; }
+
+  // q of an item after so many rounds.
+  STPRUNE_DEVICE int64_t item(const Source& from, int64_t index, int round, bool& free) const {
+    const int64_t q = index < n ? to_fixed(from(index)) : 0;
+    free = q > 0 && q < ONE;
+    return round == 0 || !free ? q : after_rounds(q, index, *memory.rounds, free);
+  }
+
+  // A warp has a block of items: sum, free ones, and how far the nearest of these is from 0 and from 2^32.
+  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&, int round) const {
+    constexpr int WARPS = THREADS / WARP, LOADS = 8;
     const int64_t blocks = blocks_of(n, SYSTEMATIC_BLOCK);
-    int64_t free = total(block, shared, memory.free, blocks, Sum{}, 0);
-    int64_t rest = count * ONE - total(block, shared, memory.sums, blocks, Sum{}, 0);
-    const int64_t sign = rest > 0 ? 1 : -1;
+    Source from = source;
+    from.begin();
+    for (int64_t first = block.index() * WARPS; first < blocks; first += block.count() * WARPS) {
+      PerThread<int64_t> sum, free, room, above;
+      block.own([&](int t) {
+        sum[t] = free[t] = 0;
+        room[t] = above[t] = ONE;
+        for (int row = 0; row < SYSTEMATIC_BLOCK / WARP; row += LOADS) {
+#pragma unroll
+          for (int i = 0; i < LOADS; ++i) {
+            bool is_free;
+            const int64_t index = (first + t / WARP) * SYSTEMATIC_BLOCK + (row + i) * WARP + (t & (WARP - 1));
+            const int64_t q = item(from, index, round, is_free);
+            sum[t] += q;
+            if (!is_free) continue;
+            free[t] += 1;
+            room[t] = least(room[t], q);
+            above[t] = least(above[t], ONE - q);
+          }
+        }
+      });
+      reduce_warp(block, sum, Sum{});
+      reduce_warp(block, free, Sum{});
+      reduce_warp(block, room, Least{});
+      reduce_warp(block, above, Least{});
+      block.own([&](int t) {
+        const int64_t number = first + t / WARP;
+        if ((t & (WARP - 1)) != 0 || number >= blocks) return;
+        memory.sums[number] = sum[t];
+        memory.free[number] = free[t];
+        memory.room[number] = room[t];
+        memory.above[number] = above[t];
+      });
+    }
+  }
+
+  STPRUNE_DEVICE void settle(Block<THREADS>& block, Shared& shared, int round) const {
+    const int64_t blocks = blocks_of(n, SYSTEMATIC_BLOCK), wanted = count.get() * ONE;
+    const int64_t free = total(block, shared, memory.free, blocks, Sum{}, 0);
+    int64_t rest = wanted - total(block, shared, memory.sums, blocks, Sum{}, 0);
+    const int64_t sign = round > 0 ? memory.rounds->sign : rest > 0 ? 1 : -1;
     const int64_t room = total(block, shared, sign > 0 ? memory.above : memory.room, blocks, Least{}, ONE);
     rest *= sign;
-    // The door asks for 0.5; there always is an item to give to or take from then.
-    STPRUNE_DEVICE_CHECK(rest <= ONE / 4 * 3 && (rest == 0 || free > 0));
-    int64_t number = 0, extra = 0;
+    STPRUNE_DEVICE_CHECK(rest == 0 || (rest <= most_missing && free > 0 && round < MOST_ROUNDS),
+                         "draw: count must be the sum of probability to within 0.5");
+    const int64_t share = rest == 0 ? 0 : rest / free, extra = rest == 0 ? 0 : rest % free;
+    const int64_t cut = extra == 0 ? 0 : index_of_free(block, shared, blocks, extra, round);
+    const bool more = share + (extra > 0) > room;
     block.phase([&](int t) {
       if (t != 0) return;
-      memory.rounds->sign = sign;
-      memory.rounds->number = 0;
+      Rounds& rounds = *memory.rounds;
+      rounds.more = more;
+      rounds.sign = sign;
+      rounds.number = round + (rest > 0);
+      if (rest == 0) return;
+      rounds.share[round] = share;
+      rounds.cut[round] = cut;
     });
-    bool counted = true;  // sums and free are those after the rounds so far
-    while (rest > 0 && free > 0 && number < MOST_ROUNDS) {
-      const int64_t share = rest / free;
-      extra = rest % free;
-      const int64_t cut = extra == 0 ? 0 : index_of_free(block, shared, blocks, extra);
-      block.phase([&](int t) {
-        if (t != 0) return;
-        memory.rounds->share[number] = share;
-        memory.rounds->cut[number] = cut;
-        memory.rounds->number = number + 1;
-      });
-      number += 1;
-      if (number == 1 && share + (extra > 0) <= room) {
-        counted = false;
-        break;
-      }
-      recount(block, shared, blocks);
-      free = total(block, shared, memory.free, blocks, Sum{}, 0);
-      rest = sign * (count * ONE - total(block, shared, memory.sums, blocks, Sum{}, 0));
-    }
-    // After the one round that nearly always does, a block's sum follows from its free items.
-    const int64_t share = counted ? 0 : memory.rounds->share[0];
-    if (counted) extra = 0;
+    if (!more) running_sums(block, shared, blocks, sign * share, sign, extra);
+  }
+
+  // After a round that gives every free item its share, a block's sum follows from how many it has.
+  STPRUNE_DEVICE void running_sums(Block<THREADS>& block, Shared& shared, int64_t blocks, int64_t share, int64_t sign,
+                                   int64_t extra) const {
     int64_t sum = offset, rank = 0;
     for (int64_t first = 0; first < blocks; first += THREADS) {
-      PerThread<int64_t> free_before, sum_before, own;
-      block.own([&](int t) { free_before[t] = first + t < blocks ? memory.free[first + t] : 0; });
+      PerThread<int64_t> free, free_before, sum_before;
+      block.own([&](int t) { free[t] = free_before[t] = first + t < blocks ? memory.free[first + t] : 0; });
       const int64_t all_free = exclusive_scan(block, shared.warps, free_before);
       block.own([&](int t) {
-        own[t] = 0;
-        if (first + t < blocks) {
-          const int64_t number_free = memory.free[first + t];
-          const int64_t more = most(0, least(number_free, extra - rank - free_before[t]));
-          own[t] = memory.sums[first + t] + sign * (share * number_free + more);
-        }
-        sum_before[t] = own[t];
+        const int64_t one_more = most(0, least(free[t], extra - rank - free_before[t]));
+        sum_before[t] = (first + t < blocks ? memory.sums[first + t] : 0) + share * free[t] + sign * one_more;
       });
       const int64_t all = exclusive_scan(block, shared.warps, sum_before);
       block.own([&](int t) {
@@ -156,7 +156,7 @@ struct SystematicSettle {
     block.own([&](int t) {
       if (t == 0) memory.before[blocks] = sum;
     });
-    STPRUNE_DEVICE_CHECK(sum == offset + count * ONE);
+    STPRUNE_DEVICE_CHECK(sum == offset + count.get() * ONE, "draw: the rounds must end at the count");
   }
 
   template <class F>
@@ -170,34 +170,9 @@ struct SystematicSettle {
     return reduce(block, shared.warps, value, combine);
   }
 
-  // q of item i of a block after the rounds so far.
-  STPRUNE_DEVICE int64_t item(int64_t index, bool& free) const {
-    free = false;
-    return index < n ? after_rounds(to_fixed(probability[index]), index, *memory.rounds, free) : 0;
-  }
-
-  STPRUNE_DEVICE void recount(Block<THREADS>& block, Shared& shared, int64_t blocks) const {
-    for (int64_t number = 0; number < blocks; ++number) {
-      PerThread<int64_t> sum, free;
-      block.own([&](int t) {
-        sum[t] = free[t] = 0;
-        for (int i = 0; i < EACH; ++i) {
-          bool is_free;
-          sum[t] += item(number * SYSTEMATIC_BLOCK + i * THREADS + t, is_free);
-          free[t] += is_free;
-        }
-      });
-      const int64_t all = reduce(block, shared.warps, sum, Sum{}), all_free = reduce(block, shared.warps, free, Sum{});
-      block.phase([&](int t) {
-        if (t != 0) return;
-        memory.sums[number] = all;
-        memory.free[number] = all_free;
-      });
-    }
-  }
-
-  // The index of the free item number `rank` (from 0); there are more than that.
-  STPRUNE_DEVICE int64_t index_of_free(Block<THREADS>& block, Shared& shared, int64_t blocks, int64_t rank) const {
+  // The index of the free item number `rank` (from 0) after so many rounds; there are more than that.
+  STPRUNE_DEVICE int64_t index_of_free(Block<THREADS>& block, Shared& shared, int64_t blocks, int64_t rank,
+                                       int round) const {
     int64_t passed = 0, number = 0;
     for (int64_t first = 0; first < blocks; first += THREADS) {
       PerThread<int64_t> before;
@@ -219,12 +194,14 @@ struct SystematicSettle {
       break;
     }
     block.sync();
+    Source from = source;
+    from.begin();
     PerThread<int64_t> before;
     block.own([&](int t) {
       before[t] = 0;
       for (int i = 0; i < EACH; ++i) {
         bool is_free;
-        item(number * SYSTEMATIC_BLOCK + t * EACH + i, is_free);
+        item(from, number * SYSTEMATIC_BLOCK + t * EACH + i, round, is_free);
         before[t] += is_free;
       }
     });
@@ -234,7 +211,7 @@ struct SystematicSettle {
       for (int i = 0; i < EACH; ++i) {
         const int64_t index = number * SYSTEMATIC_BLOCK + t * EACH + i;
         bool is_free;
-        item(index, is_free);
+        item(from, index, round, is_free);
         if (is_free && seen == rank) shared.found[0] = index;
         seen += is_free;
       }
@@ -245,8 +222,8 @@ struct SystematicSettle {
   }
 };
 
-// Marks and writes the kept items of every block.
-template <class T>
+// Marks and writes the kept items of every block: sink(place, index, source) stores the place-th.
+template <class Source, class Sink>
 struct SystematicEmit {
   static constexpr int THREADS = 256;
   static constexpr int EACH = SYSTEMATIC_BLOCK / THREADS;  // consecutive positions of the order a thread holds
@@ -259,16 +236,20 @@ struct SystematicEmit {
     SharedArray<uint16_t, SYSTEMATIC_BLOCK> list;
     SmallShared small;
   };
-  const T* probability;  // [n]
+  Source source;
   int64_t n;
   PhiloxKey key;
   uint32_t epoch;
   Permutation last;  // of the last block when it has 1,024 to 4,095 items
   SystematicMemory memory;
-  int64_t* out;
+  Sink sink;
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
     const int64_t number = block.index(), first = number * SYSTEMATIC_BLOCK;
+    Source from = source;
+    Sink to = sink;
+    from.begin();
+    to.begin();
     const int size = static_cast<int>(least(n - first, SYSTEMATIC_BLOCK));
     const uint32_t low_number = static_cast<uint32_t>(number);
     if (size < PERMUTATION_SMALL) permute_small(block, shared.small, size, key, epoch, STREAM_SYSTEMATIC, low_number);
@@ -305,7 +286,7 @@ struct SystematicEmit {
         }
         bool free;
         const int64_t index = first + items[i][t];
-        q[i][t] = after_rounds(to_fixed(probability[index]), index, *memory.rounds, free);
+        q[i][t] = after_rounds(to_fixed(from(index)), index, *memory.rounds, free);
         before[t] += q[i][t];
       }
     });
@@ -330,10 +311,37 @@ struct SystematicEmit {
     list_bits(block, shared.list, word, places);
     const int64_t place = start >> 32;
     block.own([&](int t) {
-      for (int64_t j = t; j < kept; j += THREADS) out[place + j] = first + shared.list[j];
+      for (int64_t j = t; j < kept; j += THREADS) to(place + j, first + shared.list[static_cast<int>(j)], from);
     });
   }
 };
+
+// Kept indices alone.
+struct DrawnSink {
+  int64_t* out;
+
+  STPRUNE_DEVICE void begin() {}
+  template <class Source>
+  STPRUNE_DEVICE void operator()(int64_t place, int64_t index, const Source&) const {
+    out[place] = index;
+  }
+};
+
+// Draws `count` of n items, whose sum is off by no more than `most_missing` units.
+template <class Source, class Sink>
+int draw_systematic(const Source& source, int64_t n, Size count, int64_t most_missing, PhiloxKey key, uint32_t epoch,
+                    const SystematicMemory& memory, const Sink& sink, void* stream) {
+  const int64_t blocks = blocks_of(n, SYSTEMATIC_BLOCK), rest = n % SYSTEMATIC_BLOCK;
+  const int64_t offset = philox(key, 0, 0, epoch, STREAM_SYSTEMATIC | PURPOSE_OFFSET).word[0];
+  Permutation last{};
+  if (rest >= PERMUTATION_SMALL) {
+    last = make_permutation(rest, key, epoch, STREAM_SYSTEMATIC, static_cast<uint32_t>(blocks - 1));
+  }
+  using Sums = SystematicRounds<Source>;
+  STPRUNE_TRY(launch_rounds(Sums{source, n, count, most_missing, offset, memory},
+                            blocks_of(blocks, Sums::THREADS / WARP), stream));
+  return launch(SystematicEmit<Source, Sink>{source, n, key, epoch, last, memory, sink}, blocks, stream);
+}
 
 }  // namespace
 }  // namespace stprune

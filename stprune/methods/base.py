@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from stprune.ops import _check, draw
+from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean, finite_stats
-from stprune.ops.plan_budget import Budgeted, Buffers
+from stprune.ops.plan_budget import MOST, Budgeted, Buffers
 from stprune.ops.strata import Strata, calibrate
 
 
@@ -91,7 +91,7 @@ class Method:
         total = _checked_total(self.name, probability, scores)
         indices = _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
         # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
-        weights = self.weights(probability[indices]).to(torch.float32, copy=True).contiguous()
+        weights = self.weights(probability.index_select(0, indices)).to(torch.float32, copy=True).contiguous()
         return self.weighed(indices, weights, strata)
 
     def weighed(self, indices: torch.Tensor, weights: torch.Tensor, strata: Strata | None) -> Budgeted:
@@ -161,13 +161,18 @@ def _checked_total(name: str, probability: torch.Tensor, scores: torch.Tensor) -
 
 def _draw_exactly(probability: torch.Tensor, total: float, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
     """Systematic sampling of probabilities that were checked and have this sum."""
-    asked = asked_count(keep_ratio, probability.numel())
+    n = probability.numel()
+    if n > MOST:
+        raise ValueError(f"draw: probability must have at most 2^30 elements when count is given, got {n}")
+    asked = asked_count(keep_ratio, n)
     # Rounding the probabilities to float32 moves their sum by up to 2^-24 of it; that is no other count.
-    count = asked if abs(total - asked) <= 0.5 + asked * 2.0**-24 else round(total)
+    rounding = asked * 2.0**-24 if probability.dtype == torch.float32 else 0.0
+    count = asked if abs(total - asked) <= 0.5 + rounding else round(total)
     if probability.dtype == torch.float32 and abs(total - count) > 0.5:
         # From some 2^25 samples on the rounding can add up to more than a draw takes: undone in float64.
         certain = probability >= 1.0
         num_certain = int(certain.sum())
         share = (count - num_certain) / (total - num_certain)
         probability = torch.where(certain, 1.0, (probability.double() * share).clamp_max(1.0))
-    return draw(probability, seed=seed, epoch=epoch, count=count)
+    # `stprune.draw` would look at the probabilities a second time, and wait for a GPU.
+    return torch.ops.stprune.draw(probability.contiguous(), count, seed, epoch, None)[0]  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ import torch
 
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check, select
+from stprune.ops.finite_mean import finite_stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,12 @@ class EpsilonGreedy(Method):
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         n = scores.numel()
-        unknown = int((~torch.isfinite(scores)).sum())
+        unknown = n - finite_stats(scores).count
         count = max(asked_count(keep_ratio, n), unknown)
         top = max(round((1.0 - self.epsilon) * count), unknown)
         other = (count - top) / (n - top) if n > top else 0.0
         probability = torch.full_like(scores, other, dtype=torch.float32)
-        probability[select(scores, top)] = 1.0
-        return probability
+        return probability.index_fill_(0, select(scores, top), 1.0)
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(probability)
@@ -51,10 +51,9 @@ class TopK(Method):
     name = "top-k"
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
-        unknown = int((~torch.isfinite(scores)).sum())
+        unknown = scores.numel() - finite_stats(scores).count
         probability = torch.zeros_like(scores, dtype=torch.float32)
-        probability[select(scores, max(asked_count(keep_ratio, scores.numel()), unknown))] = 1.0
-        return probability
+        return probability.index_fill_(0, select(scores, max(asked_count(keep_ratio, scores.numel()), unknown)), 1.0)
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(probability)

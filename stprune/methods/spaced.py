@@ -8,6 +8,7 @@ import torch
 
 from stprune.methods.base import Method, asked_count
 from stprune.ops import _check, draw_spaced, select
+from stprune.ops.finite_mean import finite_stats
 from stprune.ops.plan_budget import Budgeted, Buffers
 from stprune.ops.strata import Strata
 
@@ -49,11 +50,11 @@ class Spaced(Method):
         out: Buffers | None = None,
     ) -> Budgeted:
         n = scores.numel()
-        unknown = int((~torch.isfinite(scores)).sum())
+        unknown = n - finite_stats(scores).count
         # hard + (n - hard) / spacing = asked
         num_hard = round((asked_count(keep_ratio, n) * self.spacing - n) / (self.spacing - 1))
         # Marked one by one and not by a threshold, which ties would carry far beyond the number asked for.
         hard = torch.zeros_like(scores)
-        hard[select(scores, min(n, max(num_hard, unknown, 0)))] = 1.0
+        hard.index_fill_(0, select(scores, min(n, max(num_hard, unknown, 0))), 1.0)
         indices = draw_spaced(hard, spacing=self.spacing, threshold=0.5, seed=seed, epoch=epoch)
         return self.weighed(indices, torch.ones(indices.numel(), dtype=torch.float32, device=scores.device), strata)

@@ -90,10 +90,9 @@ class RS2(Method):
         probability = torch.zeros_like(scores, dtype=torch.float32)
         start = (epoch * count) % n if n else 0
         # One permutation serves the whole run: it is keyed by the seed alone (epoch 0).
-        head = permute(n, start, min(n, start + count), seed=seed, epoch=0)
-        tail = permute(n, 0, start + count - n, seed=seed, epoch=0) if start + count > n else head[:0]
-        probability[torch.cat([head, tail]).to(scores.device)] = 1.0
-        return probability
+        head = permute(n, start, min(n, start + count), seed=seed, epoch=0, device=scores.device)
+        tail = permute(n, 0, start + count - n, seed=seed, epoch=0, device=scores.device) if start + count > n else head[:0]
+        return probability.index_fill_(0, torch.cat([head, tail]), 1.0)
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(probability)

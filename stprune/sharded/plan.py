@@ -56,7 +56,7 @@ class ShardedPlan:
         """[m] int64: the ids that this rank trains on, ascending."""
         return self.local
 
-    def order(self, start: int, stop: int) -> torch.Tensor:
+    def order(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Refused: no rank holds the whole order.
 
         Raises:
@@ -64,7 +64,7 @@ class ShardedPlan:
         """
         raise RuntimeError("ShardedPlan.order: sharded must be False for the order of all ranks; `share` has this rank's")
 
-    def share(self, start: int, number: int, rank: int, num_replicas: int) -> torch.Tensor:
+    def share(self, start: int, number: int, rank: int, num_replicas: int, device: torch.device | None = None) -> torch.Tensor:
         """This rank's ids from position `start` of the order on, [number] int64.
 
         Raises:
@@ -73,7 +73,7 @@ class ShardedPlan:
         for base in sorted(self.shares, reverse=True):
             at, off = divmod(start - base, num_replicas)
             if start >= base and off == 0 and at + number <= len(self.shares[base]):
-                return self.shares[base][at : at + number]
+                return self.shares[base][at : at + number].to(device)
         raise ValueError(
             f"ShardedPlan.share: start must be a position of a pass that begins at one of {sorted(self.shares)}, got {start}"
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stprune.windows.starts import WindowStarts
@@ -60,13 +61,16 @@ class PlainIds:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def batches(self, batch_size: int, *, drop_last: bool, order: None = None) -> Iterator[np.ndarray[Any, Any]]:
-        """[batch_size] int64 arrays, the last one shorter unless `drop_last`."""
+    def batches(
+        self, batch_size: int, *, drop_last: bool, order: None = None, device: torch.device | None = None
+    ) -> Iterator[Any]:
+        """[batch_size] int64 arrays, with `device` tensors there; the last one shorter unless `drop_last`."""
         source = iter(self._ids)
         while ids := list(itertools.islice(source, batch_size)):
             if len(ids) == batch_size or not drop_last:
                 # operator.index refuses floats, which an array would cut off.
-                yield self._checked(np.fromiter(map(operator.index, ids), np.int64, len(ids)))
+                found = self._checked(np.fromiter(map(operator.index, ids), np.int64, len(ids)))
+                yield found if device is None else torch.from_numpy(found).to(device, non_blocking=True)
 
     def _checked(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         low, high = int(ids.min()), int(ids.max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from stprune.ops import _check
 from stprune.windows.clock import checked_timestamps
@@ -70,6 +71,7 @@ class WindowStarts:
         self._count = (self.stop - self.start - length) // self.stride + 1
         self.kept: Array | None = None
         self._rows: Array | None = None
+        self._placed: torch.Tensor | None = None  # `_rows` on the device of the last `rows_on`
         self.num_dropped = 0
         _check.choice(op, "gaps", gaps, GAPS)
         if timestamps is not None:
@@ -120,6 +122,14 @@ class WindowStarts:
     def rows(self, ids: Any) -> Any:
         """First rows of windows, [K] int64 of [K] int64 ids or one of one; ids must be in range."""
         return rows_of(ids, start=self.start, stride=self.stride, starts=self._rows)
+
+    def rows_on(self, ids: torch.Tensor) -> torch.Tensor:
+        """`rows` of ids [K] int64 on any device, where they stay: at most one kernel, as a batch waits for it."""
+        if self._rows is None:
+            return ids if (self.start, self.stride) == (0, 1) else torch.add(torch.tensor(self.start), ids, alpha=self.stride)
+        if self._placed is None or self._placed.device != ids.device:
+            self._placed = torch.from_numpy(self._rows).to(ids.device)
+        return self._placed.index_select(0, ids)
 
 
 def rows_before_gaps(times: Array) -> Array:

@@ -1,0 +1,89 @@
+"""An epoch on a GPU without one: launches and waits of its plan, and where its ids live (tests/stand_in.py)."""
+
+import itertools
+
+import pytest
+import torch
+from stand_in import CUDA, OnCuda, StandIn
+
+import stprune
+from stprune.loader import WindowLoader
+
+N = 200_000  # more than 2^17, from where on the budget rule takes a sample; launches do not grow with the size
+
+
+@pytest.fixture
+def gpu():
+    with StandIn() as mode:
+        yield mode
+
+
+# Launches and waits of a plan and its whole order.
+COSTS = {
+    "st-prune": (10, 2),
+    "infobatch": (10, 2),
+    "soft-random": (11, 2),
+    "rs2": (14, 2),
+    "top-k": (23, 3),
+    "epsilon-greedy": (23, 3),
+    "ucb": (23, 3),
+    "full": (3, 0),
+}
+
+
+@pytest.mark.parametrize("method", COSTS)
+def test_launches_and_waits_of_a_plan(gpu, method):
+    scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
+    settings = {"method": method, "keep_ratio": 0.5, "epoch": 1, "seed": 0}
+    expected = stprune.plan_epoch(scores, **settings)
+    on_device = scores.to(CUDA)
+    gpu.forget()
+    plan = stprune.plan_epoch(on_device, **settings)
+    order = plan.order(0, len(plan))
+    assert gpu.cost == COSTS[method]
+    assert isinstance(order, OnCuda)
+    assert torch.equal(order.inner, expected.order(0, len(plan)))
+    assert torch.equal(plan.indices.inner, expected.indices)
+    assert torch.equal(plan.weights.cpu(), expected.weights)
+    assert plan.mean_weight == expected.mean_weight
+
+
+def test_ids_go_to_the_host_once_where_a_loader_wants_them_there(gpu):
+    scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
+    plan = stprune.plan_epoch(scores.to(CUDA), keep_ratio=0.8, epoch=1, seed=0)
+    gpu.forget()
+    stretches = [plan.share(start, 40_000, 0, 1, torch.device("cpu")) for start in range(0, 160_000, 40_000)]
+    assert gpu.waits == ["_to_copy"]
+    assert torch.equal(torch.cat(stretches), plan.order(0, 160_000).cpu())
+
+
+def windows(series, **settings):
+    sampler = stprune.PruningSampler(500, num_epochs=4, keep_ratio=0.6, seed=3, num_nodes=5)
+    sampler.to(series.device)
+    loader = WindowLoader(series, sampler, batch_size=64, history=6, horizon=6, **settings)
+    sampler.table.update(torch.arange(500, device=series.device), torch.linspace(0.1, 2, 500, device=series.device))
+    loader.set_epoch(1)
+    return loader
+
+
+@pytest.mark.parametrize(("start", "stride", "gap"), [(0, 1, False), (11, 2, False), (0, 1, True)])
+def test_ids_stay_on_the_device_where_the_series_is(gpu, start, stride, gap):
+    """No batch waits, and each is one launch, with a second one for starts that are not the ids themselves."""
+    rows = start + stride * 499 + 12 + (11 if gap else 0)
+    series = torch.rand(rows, 5, 1, generator=torch.Generator().manual_seed(0))
+    times = torch.arange(rows) + 100 * (torch.arange(rows) >= 200)
+    settings = {"start": start, "stride": stride} | ({"timestamps": times.numpy().astype("datetime64[h]")} if gap else {})
+    expected = list(windows(series, **settings))
+    loader = windows(series.to(CUDA), **settings)
+    iterator = iter(loader)
+    got = [next(iterator)]
+    gpu.forget()
+    got += itertools.islice(iterator, len(expected) - 2)
+    assert gpu.waits == []
+    assert gpu.ops == ["gather_windows"] * len(got[1:])
+    assert len(gpu.launches) == (0 if (start, stride, gap) == (0, 1, False) else len(got[1:]))
+    got += iterator
+    for batch, other in zip(got, expected, strict=True):
+        for one, two in zip(batch, other, strict=True):
+            assert isinstance(one, OnCuda)
+            assert torch.equal(one.inner, two)
