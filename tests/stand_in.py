@@ -133,7 +133,7 @@ class StandIn(TorchDispatchMode):
 
 # Launches and waits of ops with a CUDA kernel, of more than 2^17 elements: tests/test_cuda_host.py counts them.
 COSTS = {
-    "select": (9, 0),
+    "select": (6, 0),
     "finite_stats": (2, 0),
     "draw": (2, 0),
     "draw_threshold": (7, 1),

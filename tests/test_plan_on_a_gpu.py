@@ -24,9 +24,9 @@ COSTS = {
     "infobatch": (10, 2),
     "soft-random": (11, 2),
     "rs2": (14, 2),
-    "top-k": (23, 3),
-    "epsilon-greedy": (23, 3),
-    "ucb": (23, 3),
+    "top-k": (20, 3),
+    "epsilon-greedy": (20, 3),
+    "ucb": (20, 3),
     "full": (3, 0),
 }
 
