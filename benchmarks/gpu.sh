@@ -1,116 +1,241 @@
 #!/usr/bin/env bash
-# The whole GPU check in one command: build, tests, memory and race checks, benchmark rows, a short demo. At most 9 minutes:
-# the limits of the steps add up to 540 s. Logs and rows go to the folder; the checkout is left as it was.
-#   benchmarks/gpu.sh OUTPUT_FOLDER
-# Needs python3 (or $PYTHON) with torch (CUDA), scikit-build-core, cmake, ninja, pytest, hypothesis, tqdm and matplotlib;
-# nvcc; no network. compute-sanitizer is used where it is on PATH.
+# What a GPU is needed for, in stages of at most 100 s, each of use alone:
+#   benchmarks/gpu.sh [--dry] FOLDER [stage ...]        without a stage: all of them, at most 800 s
+# library    install and load the compiled library, say what runs where; always the first stage
+# tests      every test that takes a GPU, in several processes
+# sanitizer  every op once, under compute-sanitizer's memcheck and racecheck
+# selection  select, draws and plans against torch, and our kernels against CUB's
+# loss       PrunedLoss and the table's update against eager and compiled losses
+# windows    statistics, batches and epochs of windows
+# step       training steps with everything included: eager, captured, compiled
+# train      the study's comparison at full size
+# Two calls do everything: `FOLDER library tests sanitizer selection loss` and `FOLDER windows step train`.
+#
+# Logs, rows (*-cuda.jsonl), reports (train-*) and summary.txt go to FOLDER; rows of earlier calls stay until they are measured
+# again, and `train` goes on where the last call ended. Where git does not know the commit, $STPRUNE_COMMIT names it in the rows.
+# The status is 0 where every stage passed, else 1, and 130 after Ctrl-C, which ends all processes. Rows measured after red tests
+# of the same call go to FOLDER/red.
+# --dry runs every stage's commands on the CPU with small inputs: it proves that they work, and its times mean nothing.
+#
+# Needs python3 (or $PYTHON) with torch (CUDA), Triton, numpy, pip, pytest, hypothesis, tqdm, matplotlib and jinja2; no network.
+# pytest-xdist, compute-sanitizer, nvcc, simbench and the series of ../shared (or $SHARED) are used where they are there; the
+# summary says what was missing. What must be compiled can be made beforehand, on a machine without a GPU:
+#   STPRUNE_CUDA=ON CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90 pip wheel --no-build-isolation --no-deps -w dist .
+#   nvcc -O3 -std=c++17 --fmad=false -arch=sm_90 -Icsrc benchmarks/cuda_library.cu -o dist/cuda_library
+# (scikit-build-core, cmake, ninja and any build of torch >= 2.10, or its folder in STPRUNE_TORCH_DIR.) The newest wheel in dist/
+# (or $PREBUILT) gives the compiled code, the checkout everything else: a change of csrc/ needs a new wheel, others do not.
 set -uo pipefail
-out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUTPUT_FOLDER}")
+STAGES=(library tests sanitizer selection loss windows step train)
+LIMIT=${STAGE_LIMIT:-100} # seconds of a stage
+
+dry=
+if [ "${1:-}" = --dry ]; then dry=yes && shift; fi
+if [[ ${1:--} == -* ]]; then echo "usage: benchmarks/gpu.sh [--dry] FOLDER [stage ...], stages: ${STAGES[*]}" >&2 && exit 2; fi
+out=$(realpath -m "$1") && shift
+if [ $# -eq 0 ]; then set -- "${STAGES[@]}"; fi
+for name in "$@"; do
+  if [[ " ${STAGES[*]} " != *" $name "* ]]; then echo "gpu.sh: stage must be one of ${STAGES[*]}, got $name" >&2 && exit 2; fi
+done
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
-python=${PYTHON:-python3}
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-export OMP_WAIT_POLICY=passive PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR="$work/matplotlib"
-failed=()
+python=${PYTHON:-python3}
+prebuilt=${PREBUILT:-dist}
+site=$PWD/build/gpu${dry:+-dry}
+device=cuda processes=8 minutes=1.1 small=()
+if [ -n "$dry" ]; then
+  device=cpu processes=2 minutes=$LIMIT small=(--small --budget 0.001)
+  # torch.compile hands back what it is given: compiling for the CPU takes a minute and proves nothing of a GPU.
+  export TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
+fi
+export OMP_WAIT_POLICY=passive PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$PWD MPLCONFIGDIR=$work/matplotlib
+# Kept for a second call.
+export TRITON_CACHE_DIR=$site-cache/triton TORCHINDUCTOR_CACHE_DIR=$site-cache/inductor
+begun=$SECONDS stage=start rows=$out results=() missing=() running=() failed=no
 
-# step NAME SECONDS COMMAND...: runs it under a limit, its output to NAME.log; a failure is remembered.
-step() {
-  local name=$1 limit=$2 start=$SECONDS status
-  shift 2
-  printf '\n== %s ==\n' "$name"
-  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
-  status=$?
-  tail -n "${LINES_SHOWN:-15}" "$out/$name.log"
-  echo "$name: status $status, $((SECONDS - start)) s"
-  if [ "$status" -ne 0 ]; then failed+=("$name"); fi
+# finish STATUS: whatever happened, the summary comes last.
+finish() {
+  trap '' INT TERM
+  {
+    echo "gpu.sh${dry:+ --dry} $(date -u +%FT%TZ)"
+    if [ ${#results[@]} -gt 0 ]; then printf '%s\n' "${results[@]}"; fi
+    if [ ${#missing[@]} -gt 0 ]; then printf 'missing: %s\n' "${missing[@]}"; fi
+    if [ "$1" -eq 0 ]; then echo "all stages passed in $((SECONDS - begun)) s"; else echo "FAILED"; fi
+  } | tee "$out/summary.txt"
+  rm -rf "$work"
+  exit "$1"
+}
+
+stopped() {
+  trap '' INT TERM
+  # Each command leads a process group of its own, and `timeout` hands the signal to all of it.
+  if [ ${#running[@]} -gt 0 ]; then kill "${running[@]}" 2>/dev/null && wait; fi
+  results+=("$stage: stopped")
+  finish 130
+}
+trap stopped INT TERM
+
+# begin LOG COMMAND...: starts it beside what runs, to end when the stage's time is over.
+begin() {
+  local log=$out/$1.log left=$((stage_end - SECONDS))
+  shift
+  echo "+ $*" >>"$log"
+  timeout --kill-after=5 "$((left > 1 ? left : 1))" "$@" >>"$log" 2>&1 &
+  running+=($!)
+}
+
+# ended: waits for all of them; the status of the last that failed.
+ended() {
+  local status=0 one child
+  for child in "${running[@]}"; do
+    wait "$child"
+    one=$?
+    if [ "$one" -ne 0 ]; then status=$one; fi
+  done
+  running=()
   return "$status"
 }
 
-finish() {
-  echo
-  if [ "${#failed[@]}" -eq 0 ]; then echo "all steps passed in $SECONDS s"; else echo "failed: ${failed[*]}"; fi
-  [ "${#failed[@]}" -eq 0 ]
+run() { begin "$stage" "$@" && ended; }
+
+bench() { run "$python" benchmarks/run.py --device "$device" --no-gate --out "$rows" "$@" "${small[@]}"; }
+
+there() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
+
+stage_library() {
+  local wheel
+  # shellcheck disable=SC2012 # the newest one, and wheels have plain names
+  wheel=$(ls -t "$prebuilt"/stprune-*.whl 2>/dev/null | head -n 1)
+  if [ -n "$wheel" ]; then
+    run "$python" -m pip install --quiet --no-deps --no-index --upgrade --target "$site" "$wheel" || return
+  elif [ -n "$dry" ]; then
+    missing+=("a wheel in $prebuilt/: the library that is installed is used")
+  else
+    missing+=("a wheel in $prebuilt/: the library was compiled in this stage")
+    run env STPRUNE_CUDA=ON CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native "$python" -m pip install --quiet --no-build-isolation \
+      --no-deps --no-index --upgrade --target "$site" . || return
+  fi
+  # Its Python files are not used, and a library that was built for other op schemas is not loaded.
+  if [ -d "$site" ]; then export STPRUNE_LIBRARY_DIR=$site/stprune; fi
+  if [ -z "$dry" ] && command -v nvidia-smi >/dev/null; then run nvidia-smi; fi
+  run "$python" -c "
+import stprune, torch
+from stprune.cli import info
+print(info())
+if '$device' == 'cuda':
+    assert torch.cuda.is_available(), 'torch finds no GPU'
+status = stprune.library_status()['_C_cuda' if '$device' == 'cuda' else '_C']
+assert status.loaded, status.reason"
 }
 
-"$python" -c "import torch; assert torch.cuda.is_available(), 'no GPU'; print(torch.__version__, torch.cuda.get_device_name())" || exit 1
-architecture=$("$python" -c "import torch; print('%d%d' % torch.cuda.get_device_capability())")
-# The folder with the compiled library comes before the checkout's sources.
-export STPRUNE_CUDA=ON CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=$architecture"
-step build 85 "$python" -m pip install --no-build-isolation --no-deps --no-index --upgrade --target "$work/site" \
-  --config-settings=build-dir="$work/build" . || { finish; exit 1; }
-export PYTHONPATH="$work/site"
-step library 15 "$python" -c "
-import stprune
-status = stprune.library_status()
-print(status)
-assert status['_C_cuda'].loaded and status['_C_cuda'].path.startswith('$work'), status" || { finish; exit 1; }
+stage_tests() {
+  local files several=()
+  mapfile -t files < <(grep -l "cuda.is_available" tests/test_*.py)
+  if there xdist; then several=(-n "$processes"); else missing+=("pytest-xdist: one process ran all tests"); fi
+  # Their names say that they need one; those that only compile for GPUs, or try an input that is hard for them, need none.
+  run "$python" -m pytest -v -p no:cacheprovider -o addopts= --durations=10 "${several[@]}" \
+    -k "(cuda or gpu) and not compiles and not misleading" "${files[@]}"
+}
 
-pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
-LINES_SHOWN=30 step tests 130 "${pytest[@]}" tests/test_cuda.py
-green=$?
-# Other files' tests that take a device. Status 5: there is none.
-step tests_of_other_files 35 "${pytest[@]}" tests --ignore=tests/test_cuda.py --ignore=tests/test_cuda_build.py \
-  --ignore=tests/test_cuda_host.py -k "cuda or gpu"
-if [ $? -eq 5 ]; then unset 'failed[-1]'; fi
-
-if command -v compute-sanitizer >/dev/null; then
-  cat >"$work/every_op.py" <<'PYTHON'
-import torch
-import stprune
-from stprune.ops.budget import inclusion_budget
-keys = torch.randn(30_001, device="cuda").abs()
-p = keys.double() / (keys.max().double() * 2)
-p *= round(float(p.sum())) / float(p.sum())
-ids = torch.arange(5000, device="cuda")
-assert len(stprune.select(keys, 9000)) == 9000
-assert len(stprune.select(torch.ones_like(keys), 9000)) == 9000
-assert len(stprune.topk(keys.double(), 5000).indices) == 5000
-stprune.draw(p, seed=1, epoch=2)
-assert len(stprune.draw(p, seed=1, epoch=2, count=round(float(p.sum())))) == round(float(p.sum()))
-for law in ("priority", "race"):
-    assert len(stprune.draw_weighted(keys, 9000, seed=1, epoch=2, law=law)[0]) == 9000
-assert int(stprune.shuffle(ids, seed=1, epoch=2).sum()) == int(ids.sum())
-assert int(stprune.shuffle(ids[:500], seed=1, epoch=2).sum()) == int(ids[:500].sum())
-assert abs(float(inclusion_budget(keys, alpha=0.5, count=9000.0, minimum=0.06).double().sum()) - 9000) < 0.1
-for exact in (False, True):
-    stprune.ops.draw_threshold(keys, 0.5, seed=1, epoch=2, exact_count=exact)
-for nodes in (170, 10_300):
-    weights = torch.rand(8, nodes, device="cuda") + 0.1
-    stprune.draw_nodes_weighted(weights, ids[:8], count=50, seed=1, epoch=2)
-    node = stprune.draw_nodes(ids[:8], num_nodes=nodes, count=50, seed=1, epoch=2)
-    x = torch.randn(8, 3, nodes, 2, device="cuda", requires_grad=True)
-    stprune.gather_nodes(x, node).sum().backward()
-    assert int(x.grad.sum()) == 8 * 3 * 50 * 2
-torch.cuda.synchronize()
-PYTHON
+stage_sanitizer() {
+  local tool status
+  run "$python" benchmarks/every_op.py "$device" || return
+  if [ -n "$dry" ]; then return; fi
+  if ! command -v compute-sanitizer >/dev/null; then missing+=("compute-sanitizer: every op ran without it") && return; fi
   for tool in memcheck racecheck; do
-    if ! step "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" "$work/every_op.py" &&
-      grep -q "Device not supported" "$out/$tool.log"; then
-      echo "compute-sanitizer does not support this machine: not run"
-      unset 'failed[-1]'
-    fi
+    # Each tensor is an allocation of its own, so that the tool sees what is read or written behind its end.
+    begin "sanitizer-$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/every_op.py "$device"
   done
-else
-  echo "compute-sanitizer is not on PATH: not run"
-fi
+  ended
+  status=$?
+  tail -n 4 "$out"/sanitizer-*.log >>"$out/sanitizer.log"
+  if grep -q "Device not supported" "$out"/sanitizer-*.log; then
+    missing+=("compute-sanitizer does not support this machine: every op ran without it") && return
+  fi
+  return "$status"
+}
 
-if [ "$green" -eq 0 ]; then
-  # Nothing is timed on red.
-  LINES_SHOWN=60 step benchmarks 45 "$python" benchmarks/run.py --device cuda --sizes 1e6,1e7 --budget 0.1 --no-gate --out "$out"
-  for job in select draw; do
-    LINES_SHOWN=30 step "benchmarks_$job" 20 "$python" benchmarks/run.py --device cuda --sizes 1e8 --only "$job" --budget 0.1 \
-      --no-gate --out "$out"
+stage_selection() {
+  local status=0 program=$prebuilt/cuda_library
+  bench --suite selection --sizes 1e8 --only "select k=" --only draw --budget 0.1 --seconds 25 || status=$?
+  bench --suite selection --sizes 1e7 --budget 0.05 --seconds 25 || status=$?
+  if [ -z "$dry" ] && [ ! -x "$program" ] && command -v nvcc >/dev/null; then
+    program=$work/cuda_library
+    run nvcc -O3 -std=c++17 --fmad=false -arch=native -Icsrc benchmarks/cuda_library.cu -o "$program" || status=$?
+  fi
+  if [ -n "$dry" ]; then return "$status"; fi
+  if [ ! -x "$program" ]; then
+    missing+=("$prebuilt/cuda_library, and nvcc to make it: our kernels were not timed against CUB's") && return "$status"
+  fi
+  begin cuda_library "$program" 8
+  ended || status=$?
+  grep '^{' "$out/cuda_library.log" >"$rows/cuda_library.jsonl" || status=1
+  return "$status"
+}
+
+stage_loss() { bench --suite loss --budget 0.05 --seconds 75; }
+
+stage_windows() { bench --suite windows --budget 0.1 --seconds 75; }
+
+stage_step() { bench --suite step --budget 0.05 --seconds 60; }
+
+stage_train() {
+  local grid name shared=${SHARED:-../shared} status
+  # The grids name real series by ../shared, wherever that lies here.
+  mkdir -p "$work/here"
+  for name in gpu gpu-real gpu-simbench; do
+    grid=$PWD/benchmarks/studies/$name.json
+    case $name in
+      gpu-real)
+        if [ ! -d "$shared/data" ]; then missing+=("$shared/data: no real series were trained on") && continue; fi
+        ln -sfn "$(realpath "$shared")" "$work/shared"
+        ;;
+      gpu-simbench) if ! there simbench; then missing+=("simbench: its series was not trained on") && continue; fi ;;
+    esac
+    if [ -n "$dry" ]; then
+      "$python" -c "$SMALL_GRID" "$grid" >"$work/$name.json" && grid=$work/$name.json
+    fi
+    begin "train-$name" env -C "$work/here" "$python" -m stprune.cli study "$grid" --device "$device" \
+      --processes "$((processes / 2))" --minutes "$minutes" --output "$out/train-$name"
   done
-  # torch.compile's turn takes the longest: one shape and dtype, then the table's update.
-  LINES_SHOWN=40 step benchmarks_loss 40 "$python" benchmarks/run.py --device cuda --suite loss --only "(64, 12, 8600) float32" \
-    --only ScoreTable --budget 0.05 --seconds 28 --no-gate --out "$out"
-  step library_build 35 nvcc -O3 -std=c++17 --fmad=false -arch="sm_$architecture" -Icsrc benchmarks/cuda_library.cu \
-    -o "$work/cuda_library" &&
-    LINES_SHOWN=60 step library_rows 15 "$work/cuda_library" 8 && cp "$out/library_rows.log" "$out/cuda_library.jsonl"
-else
-  echo "the tests are red: nothing is timed"
-fi
-step demo 40 "$python" -c "import sys; from stprune.cli import main; sys.exit(main())" demo --data demand --device cuda \
-  --quick --output "$out/demo"
-finish
+  ended
+  status=$?
+  tail -n 12 "$out"/train-*.log >>"$out/train.log"
+  cat "$out"/train-*/rows.jsonl >"$rows/study-$device.jsonl" || status=1
+  return "$status"
+}
+
+# The first series of a grid, short and with few nodes, and few runs on it.
+SMALL_GRID='
+import json, re, sys
+grid = json.load(open(sys.argv[1]))
+block = grid["blocks"][0]
+name, _, options = block["data"][0].partition("?")
+kept = [each for each in options.split("&") if each and not re.match("nodes|days|steps|stride", each)]
+block.update(data=["?".join([name, "&".join([*kept, "nodes=20", "steps=240"])])], cost=0.2, seeds=1, batches=[64],
+             node_batches=[[64, 16]], rate_factors=[], curve=[], dim=4)
+print(json.dumps({**grid, "blocks": [block]}))'
+
+chosen=(library)
+for name in "$@"; do
+  if [ "$name" != library ]; then chosen+=("$name"); fi
+done
+for stage in "${chosen[@]}"; do
+  printf '\n== %s ==\n' "$stage"
+  rm -f "$out/$stage".log "$out/$stage"-*.log
+  start=$SECONDS stage_end=$((SECONDS + LIMIT))
+  "stage_$stage"
+  status=$?
+  tail -n 40 "$out/$stage.log"
+  result="passed"
+  if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then result="FAILED: not done after $LIMIT s"; fi
+  if [ "$status" -ne 0 ] && [ "$result" = passed ]; then result="FAILED with status $status"; fi
+  results+=("$stage: $result, $((SECONDS - start)) s")
+  echo "${results[-1]}"
+  if [ "$status" -eq 0 ]; then continue; fi
+  failed=yes
+  if [ "$stage" = library ]; then break; fi
+  if [ "$stage" = tests ]; then rows=$out/red && mkdir -p "$rows"; fi
+done
+if [ "$failed" = yes ]; then finish 1; else finish 0; fi

@@ -118,13 +118,13 @@ def check(cell: Cell, *, share: float, seconds: float) -> dict[str, object]:
     full = sorted({spec.batch_size for spec in tried if spec.family == FULL})
     drawn = sorted({(spec.batch_size, spec.num_drawn) for spec in tried if spec.family == UNIFORM})
     spec = next(iter(nodes.result.by_seed.values())).spec
-    untuned = replace(spec, learning_rate=base_rate(cell.model, cell.optimizer))
+    untuned = replace(spec, learning_rate=base_rate(cell.model, cell.group.optimizer))
     found = predict(untuned, problem_of(cell.data), candidates=(full, drawn), share=share, seconds=seconds)
     best = next(iter(cell.full.by_seed.values())).spec
     return {
         "data": cell.data,
         "model": cell.model,
-        "dim": cell.dim,
+        "dim": cell.group.dim,
         "nodes": cell.num_nodes,
         "cost": cell.cost,
         "share": share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +12,24 @@ import stprune
 
 SHAPES = ((64, 12, 170), (64, 12, 8600), (16, 12, 2000, 3))
 DTYPES = (torch.float32, torch.bfloat16)
+COMPILERS: dict[str, dict[str, bool]] = {
+    "torch.compile of eq. 1-4": {},
+    "torch.compile, cooperative reductions": {"triton.cooperative_reductions": True},
+}
+"""Rivals by the options of torch's compiler."""
 _TRAIN = 100_000
+
+
+def suite(device: torch.device, *, small: bool) -> Iterator[Case]:
+    """All cases of this suite; what takes compilers long comes late."""
+    for batch in (64, 16384):
+        yield from table_updates(batch, 10**5 if small else 10**7, device)
+    shapes = ((4, 12, 20),) if small else SHAPES
+    for shape in shapes[:2]:
+        yield from residuals(shape, device)
+    for shape in sorted(shapes, key=math.prod, reverse=True):
+        for dtype in DTYPES:
+            yield from losses(shape, dtype, device)
 
 
 def losses(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
@@ -21,7 +39,7 @@ def losses(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     prediction = (target + torch.randn(shape, generator=generator)).to(device, dtype).requires_grad_()
     target[torch.rand(shape, generator=generator) < 0.1] = 0.0
     target = target.to(device, dtype)
-    sampler = stprune.PruningSampler(_TRAIN, num_epochs=2)
+    sampler = stprune.PruningSampler(_TRAIN, num_epochs=2).to(device)
     sampler.set_epoch(0)
     index = torch.randperm(_TRAIN, generator=generator)[: shape[0]].to(device)
     read = 2 * prediction.numel() * prediction.element_size()
@@ -30,16 +48,19 @@ def losses(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     plain = stprune.PrunedLoss(sampler)
     # Of earlier cases: beyond eight shapes and thread counts of one function torch.compile gives up and runs it eagerly.
     torch.compiler.reset()
-    compiled = torch.compile(eager_score_and_loss, dynamic=False)
     one = torch.ones(shape[0], device=device)
 
     def fields() -> torch.Tensor:
         return masked_mae(prediction, target, 0.0)
 
-    def compiled_stats() -> torch.Tensor:
-        return compiled(prediction, target, one)[0]
+    def compiled_stats(options: dict[str, bool]) -> Call:
+        compiled = torch.compile(eager_score_and_loss, dynamic=False, options=options or None)
 
-    setattr(compiled_stats, "compiles", True)  # noqa: B010 (a function has no such attribute)
+        def call() -> torch.Tensor:
+            return compiled(prediction, target, one)[0]
+
+        setattr(call, "compiles", True)  # noqa: B010 (a function has no such attribute)
+        return call
 
     def eager_stats() -> torch.Tensor:
         return eager_score_and_loss(prediction, target, one)[0]
@@ -54,7 +75,8 @@ def losses(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
             masked,
             {
                 "field's eager masked MAE": fields,
-                "torch.compile of eq. 1-4": compiled_stats,
+                # Cooperative reductions are of GPUs.
+                **{name: compiled_stats(use) for name, use in COMPILERS.items() if not use or device.type == "cuda"},
                 "eq. 1-4 in eager torch": eager_stats,
             },
         ),

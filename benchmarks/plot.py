@@ -4,6 +4,7 @@ python benchmarks/plot.py                 # benchmarks/results/selection-cpu.svg
 python benchmarks/plot.py --table         # markdown: the selection, a table for each kind of machine
 python benchmarks/plot.py --table loss    # the same of the loss
 python benchmarks/plot.py --table short   # the README's few lines of both
+python benchmarks/plot.py --table gpu     # targets on a GPU and what was measured there; `gpu-short`: the README's
 python benchmarks/plot.py --device cuda --rows FILE --out PICTURE
 """
 
@@ -13,6 +14,7 @@ import argparse
 import pathlib
 import sys
 
+import gpu_targets
 import records
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
@@ -37,6 +39,9 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path, help="picture to write; beside the rows")
     parser.add_argument("--allocator", default="default")
     options = parser.parse_args()
+    if options.table in ("gpu", "gpu-short"):
+        print(gpu_targets.table(RESULTS, short=options.table == "gpu-short"))
+        return 0
     names = {None: ["selection"], "short": ["selection", "loss"]}.get(options.table, [options.table])
     sources = [options.rows] if options.rows else [RESULTS / f"{name}-{options.device}.jsonl" for name in names]
     source = sources[0]
@@ -56,7 +61,7 @@ def main() -> int:
     return 0
 
 
-TABLES = ("selection", "loss", "short")
+TABLES = ("selection", "loss", "short", "gpu", "gpu-short")
 SHORT_HEAD = ("| one thread | passes | time | times as fast as | machine |", "| --- | ---: | ---: | --- | --- |")
 SHORT_JOBS = {
     "select k=n/2": "the larger half of 10^7 keys",

@@ -1,7 +1,7 @@
 """Time every op against its rivals, interleaved in one run, and keep the rows under benchmarks/results/.
 
     python benchmarks/run.py                                  # selection on the CPU, 10^5 to 10^7 keys, 1 thread and all
-    python benchmarks/run.py --suite loss                     # or windows, or all
+    python benchmarks/run.py --suite loss                     # or windows, step, or all
     python benchmarks/run.py --allocator tuned                # the same with an allocator that keeps its memory
     python benchmarks/run.py --sizes 1e8 --only select
     python benchmarks/run.py --device cuda --out DIR
@@ -19,6 +19,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -32,13 +33,13 @@ from tqdm import tqdm
 import stprune
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SUITES = ("selection", "loss", "windows")
+SUITES = ("selection", "loss", "windows", "step")
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
 """glibc settings under which freed memory is kept and used again instead of being fetched page by page anew."""
 
 
 def main() -> int:
-    """Run the suites; 1 when a test is red."""
+    """Run the suites; 1 when a test is red or a contender fails."""
     options = _options()
     if options.allocator == "tuned" and not all(name in os.environ for name in TUNED):
         # The allocator reads its settings when the process starts.
@@ -48,6 +49,7 @@ def main() -> int:
     device = torch.device(options.device)
     threads = [1] if device.type == "cuda" else sorted({1, torch.get_num_threads()})
     tested: set[str] = set()
+    failed: list[str] = []
     rows: list[records.Row] = []
     start = time.perf_counter()
     for suite in SUITES if options.suite == "all" else (options.suite,):
@@ -64,12 +66,14 @@ def main() -> int:
             tested.add(case.op)
             for count in threads:
                 torch.set_num_threads(count)
-                found = _time(case, count, device, options)
+                found = _time(case, count, device, options, failed)
                 records.keep(path, found)
                 rows += found
         print(f"rows written to {path}")
     records.show(rows)
-    return 0
+    for name in failed:
+        print(f"failed: {name}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _options() -> argparse.Namespace:
@@ -81,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so many seconds")
     parser.add_argument("--budget", type=float, default=0.4, help="seconds per contender and case")
     parser.add_argument("--allocator", choices=("default", "tuned"), default="default", help="see benchmarks/README.md")
+    parser.add_argument("--small", action="store_true", help="small inputs, to see that every call works")
     parser.add_argument("--billion", action="store_true", help="select among 10^9 float32 keys: time and peak memory")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results"))
     parser.add_argument("--no-gate", action="store_true", help="skip the tests (they have just run)")
@@ -89,7 +94,7 @@ def _options() -> argparse.Namespace:
 
 def _cases(suite: str, options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     """The suite's cases; made one after another, so that their inputs are not all alive at once."""
-    sizes = [int(float(size)) for size in options.sizes.split(",")]
+    sizes = [10_000] if options.small else [int(float(size)) for size in options.sizes.split(",")]
     if suite == "selection":
         selection, plans = importlib.import_module("cases").selection, importlib.import_module("plan_cases").plans
         for size in sizes:
@@ -98,16 +103,11 @@ def _cases(suite: str, options: argparse.Namespace, device: torch.device) -> Ite
         for name in INPUTS[1:]:
             yield from selection(sizes[-1], device, name=name)
     elif suite == "loss":
-        loss = importlib.import_module("loss_cases")
-        for shape in loss.SHAPES:
-            for dtype in loss.DTYPES:
-                yield from loss.losses(shape, dtype, device)
-        for shape in loss.SHAPES[:2]:
-            yield from loss.residuals(shape, device)
-        for batch in (64, 16384):
-            yield from loss.table_updates(batch, 10**7, device)
+        yield from importlib.import_module("loss_cases").suite(device, small=options.small)
+    elif suite == "windows":
+        yield from importlib.import_module("window_cases").windows(device, small=options.small)
     else:
-        yield from importlib.import_module("window_cases").windows(device)
+        yield from importlib.import_module("step_cases").steps(device, small=options.small)
 
 
 def _green(test: str) -> bool:
@@ -115,13 +115,14 @@ def _green(test: str) -> bool:
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(path)], cwd=ROOT, check=False).returncode == 0
 
 
-def _time(case: Case, threads: int, device: torch.device, options: argparse.Namespace) -> list[dict[str, object]]:
-    """One row for each contender and one for the pass over the input."""
-    buffer = torch.ones(max(1, case.bytes_read // 4), device=device)
-    contenders: dict[str, Call] = {"one pass": buffer.sum, "stprune": case.ours}
+def _time(
+    case: Case, threads: int, device: torch.device, options: argparse.Namespace, failed: list[str]
+) -> list[dict[str, object]]:
+    """One row for each contender and one for the pass over the input; `failed` takes the names of those that raise."""
+    contenders: dict[str, Call] = {"one pass": _one_pass(case.bytes_read, device), "stprune": case.ours}
     contenders |= {f"stprune, {name}": call for name, call in case.variants.items()}
     contenders |= case.rivals
-    samples = _take_turns(contenders, device, options.budget, f"{case.job} n={case.size:.0e} {threads}T")
+    samples = _take_turns(contenders, device, options.budget, f"{case.job} n={case.size:.0e} {threads}T", failed)
     one_pass = float(np.median(samples["one pass"]))
     about = records.machine(device, options.allocator)
     return [
@@ -142,22 +143,39 @@ def _time(case: Case, threads: int, device: torch.device, options: argparse.Name
     ]
 
 
-def _take_turns(contenders: dict[str, Call], device: torch.device, budget: float, title: str) -> dict[str, list[float]]:
+def _one_pass(count: int, device: torch.device) -> Call:
+    """What moves so many bytes: a sum over them; on a GPU, whose sums are slower than its memory, a copy of half of them."""
+    buffer = torch.ones(max(2, count // 4), device=device)
+    if device.type != "cuda":
+        return buffer.sum
+    source, target = buffer.split((len(buffer) + 1) // 2)
+    return lambda: target.copy_(source[: len(target)])
+
+
+def _take_turns(
+    contenders: dict[str, Call], device: torch.device, budget: float, title: str, failed: list[str]
+) -> dict[str, list[float]]:
     """Seconds of each contender's calls, round by round, until each has used its budget.
 
     A first call warms up and is not counted, unless it alone is far over the budget; then it is the only one. A call marked
-    `compiles` is made once more before that, as its first one is spent in a compiler.
+    `compiles`, and any on a GPU, is made once more before that, as its first one may be spent in a compiler.
     """
     samples: dict[str, list[float]] = {}
     active = []
     for name, call in contenders.items():
-        first = _once(call, device)
-        if getattr(call, "compiles", False):
+        try:
             first = _once(call, device)
+            if device.type == "cuda" or getattr(call, "compiles", False):
+                first = _once(call, device)
+        except Exception:
+            # Whatever it is, the other contenders are timed all the same; the run tells of it and ends with status 1.
+            traceback.print_exc()
+            failed.append(f"{title}: {name}")
+            continue
         samples[name] = [first] if first > 5 * budget else []
         if not samples[name]:
             active.append(name)
-    with tqdm(total=len(active), desc=title, leave=False) as bar:
+    with tqdm(total=len(active), desc=title, leave=False, disable=None) as bar:
         while active:
             for name in tuple(active):
                 samples[name].append(_once(contenders[name], device))
@@ -170,11 +188,16 @@ def _take_turns(contenders: dict[str, Call], device: torch.device, budget: float
 
 def _once(call: Call, device: torch.device) -> float:
     if device.type == "cuda":
+        # On the device's own clock, from an idle device: what the call takes to launch is in it, waking up after it is not.
         torch.cuda.synchronize()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
     start = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

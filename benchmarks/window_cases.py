@@ -1,41 +1,46 @@
-"""What is timed of windows: statistics, gathering, delivery of an epoch, and training steps on drawn nodes."""
+"""What is timed of windows: statistics, gathering, and delivery of an epoch."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from cases import Call, Case
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import stprune
-from stprune.models import STID
 
-TIMES, NODES = 35_040, 716
-"""A year of quarter hours."""
+TIMES, NODES, FEW_NODES, MOST_NODES = 35_040, 716, 170, 8600
+"""A year of quarter hours; nodes of the usual series, of PEMS08, where not the bytes but the windows cost, and of CA."""
 LENGTHS = (12, 288)
 BATCH, HISTORY, HORIZON = 64, 12, 12
 SLICE = 1152
 """Rows that rivals get which would take minutes on all of them; ours is timed on as many beside them."""
 EPOCH_STRIDE = 4
 """Rows between the windows of the timed epoch: 8,755 of them."""
-NODE_RATIOS = (0.3, 0.1)
 
 
-def windows(device: torch.device) -> Iterator[Case]:
+def windows(device: torch.device, *, small: bool) -> Iterator[Case]:
     """All cases of this suite; about four minutes on two cores."""
-    series = _series().to(device)
+    times, nodes, few = (400, 20, 5) if small else (TIMES, NODES, FEW_NODES)
+    series = days(times, nodes, device)
+    yield from epochs(series)
+    yield from epochs(series[:, :few].contiguous())
+    yield from gathering(series)
     for length in LENGTHS:
         yield from statistics(series, length)
-    yield from gathering(series)
-    yield from epochs(series)
-    # PEMS08's width, where not the bytes but the windows cost.
-    yield from epochs(series[:, :170].contiguous())
-    yield from training_steps(series)
+    if device.type == "cuda":
+        yield from statistics(days(times, MOST_NODES, device), HISTORY + HORIZON)
+
+
+def days(times: int, nodes: int, device: torch.device) -> Tensor:
+    """[times, nodes] float32 with days of 96 steps in it."""
+    day = torch.sin(torch.arange(times, device=device) * (2 * torch.pi / 96))
+    return day[:, None] + 0.3 * torch.randn(times, nodes, generator=torch.Generator(device).manual_seed(0), device=device)
 
 
 def statistics(series: Tensor, length: int) -> Iterator[Case]:
@@ -96,7 +101,8 @@ def unfold_stats(series: Tensor, length: int, history: int) -> tuple[Tensor, ...
 def gathering(series: Tensor) -> Iterator[Case]:
     """A batch of windows, and of 30% of their nodes, against indexing."""
     generator = torch.Generator().manual_seed(0)
-    last = TIMES - HISTORY - HORIZON
+    times, nodes = series.shape
+    last = times - HISTORY - HORIZON
     start = torch.randint(last + 1, (BATCH,), generator=generator).to(series.device)
     span = torch.arange(HISTORY + HORIZON, device=series.device)
     length = {"history": HISTORY, "horizon": HORIZON}
@@ -113,7 +119,7 @@ def gathering(series: Tensor) -> Iterator[Case]:
             torch.stack([series[row + HISTORY : row + HISTORY + HORIZON] for row in first]),
         )
 
-    read = BATCH * (HISTORY + HORIZON) * NODES * series.element_size()
+    read = BATCH * (HISTORY + HORIZON) * nodes * series.element_size()
     yield Case(
         "gather_windows",
         f"gather_windows B={BATCH}",
@@ -122,8 +128,8 @@ def gathering(series: Tensor) -> Iterator[Case]:
         lambda: stprune.gather_windows(series, start, **length, out=out),
         {"series[rows]": indexed, "torch.stack of slices": stacked},
     )
-    count = round(0.3 * NODES)
-    node = stprune.draw_nodes(torch.arange(BATCH, device=series.device), num_nodes=NODES, count=count, seed=0, epoch=0)
+    count = round(0.3 * nodes)
+    node = stprune.draw_nodes(torch.arange(BATCH, device=series.device), num_nodes=nodes, count=count, seed=0, epoch=0)
     few = stprune.gather_windows(series, start, node=node, **length)
 
     def indexed_nodes() -> tuple[Tensor, Tensor]:
@@ -134,7 +140,7 @@ def gathering(series: Tensor) -> Iterator[Case]:
         "gather_windows",
         f"gather_windows B={BATCH}, 30% of nodes",
         BATCH,
-        read * count // NODES,
+        read * count // nodes,
         lambda: stprune.gather_windows(series, start, node=node, **length, out=few),
         {"series[rows, node]": indexed_nodes},
     )
@@ -192,8 +198,15 @@ def epochs(series: Tensor) -> Iterator[Case]:
         )
         return deliver(loader)
 
+    def by_hand() -> None:
+        # What nobody publishes and everybody could write: the ids of the epoch and the series where the model is.
+        span = torch.arange(HISTORY + HORIZON, device=device)
+        for start in (EPOCH_STRIDE * torch.tensor(ids, device=device)).split(BATCH):
+            rows = start[:, None] + span
+            series[rows[:, :HISTORY]], series[rows[:, HISTORY:]]
+
     rivals = {f"DataLoader, {workers} workers": usual(arrays, workers) for workers in ((0, 2, 8) if pinned else (0, 2))}
-    rivals["DataLoader, 0 workers, tensor slices"] = usual(tensors, 0)
+    rivals |= {"DataLoader, 0 workers, tensor slices": usual(tensors, 0), "series[rows], by hand": by_hand}
     yield Case(
         "window_loader",
         f"epoch of {count} windows, {nodes} nodes",
@@ -203,91 +216,6 @@ def epochs(series: Tensor) -> Iterator[Case]:
         rivals,
         variants={"prefetch=2": ours(2)},
     )
-
-
-def training_steps(series: Tensor) -> Iterator[Case]:
-    """An optimizer step of STID, everything included, on drawn nodes against all of them."""
-    read = BATCH * (HISTORY + HORIZON) * NODES * series.element_size()
-    for ratio in NODE_RATIOS:
-        yield Case(
-            "window_loader",
-            f"STID step, {ratio:.0%} of nodes",
-            BATCH * NODES,
-            read,
-            pruned_step(series, ratio),
-            {"all nodes, plain MAE": plain_step(series), "all nodes, PrunedLoss": pruned_step(series, 1.0)},
-        )
-
-
-def pruned_step(series: Tensor, node_ratio: float) -> Call:
-    """Ids, draw of nodes, batch, forward, fused loss with scores, backward and Adam."""
-    windows_ = TIMES - HISTORY - HORIZON + 1
-    sampler = stprune.PruningSampler(windows_, num_epochs=10**6, keep_ratio=1.0, num_nodes=NODES, node_ratio=node_ratio)
-    criterion = stprune.PrunedLoss(sampler, null_value=0.0)
-
-    def loss(model: nn.Module, index: Tensor, node: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
-        value: Tensor = criterion(model(x, node=node), y, index, node)
-        return value
-
-    return _step(series, sampler, loss)
-
-
-def plain_step(series: Tensor) -> Call:
-    """The same on all nodes with the plainest loss."""
-    sampler = stprune.PruningSampler(TIMES - HISTORY - HORIZON + 1, num_epochs=10**6, keep_ratio=1.0, method="full")
-
-    def loss(model: nn.Module, index: Tensor, node: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
-        return (model(x) - y).abs().mean()
-
-    return _step(series, sampler, loss)
-
-
-def _step(
-    series: Tensor,
-    sampler: stprune.PruningSampler,
-    loss: Callable[[nn.Module, Tensor, Tensor | None, Tensor, Tensor], Tensor],
-) -> Call:
-    loader = stprune.WindowLoader(
-        series,
-        sampler,
-        batch_size=BATCH,
-        history=HISTORY,
-        horizon=HORIZON,
-        steps_per_day=96,
-        mean=0.0,
-        std=1.0,
-        # Nothing is made ahead, so that a step pays for its own batch.
-        prefetch=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        model = STID(NODES, history=HISTORY, horizon=HORIZON, steps_per_day=96).to(series.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-
-    def batches() -> Iterator[tuple[Tensor, ...]]:
-        epoch = 0
-        while True:
-            loader.set_epoch(epoch)
-            yield from loader
-            epoch += 1
-
-    source = batches()
-
-    def step() -> None:
-        index, *node, x, y = next(source)
-        value = loss(model, index, node[0] if node else None, x, y)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-
-    return step
-
-
-def _series() -> Tensor:
-    """[TIMES, NODES] float32 with days in it."""
-    generator = torch.Generator().manual_seed(0)
-    day = torch.sin(torch.arange(TIMES) * (2 * torch.pi / 96))
-    return day[:, None] + 0.3 * torch.randn(TIMES, NODES, generator=generator)
 
 
 def _bytes(series: Tensor) -> int:

@@ -6,8 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Keys of one window that 16 warps hold in registers, 32 a thread. Chosen by that arithmetic, not yet timed on a GPU.
-MOST_NODES = 16384
 # The Philox stream of node draws, stprune.reference.random.NODES.
 STREAM = tl.constexpr(4)
 
@@ -75,13 +73,24 @@ def warps_of(block: int) -> int:
     return min(16, max(1, block // 512))
 
 
-def draw_nodes(
+def draw_nodes(index: Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> Tensor:
+    """Nodes [B, count] of the windows, uniformly; arguments as in the op's schema, at most 16,384 nodes."""
+    nodes = index.new_empty((index.numel(), count))
+    _launch(None, index, num_nodes, seed, epoch, nodes, None)
+    return nodes
+
+
+def draw_nodes_weighted(weights: Tensor, index: Tensor, count: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Nodes and what they count for, [B, count] each; fewer than all nodes, of which there are at most 16,384."""
+    nodes = index.new_empty((index.numel(), count))
+    factors = weights.new_empty(nodes.shape)
+    _launch(weights.contiguous(), index, weights.shape[1], seed, epoch, nodes, factors)
+    return nodes, factors
+
+
+def _launch(
     weights: Tensor | None, index: Tensor, num_nodes: int, seed: int, epoch: int, nodes: Tensor, factors: Tensor | None
 ) -> None:
-    """Launch the kernel; fills `nodes` [B, count] and `factors` [B, count], arguments as in stprune.ops.draw_nodes.
-
-    num_nodes is at most `MOST_NODES`.
-    """
     if index.numel() == 0:
         return
     block = block_of(num_nodes)

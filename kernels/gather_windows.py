@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -41,7 +40,6 @@ def _gather_tile(
     std,
     scale,
     offset,
-    fill,
     features,
     channel,
     out,
@@ -51,7 +49,9 @@ def _gather_tile(
     value_tile,
     num_steps,
     num_drawn,
+    num_nodes,
     missing,
+    fill,
     series_time,
     series_node,
     series_channel,
@@ -85,6 +85,9 @@ def _gather_tile(
     from_node = place
     if HAS_NODE:
         from_node = tl.load(node + window * num_drawn + place, mask=inside, other=0)
+        exists = (from_node >= 0) & (from_node < num_nodes)
+        tl.device_assert(exists, "gather_windows: node must lie in [0, number of nodes - 1]")
+        from_node = tl.where(exists, from_node, 0)
     from_channel = part
     if HAS_CHANNEL:
         from_channel = tl.load(channel + part, mask=is_value, other=0)
@@ -110,7 +113,7 @@ def _gather_tile(
             # `/` would be approximate in float32.
             result = tl.div_rn(result, divisor)
     if HAS_FILL:
-        result = tl.where(result != result, tl.load(fill), result)
+        result = tl.where(result != result, tl.full([1, 1], fill, result.dtype), result)
     result = result.to(out.dtype.element_ty)
     written = in_window & is_value[None, :]
     if NUM_FEATURES > 0:
@@ -123,7 +126,8 @@ def _gather_tile(
     tl.store(out + target, result, mask=written)
 
 
-@triton.jit
+# Ids are looked at where they are read: with operators of their own that takes ten launches. A wrong one is never followed.
+@triton.jit(do_not_specialize=["last_start", "num_nodes"], debug=True)
 def _gather_windows_kernel(
     series,  # [time, num_nodes, SERIES_CHANNELS]
     start,  # [windows] int64
@@ -132,7 +136,6 @@ def _gather_windows_kernel(
     std,  # likewise
     scale,  # likewise
     offset,  # likewise
-    fill,  # one number with HAS_FILL
     features,  # [time, NUM_FEATURES] in x's dtype
     channel,  # [NUM_TARGETS] int64 with HAS_CHANNEL
     x,  # [windows, history, num_drawn, SERIES_CHANNELS + NUM_FEATURES]
@@ -140,7 +143,10 @@ def _gather_windows_kernel(
     history,
     horizon,
     num_drawn,
+    last_start,  # of the rows at which a window can begin
+    num_nodes,
     missing,
+    fill: tl.float64,
     x_value_tiles,
     x_tiles,
     y_value_tiles,
@@ -176,20 +182,23 @@ def _gather_windows_kernel(
     window = program // (x_tiles + y_tiles)
     tile = program % (x_tiles + y_tiles)
     first_row = tl.load(start + window)
+    fits = (first_row >= 0) & (first_row <= last_start)
+    tl.device_assert(fits, "gather_windows: start must lie in [0, number of rows - history - horizon]")
+    first_row = tl.where(fits, first_row, 0)
     if tile < x_tiles:
         _gather_tile(
-            series, node, mean, std, scale, offset, fill, features, channel, x,
-            window, first_row, tile // x_value_tiles, tile % x_value_tiles, history, num_drawn, missing,
-            series_time, series_node, series_channel, x_window, x_time, x_node, x_channel,
+            series, node, mean, std, scale, offset, features, channel, x,
+            window, first_row, tile // x_value_tiles, tile % x_value_tiles, history, num_drawn, num_nodes,
+            missing, fill, series_time, series_node, series_channel, x_window, x_time, x_node, x_channel,
             SERIES_CHANNELS, SERIES_CHANNELS, NUM_FEATURES, HAS_NODE, False, MEAN, STD, SCALE, OFFSET,
             HAS_MISSING, HAS_FILL, DOUBLE, BLOCK_TIME, BLOCK_VALUE,
         )  # fmt: skip
     else:
         tile -= x_tiles
         _gather_tile(
-            series, node, mean, std, scale, offset, fill, features, channel, y,
-            window, first_row + history, tile // y_value_tiles, tile % y_value_tiles, horizon, num_drawn, missing,
-            series_time, series_node, series_channel, y_window, y_time, y_node, y_channel,
+            series, node, mean, std, scale, offset, features, channel, y,
+            window, first_row + history, tile // y_value_tiles, tile % y_value_tiles, horizon, num_drawn, num_nodes,
+            missing, fill, series_time, series_node, series_channel, y_window, y_time, y_node, y_channel,
             SERIES_CHANNELS, NUM_TARGETS, 0, HAS_NODE, HAS_CHANNEL, MEAN * NORMALIZE_TARGET, STD, SCALE, OFFSET,
             HAS_MISSING, False, DOUBLE, BLOCK_TIME, BLOCK_VALUE,
         )  # fmt: skip
@@ -212,12 +221,11 @@ def gather_windows(
     x: Tensor,
     y: Tensor,
 ) -> None:
-    """Launch: arguments as in the op's schema, all tensors on one device, ids in range; x and y are written."""
+    """Launch: arguments as in the op's schema, all tensors on one device; x and y are written."""
     history, horizon, num_drawn = x.shape[1], y.shape[1], x.shape[2]
     windows, num_channels = start.numel(), series.shape[2]
     if windows == 0 or num_drawn == 0:
         return
-    wide = torch.float64 if series.dtype == torch.float64 else torch.float32
     channels = tuple(channels)
     chosen = channels != tuple(range(len(channels)))
     x_value_tiles = triton.cdiv(num_drawn * x.shape[3], BLOCK_VALUE)
@@ -227,50 +235,53 @@ def gather_windows(
     x_tiles = triton.cdiv(history, block_time) * x_value_tiles
     y_tiles = triton.cdiv(horizon, block_time) * y_value_tiles
     # Absent tensors are never read; `start` stands in for them.
-    with contextlib.nullcontext() if not series.is_cuda else torch.cuda.device(series.device):
-        _gather_windows_kernel[(windows * (x_tiles + y_tiles),)](
-            series,
-            start,
-            start if node is None else node,
-            start if mean is None else mean,
-            start if std is None else std,
-            start if scale is None else scale,
-            start if offset is None else offset,
-            start if fill is None else torch.full((1,), fill, dtype=wide, device=series.device),
-            x if time_features is None else time_features,
-            _on_device(channels, series.device) if chosen else start,
-            x,
-            y,
-            history,
-            horizon,
-            num_drawn,
-            0 if missing is None else missing,
-            x_value_tiles,
-            x_tiles,
-            y_value_tiles,
-            y_tiles,
-            *series.stride(),
-            *x.stride(),
-            *y.stride(),
-            SERIES_CHANNELS=num_channels,
-            NUM_FEATURES=x.shape[3] - num_channels,
-            NUM_TARGETS=y.shape[3],
-            HAS_NODE=node is not None,
-            HAS_CHANNEL=chosen,
-            MEAN=_kind(mean),
-            STD=_kind(std),
-            SCALE=_kind(scale),
-            OFFSET=_kind(offset),
-            HAS_MISSING=missing is not None,
-            HAS_FILL=fill is not None,
-            NORMALIZE_TARGET=int(normalize_target),
-            DOUBLE=wide == torch.float64,
-            BLOCK_TIME=block_time,
-            BLOCK_VALUE=BLOCK_VALUE,
-            num_warps=NUM_WARPS,
-            # raw * scale + offset rounds twice, as on the CPU.
-            enable_fp_fusion=False,
-        )
+    _gather_windows_kernel[(windows * (x_tiles + y_tiles),)](
+        series,
+        start,
+        start if node is None else node,
+        start if mean is None else mean,
+        start if std is None else std,
+        start if scale is None else scale,
+        start if offset is None else offset,
+        x if time_features is None else time_features,
+        _on_device(channels, series.device) if chosen else start,
+        x,
+        y,
+        history,
+        horizon,
+        num_drawn,
+        series.shape[0] - history - horizon,
+        series.shape[1],
+        0 if missing is None else missing,
+        0.0 if fill is None else fill,
+        x_value_tiles,
+        x_tiles,
+        y_value_tiles,
+        y_tiles,
+        *series.stride(),
+        *x.stride(),
+        *y.stride(),
+        SERIES_CHANNELS=num_channels,
+        NUM_FEATURES=x.shape[3] - num_channels,
+        NUM_TARGETS=y.shape[3],
+        HAS_NODE=node is not None,
+        HAS_CHANNEL=chosen,
+        MEAN=_kind(mean),
+        STD=_kind(std),
+        SCALE=_kind(scale),
+        OFFSET=_kind(offset),
+        HAS_MISSING=missing is not None,
+        HAS_FILL=fill is not None,
+        NORMALIZE_TARGET=int(normalize_target),
+        DOUBLE=series.dtype == torch.float64,
+        BLOCK_TIME=block_time,
+        BLOCK_VALUE=BLOCK_VALUE,
+        num_warps=NUM_WARPS,
+        # raw * scale + offset rounds twice, as on the CPU.
+        enable_fp_fusion=False,
+        # Of the assertions only ours.
+        sanitize_overflow=False,
+    )
 
 
 def _kind(table: Tensor | None) -> int:
@@ -279,6 +290,7 @@ def _kind(table: Tensor | None) -> int:
     return NUMBER if table.numel() == 1 else TABLE
 
 
-@functools.lru_cache(maxsize=64)
+# Kept for good: a captured graph reads them whenever it is replayed.
+@functools.cache
 def _on_device(channels: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(channels, dtype=torch.int64, device=device)

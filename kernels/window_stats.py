@@ -9,7 +9,8 @@ import triton.language as tl
 # A program has a warp's worth of nodes: 128 bytes of a float32 row, and enough programs for every multiprocessor also
 # where nodes are few. Chosen by that arithmetic, not yet timed on a GPU.
 BLOCK_NODE = 32
-NUM_WARPS = 1
+# Of the machine's registers as many as it takes: the compiler would spill some rather than use more than 168.
+OPTIONS = {"num_warps": 1, "maxnreg": 255}
 # Programs that run at a time keep their suffix sums in global memory, this much of it in all; 12 arrays of float64
 # [length, BLOCK_NODE] each.
 SCRATCH_BYTES = 1 << 28
@@ -26,7 +27,7 @@ def _entries(series, row, row_stride, column, inside, null, HAS_NULL: tl.constex
     raw = tl.load(series + row * row_stride + column, mask=inside, other=0.0)
     kept = inside & (raw == raw)
     if HAS_NULL:
-        kept = kept & (raw != tl.load(null))
+        kept = kept & (raw != null)
     return raw.to(tl.float64), kept
 
 
@@ -35,11 +36,11 @@ def _entries(series, row, row_stride, column, inside, null, HAS_NULL: tl.constex
 def _window_stats_kernel(
     series,  # [rows, columns]
     inverse_std,  # [columns] float64
-    null,  # [1] of the series' dtype
     scratch,  # [programs, NUM_ARRAYS, length, BLOCK_NODE] float64
     sums,  # [column blocks, windows, 8] float64, or unused
     nodes,  # [6, windows, columns] float32, or unused
-    infinite,  # [1] int32
+    infinite,  # [1] bool
+    null: tl.float64,
     row_stride,
     num_columns,
     num_windows,
@@ -60,6 +61,7 @@ def _window_stats_kernel(
     column = block * BLOCK_NODE + lane
     inside = column < num_columns
     scale = tl.load(inverse_std + column, mask=inside, other=0.0)
+    null = tl.full([1], null, series.dtype.element_ty)
     length = length.to(tl.int64)
     stride = stride.to(tl.int64)
     plane = length * BLOCK_NODE
@@ -231,7 +233,7 @@ def _window_stats_kernel(
             tl.debug_barrier()
         group += tl.num_programs(1)
     if tl.max(bad.to(tl.int32), 0) > 0:
-        tl.store(infinite, 1)
+        tl.store(infinite, True)
 
 
 def window_stats(
@@ -249,13 +251,13 @@ def window_stats(
     length = history + horizon
     windows = 0 if rows < length else (rows - length) // stride + 1
     spans = -(-columns // SPAN)
-    infinite = torch.zeros(1, dtype=torch.int32, device=series.device)
+    infinite = torch.zeros(1, dtype=torch.bool, device=series.device)
     if per_node:
         out = torch.empty((6, windows, columns), dtype=torch.float32, device=series.device)
     else:
         out = torch.empty((spans, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
     if out.numel() == 0:
-        return out, infinite.bool()
+        return out, infinite
     if columns > 1 and series.stride(1) != 1:
         series = series.contiguous()
     blocks = -(-columns // BLOCK_NODE)
@@ -264,18 +266,15 @@ def window_stats(
     programs = max(1, min(MOST_PROGRAMS, SCRATCH_BYTES // program_bytes) // blocks)
     lanes = min(groups, programs)
     scratch = torch.empty(blocks * lanes * program_bytes // 8, dtype=torch.float64, device=series.device)
-    null = torch.full((1,), 0.0 if null_value is None else null_value, dtype=torch.float64, device=series.device)
-    # One span's blocks beside each other, the last padded with blocks that add nothing.
-    padded = spans * (SPAN // BLOCK_NODE) if blocks > SPAN // BLOCK_NODE else blocks
-    partial = out if per_node else torch.zeros((padded, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
+    partial = out if per_node else torch.empty((blocks, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
     _window_stats_kernel[(blocks, lanes)](
         series,
         inverse_std if horizon else torch.zeros_like(inverse_std),
-        null.to(series.dtype),
         scratch,
         partial,
         out,
         infinite,
+        0.0 if null_value is None else null_value,
         series.stride(0),
         columns,
         windows,
@@ -288,8 +287,9 @@ def window_stats(
         HAS_NULL=null_value is not None,
         BLOCK_NODE=BLOCK_NODE,
         NUM_ARRAYS=NUM_ARRAYS,
-        num_warps=NUM_WARPS,
+        **OPTIONS,
     )
     if not per_node:
-        torch.sum(partial.view(spans, -1, windows, NUM_SUMS), 1, out=out)
-    return out, infinite.bool()
+        for span, blocks_of_span in enumerate(partial.split(SPAN // BLOCK_NODE)):
+            torch.sum(blocks_of_span, 0, out=out[span])
+    return out, infinite

@@ -9,7 +9,7 @@ Docstrings cite equations by number ("eq. 7"); methods/README.md, which is insta
 """
 
 from stprune import _load, checkpoint, models
-from stprune._load import LibraryStatus, library_status
+from stprune._load import LibraryStatus, implementations, library_status
 from stprune.batch_queue import BatchQueue
 from stprune.data import IndexedDataset, Series, indexed, read_series
 from stprune.headroom import Headroom, headroom
@@ -87,6 +87,7 @@ __all__ = [
     "gather_nodes",
     "gather_windows",
     "headroom",
+    "implementations",
     "indexed",
     "library_status",
     "models",

@@ -21,17 +21,19 @@ from stprune.ops import _registry
 
 @dataclass(frozen=True)
 class LibraryStatus:
-    """Whether a compiled library is in use.
+    """Whether a compiled library, or the Triton kernels, are in use.
 
     Attributes:
-        loaded: True when its kernels are registered.
-        path: file it was loaded from, or None.
+        loaded: True when its kernels are registered, or those of Triton can be imported.
+        path: file it was loaded from, or the Triton kernels' folder; None without one.
         reason: why it is not loaded; empty when it is.
+        version: of Triton; empty for a library, and where Triton cannot be imported.
     """
 
     loaded: bool
     path: str | None
     reason: str
+    version: str = ""
 
 
 _status: dict[str, LibraryStatus] = {}
@@ -110,14 +112,50 @@ def load(package: Iterable[str]) -> None:
 
 
 def library_status() -> dict[str, LibraryStatus]:
-    """Which compiled libraries are in use, and why not.
+    """Which compiled libraries and kernels are in use, and why not. Imports the Triton kernels, which takes a moment.
 
     Returns:
-        One `LibraryStatus` each for `_C` (CPU) and `_C_cuda` (CUDA).
+        One `LibraryStatus` each for `_C` (CPU), `_C_cuda` (CUDA) and `triton` (CUDA tensors).
 
     Example:
         >>> import stprune
         >>> sorted(stprune.library_status())
-        ['_C', '_C_cuda']
+        ['_C', '_C_cuda', 'triton']
     """
-    return dict(_status)
+    return {**_status, "triton": _triton()}
+
+
+def _triton() -> LibraryStatus:
+    path: str | None = None
+    reason = "not installed"
+    try:
+        for file in _registry.BY_TRITON.values():
+            module = _registry.kernel_module(file)
+            if module is not None:
+                path, reason = os.path.dirname(str(module.__file__)), ""
+    except RuntimeError as error:
+        path, reason = None, str(error)
+    return LibraryStatus(path is not None, path, reason, getattr(sys.modules.get("triton"), "__version__", ""))
+
+
+def implementations(device: str) -> dict[str, str]:
+    """What runs each op on the tensors of a device: ids, plans and copies are the same, last bits of sums may differ.
+
+    Args:
+        device: "cpu" or "cuda"; it need not be there.
+
+    Returns:
+        For each op by name "compiled" (`_C` or `_C_cuda`), "triton", or "torch": its definition in plain torch, or other ops.
+
+    Raises:
+        ValueError: another device.
+
+    Example:
+        >>> import stprune
+        >>> stprune.implementations("cpu")["select"] in ("compiled", "torch")
+        True
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"implementations: device must be 'cpu' or 'cuda', got {device!r}")
+    names = sorted(schema.split("(", 1)[0] for schema in _registry.SCHEMAS)
+    return {name: _registry.implementation(name, device) for name in names}

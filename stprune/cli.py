@@ -18,6 +18,7 @@ from stprune.study.families import FAMILIES
 from stprune.study.grid import Grid
 from stprune.study.headroom import HeadroomOptions, run_headroom
 from stprune.study.spec import MODELS
+from stprune.study.terminated import EXIT_STATUS, Terminated, raised_when_terminated
 
 _DATA = (
     "simbench (pip install --no-deps simbench), demand, traffic?nodes=900&r=0.1, or a file or folder that stprune.read_series "
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes the process's own.
 
     Returns:
-        Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted. A failure prints one line on standard error.
+        Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 ended by SIGTERM. A failure prints one line on standard
+        error.
 
     Example:
         >>> from stprune.cli import main
@@ -52,14 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command in ("demo", "study", "headroom") and arguments is None:
         _restart_with_waiting_threads()
     try:
-        if options.command == "info":
-            print(info())
-        elif options.command == "headroom":
-            _headroom(options)
-        elif options.command == "study":
-            _study(options)
-        else:
-            _demo(options)
+        with raised_when_terminated():
+            _run(options)
+    except Terminated:
+        print(f"stprune {options.command}: terminated", file=sys.stderr)
+        return EXIT_STATUS
     except KeyboardInterrupt:
         print(f"stprune {options.command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -68,6 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         return _report(options.command, error, _FAILED)
     return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "info":
+        print(info())
+    elif options.command == "headroom":
+        _headroom(options)
+    elif options.command == "study":
+        _study(options)
+    else:
+        _demo(options)
 
 
 def _restart_with_waiting_threads() -> None:
@@ -134,7 +144,7 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "study",
         help="trains a grid of series, models, families and settings; rows, tables and a report",
         description="Make every run of a grid, tuned with equal care; finished runs are rows on disk, and a stopped study goes "
-        "on where it was. GRID is a JSON file, see benchmarks/studies.",
+        "on where it was. GRID is a JSON file; benchmarks/README.md lists its keys, benchmarks/studies has some.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     study.add_argument("grid", type=pathlib.Path, metavar="GRID", help="JSON file of the grid")
@@ -202,7 +212,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def info() -> str:
-    """Versions, devices, and which kernels are in use or why not.
+    """Versions, devices, which kernels are in use or why not, and what runs each op on the devices that are there.
 
     Returns:
         Text of several lines.
@@ -218,6 +228,10 @@ def info() -> str:
         lines.append(f"cuda: none ({reason})")
     for name, status in stprune.library_status().items():
         lines.append(f"{name}: loaded from {status.path}" if status.loaded else f"{name}: not loaded, {status.reason}")
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        ops = stprune.implementations(device)
+        for way in sorted(set(ops.values())):
+            lines.append(f"ops on {device}, {way}: {', '.join(op for op in ops if ops[op] == way)}")
     return "\n".join(lines)
 
 

@@ -76,7 +76,17 @@ class Criterion(torch.nn.Module):
             )
 
     def node_shares(self, index: torch.Tensor, node: torch.Tensor | None, node_weight: Any) -> torch.Tensor | None:
-        """What each drawn node counts for beside its window's weight, [B, m]; None where all count 1."""
+        """What each drawn node counts for beside its window's weight, [B, m]; None where all count 1.
+
+        Raises:
+            TypeError: the sampler draws nodes, and `node` is missing: weights and scores would be those of other nodes. Of
+                samples that are pairs it may be missing, as all count 1 and have one node.
+        """
+        if node is None and self.sampler.draws_some:
+            raise TypeError(
+                f"{self.op}: node must be given in training where the sampler draws nodes (node_ratio "
+                f"{self.sampler.node_ratio:.3g}), got None; it is sampler.nodes(index), or what WindowLoader yields"
+            )
         if node_weight is None:
             return None if node is None else self.sampler.node_weights(index, node)
         weight = _check.floating(self.op, "node_weight", node_weight)
@@ -113,11 +123,15 @@ class Criterion(torch.nn.Module):
         index: torch.Tensor,
         scores: torch.Tensor,
         entries: torch.Tensor | None,
+        weight: torch.Tensor,
     ) -> None:
-        """Take the scores [B] of a training batch into the table; a sample with 0 entries [B] keeps the score it had."""
+        """Take the scores [B] of a training batch into the table.
+
+        A sample with 0 entries [B] keeps the score it had, and so does one whose weight [B] is NaN: its id is wrong.
+        """
         values = scores.detach().to(torch.float32).contiguous()
         table, marks, variance, count, beta = arguments[4:]
-        table_update(table, marks, variance, count, index, values, entries=entries, beta=beta, trained=True)
+        table_update(table, marks, variance, count, index, values, entries=entries, weight=weight, beta=beta, trained=True)
 
     def leading(self, name: str, value: torch.Tensor, of: str, whole: torch.Tensor) -> torch.Tensor:
         """A view of `value` that broadcasts against `whole`: its dimensions are the first ones of `whole`.

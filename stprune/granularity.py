@@ -65,10 +65,16 @@ class Granularity:
         self.num_windows = num_windows
         self.count = self._count(nodes)
         self._next: int | None = None
+        self._told = not self.auto  # somebody has said how many nodes to draw
         chosen = resolve(node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
         self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
+
+    def __str__(self) -> str:
+        """A part of the sampler's `repr`, with a comma behind it; nothing without num_nodes."""
+        ratio = f"node_ratio={'auto, now ' * self.auto}{self.node_ratio:g}, " if self.kind == "node" else ""
+        return "" if self.num_nodes is None else f"granularity={self.kind!r}, num_nodes={self.num_nodes}, {ratio}"
 
     def _count(self, num_nodes: int) -> int:
         # Rounded before the ceiling: 0.1 * 30 is 3.0000000000000004 in binary.
@@ -84,14 +90,24 @@ class Granularity:
             raise ValueError(f"{op}: node_ratio must be {AUTO!r}, got {self.node_ratio:g}")
         count = _check.integer(op, "num_drawn", num_drawn, 1, self.num_nodes)
         copy.copy(self.node_sampler).recount(count)
-        self._next = count
+        self._next, self._told = count, True
+
+    @property
+    def untold(self) -> str:
+        """That all nodes are drawn because nobody has said how many, in words; "" where it is not so."""
+        return "" if self._told else (
+            f"{self._op}: node_ratio={AUTO!r} draws all {self.num_nodes} nodes of every window, as nobody has said how many: "
+            "call stprune.headroom(model, batches, sampler=sampler) after some training, or sampler.draw_next"
+        )  # fmt: skip
 
     @torch.inference_mode(False)
     def begin(self, ranks: Ranks) -> float:
         """Begin an epoch with the number of nodes that rank 0 was told to draw, and return its share; a collective."""
         if self.auto:
-            self._draw(ranks.of_first(self._next or self.count))
-            self._next = None
+            # 0: the first rank was told nothing.
+            count = ranks.of_first(self._next or (self.count if self._told else 0))
+            self._draw(count or self._nodes)
+            self._next, self._told = None, count > 0
         return self.node_ratio
 
     def _draw(self, count: int) -> None:
@@ -100,16 +116,17 @@ class Granularity:
             self.count, self.node_ratio = count, count / self._nodes
 
     def state_dict(self) -> dict[str, Any]:
-        """The node sampler's state, and how many nodes are drawn where that may change."""
-        return self.node_sampler.state_dict() | ({AUTO: [self.count, self._next or 0]} if self.auto else {})
+        """The node sampler's state; where the number of nodes may change: that number, or 0 for no choice yet, and the next."""
+        own = {AUTO: [self.count if self._told else 0, self._next or 0]} if self.auto else {}
+        return self.node_sampler.state_dict() | own
 
     @torch.inference_mode(False)
     def load_state_dict(self, op: str, state: dict[str, Any]) -> float:
         """Go on from `state_dict()`, and return the share of nodes that is drawn."""
         if self.auto:
             counts = [_check.integer(op, "num_drawn", count, 0, self.num_nodes) for count in state[AUTO]]
-            self._draw(counts[0])
-            self._next = counts[1] or None
+            self._draw(counts[0] or self._nodes)
+            self._next, self._told = counts[1] or None, any(counts)
         self.node_sampler.load_state_dict({name: value for name, value in state.items() if name != AUTO})
         return self.node_ratio
 
@@ -134,6 +151,8 @@ class Granularity:
         nodes = num_nodes or 1
         self.node_sampler.grow(num_windows, nodes, self._count(nodes), **settings)
         self.num_windows, self.num_nodes, self._nodes, self.count = num_windows, num_nodes, nodes, self._count(nodes)
+        if self._next is not None:  # told before the nodes, and the groups of them, were more
+            self._next = max(self._next, self.node_sampler.fewest)
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows [B] of samples [B]."""
@@ -150,6 +169,11 @@ class Granularity:
         if self.count == self.num_nodes:
             return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous(), None
         return self.node_sampler.draw(index, epoch)
+
+    @property
+    def draws_some(self) -> bool:
+        """Whether some nodes of each window are drawn now, so that a loss must know which."""
+        return self.kind == "node" and self.count < self._nodes
 
     @property
     def wants_scores(self) -> bool:
@@ -178,8 +202,7 @@ class Granularity:
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
         """What each of the nodes [B, m] that `draw` gave counts for; None where all count 1."""
-        drawn = self.kind == "node" and self.count < (self.num_nodes or 0)
-        return self.node_sampler.weights(index, node, epoch) if drawn else None
+        return self.node_sampler.weights(index, node, epoch) if self.draws_some else None
 
 
 def length_of(op: str, data_source: Any) -> int:

@@ -215,20 +215,21 @@ class PrunedLoss(Criterion):
                 raise
             pairs = None if means is None else scaling.mean_of_channels(means, sizes, counts_nodes)
         else:
-            of_plan = self.weights(place, arguments).to(_accumulator(p))
+            of_plan = self.weights(place, arguments)
+            weights = of_plan.to(_accumulator(p))
             if entries is None:
-                found = pruned_loss(p, t, m, of_plan, affine, horizon, shares, *options, wanted)
+                found = pruned_loss(p, t, m, weights, affine, horizon, shares, *options, wanted)
                 value, _, statistics, count, means = found
             else:
                 entries = entries if shares is None else entries * shares.unsqueeze(1)
-                value = _by_steps(p, t, m, of_plan, affine, horizon, entries, options)
+                value = _by_steps(p, t, m, weights, affine, horizon, entries, options)
                 with torch.no_grad():
                     _, _, statistics, count, means = pruned_loss(p, t, m, None, affine, horizon, None, *options, wanted)
             pairs = scaling.mean_of_channels(means, sizes, counts_nodes) if wanted else None
             scores = statistics[2] if score is None else score
             if pairs is not None and scores.dim() == 2:
                 scores, pairs = of_pairs(scores, ~pairs.isnan())
-            self.take_scores(arguments, place, scores, count)
+            self.take_scores(arguments, place, scores, count[:-1], of_plan)
         self.sampler.take_in(index, node, pairs if self.sampler.wants_pair_scores else None)
         return value
 

@@ -126,7 +126,8 @@ class PrunedMean(Criterion):
 
         index, place, arguments = self.begin(index, values.shape[0], values.device)
         shares = self.node_shares(index, node, node_weight)
-        factor = self.weights(place, arguments).to(wide.dtype).view(-1, *[1] * (values.dim() - 1))
+        of_plan = self.weights(place, arguments)
+        factor = of_plan.to(wide.dtype).view(-1, *[1] * (values.dim() - 1))
         if shares is not None:
             factor = factor * shares.to(wide).view(*shares.shape, *[1] * (values.dim() - 2))
         if weight is not None:
@@ -134,7 +135,7 @@ class PrunedMean(Criterion):
         value = _mean(wide, factor, mask)
         wanted = node is not None and self.sampler.wants_pair_scores
         scores, entries, pairs = _scores(wide.detach(), mask, score, wanted)
-        self.take_scores(arguments, place, scores, entries)
+        self.take_scores(arguments, place, scores, entries, of_plan)
         self.sampler.take_in(index, node, pairs)
         return value
 

@@ -168,7 +168,8 @@ class PruningSampler(DistributedSampler[int]):
     def __repr__(self) -> str:
         return (
             f"PruningSampler({self.table.num_samples} samples, epoch {self.epoch} of {self.num_epochs or 'a stream'}, "
-            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, rank {self.rank} of {self.num_replicas})"
+            f"method={self.method.name!r}, keep_ratio={self.keep_ratio:g}, "
+            f"{self._units}rank {self.rank} of {self.num_replicas})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,7 +225,8 @@ class PruningSampler(DistributedSampler[int]):
         """End the run: hold the samples counted in its last epoch against the plan. A second call changes nothing.
 
         One warning a run tells that they differ, by all numbers: validation losses that came in as training, steps that a
-        framework left out, ids of another data set. Silent, as they belong to correct training: several losses of every sample
+        framework left out, ids of another data set. Another one tells, here or in the second `set_epoch`, that
+        node_ratio="auto" was left without a choice. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
         self._hold_against_plan(at_end=True)
@@ -235,6 +237,8 @@ class PruningSampler(DistributedSampler[int]):
             raise ValueError(fault[0])
         if fault is not None:
             self._warn("counts", fault[0])
+        if self._running is not None and self.rank == 0 and self._units.untold:  # ranks take what the first one is told
+            self._warn("node_ratio", self._units.untold)
 
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
@@ -564,6 +568,11 @@ class PruningSampler(DistributedSampler[int]):
         self._units.draw_next(f"{_OP}.draw_next", num_drawn)
 
     @property
+    def draws_some(self) -> bool:
+        """Whether this epoch trains on some nodes of each window, so that a criterion needs `node`: not for pairs."""
+        return self._units.draws_some
+
+    @property
     def constant_length(self) -> bool:
         """Whether every epoch has the same number of samples, whatever the scores."""
         return self._planner.constant_length
@@ -693,13 +702,8 @@ class PruningSampler(DistributedSampler[int]):
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same on every rank, and in a sampler that continues; the number of ranks may differ."""
-        return {
-            "num_samples": self.table.num_samples,
-            "drop_last": self.drop_last,
-            "sharded": self.sharded,
-            **self._units.settings(),
-            **self._planner.settings(),
-        }
+        own = {"num_samples": self.table.num_samples, "drop_last": self.drop_last, "sharded": self.sharded}
+        return own | self._units.settings() | self._planner.settings()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, also in the middle of an epoch and with another number of ranks.

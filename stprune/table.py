@@ -11,7 +11,7 @@ from stprune.ops import _check
 from stprune.ops.finite_mean import finite_mean
 from stprune.ops.host_memory import filled
 from stprune.ops.table_age import count_nonfinite, table_age
-from stprune.ops.table_update import FRESH, KNOWN, SCORED, TRAINED, table_update
+from stprune.ops.table_update import FRESH, KNOWN, SCORED, TRAINED, table_update, wrong_id
 
 _OP = "ScoreTable"
 _COLUMNS = ("scores", "marks", "variance")
@@ -73,9 +73,9 @@ class ScoreTable:
         # more for each id.
         self._marks = filled(self.num_samples, 0, torch.uint8, device) if self.stored else None
         self._variance = filled(self.num_samples, 0.0, torch.float32, device) if self.stored and track_variance else None
-        # Of this epoch: distinct samples trained on, a number of the kernel's own, samples of all training batches. Beside
-        # the scores: an update adds to them without asking the host, also when a captured graph replays it.
-        self._count = torch.zeros(3, dtype=torch.int64, device=device)
+        # Of this epoch: distinct samples trained on, a number of the kernel's own, samples of all training batches, and a wrong
+        # id. Beside the scores: an update adds to them without asking the host, also when a captured graph replays it.
+        self._count = torch.zeros(4, dtype=torch.int64, device=device)
 
     def __repr__(self) -> str:
         return f"ScoreTable(num_samples={self.num_samples}, device={self.device}, beta={self.beta}, decay={self.decay})"
@@ -106,12 +106,24 @@ class ScoreTable:
     @property
     def num_trained(self) -> int:
         """Distinct samples trained on in this epoch (0 where nothing is stored). Waits for the table's device."""
-        return int(self._count[0])
+        return self._counted()[0]
 
     @property
     def num_losses(self) -> int:
         """Samples of all training batches of this epoch, each as often as it came. Waits for the table's device."""
-        return int(self._count[2])
+        return self._counted()[2]
+
+    def _counted(self) -> list[int]:
+        """The counts of this epoch; a ValueError, once, if a wrong id came since the last call."""
+        counts: list[int] = self._count.tolist()
+        wrong = wrong_id(counts[3])
+        if wrong is None:
+            return counts
+        self._count[3] = 0
+        raise ValueError(
+            f"table_update: index must hold ids of the table and the epoch's plan, got {wrong} in a batch on {self.device}. "
+            "The loss of that batch was NaN, and nothing was stored for the id"
+        )
 
     def num_trained_of(self, index: torch.Tensor) -> int:
         """How many of the samples [B] int64, all distinct, were trained on in this epoch. Waits for the table's device."""
@@ -136,8 +148,8 @@ class ScoreTable:
 
         Raises:
             TypeError: `index` is not int64 or `scores` not floating.
-            ValueError: shapes differ, an id lies outside the table (checked where `index` lives on the CPU; on a GPU the
-                device asserts), or `scores` lives on another device.
+            ValueError: shapes differ, an id lies outside the table (checked where `index` lives on the CPU; on a GPU nothing
+                is stored for it, and `num_trained` raises), or `scores` lives on another device.
         """
         op = f"{_OP}.update"
         index = _check.index(op, "index", index)

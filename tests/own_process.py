@@ -1,6 +1,5 @@
 """Scripts that run in a process of their own: TRITON_INTERPRET must be set before a kernel is imported, and is not undone."""
 
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -8,7 +7,9 @@ import sys
 
 import pytest
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+from stprune.ops._registry import has_triton
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed")
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:

@@ -14,7 +14,7 @@ import torch
 
 import stprune
 from stprune import cli
-from stprune.study import presets
+from stprune.study import machine, presets
 from stprune.study.grid import Block, Grid
 from stprune.study.headroom import HeadroomOptions
 
@@ -58,13 +58,14 @@ def test_info_tells_versions_devices_and_libraries(capsys):
     assert f"stprune {stprune.__version__}" in lines
     assert f"torch {torch.__version__}" in lines
     assert f"numpy {np.__version__}" in lines
-    has_triton = importlib.util.find_spec("triton") is not None
-    assert ("triton not installed" in lines) != has_triton
+    assert f"triton {machine.versions()['triton']}" in lines
     assert any(line.startswith("cpu: ") for line in lines)
     assert any(line.startswith("cuda: none") for line in lines) != torch.cuda.is_available()
     for name, status_of in stprune.library_status().items():
         line = next(line for line in lines if line.startswith(f"{name}: "))
         assert (status_of.path if status_of.loaded else status_of.reason) in line
+    told = {op for line in lines if line.startswith("ops on cpu, ") for op in line.split(": ")[1].split(", ")}
+    assert told == set(stprune.implementations("cpu"))
 
 
 SHARED = [

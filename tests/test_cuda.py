@@ -10,12 +10,14 @@ import sys
 
 import pytest
 import torch
-from named_inputs import probabilities, weights_of
+from graph_jobs import JOBS
 
 import stprune
 from stprune import testing
 from stprune.ops import draw_threshold
+from stprune.ops._registry import kernel_module
 from stprune.ops.budget import inclusion_budget
+from stprune.ops.draw_nodes import _MOST_NODES
 from stprune.ops.finite_mean import finite_stats
 from stprune.reference import draw_nodes as reference_nodes
 from stprune.reference import order as reference_order
@@ -137,12 +139,14 @@ def test_a_plan_is_the_same_on_both_devices():
 @pytest.mark.parametrize("num_nodes", [1, 63, 716, 8600, 16_384, 16_385])
 def test_draw_nodes_by_the_triton_kernel(num_nodes):
     """Which draws by weights always, and uniformly where the library was not compiled."""
-    kernel = pytest.importorskip("stprune.kernels.draw_nodes")
+    kernel = kernel_module("draw_nodes")
+    if kernel is None:
+        pytest.skip("triton is not installed")
     index, count = torch.tensor([0, (1 << 32) - 1, (1 << 56) - 1, *range(20)]), -(-num_nodes // 3)
-    if num_nodes <= kernel.MOST_NODES:
-        got = torch.empty((len(index), count), dtype=torch.int64, device=CUDA)
-        kernel.draw_nodes(None, index.to(CUDA), num_nodes, 5, 6, got, None)
-        same(got, reference_nodes.draw_nodes(index, num_nodes, count, 5, 6))
+    if num_nodes <= _MOST_NODES:
+        same(
+            kernel.draw_nodes(index.to(CUDA), num_nodes, count, 5, 6), reference_nodes.draw_nodes(index, num_nodes, count, 5, 6)
+        )
     weights = torch.exp(9 * torch.randn(len(index), num_nodes, generator=torch.Generator().manual_seed(0)))
     for kept in {count, num_nodes}:
         nodes, factors = stprune.draw_nodes_weighted(weights.to(CUDA), index.to(CUDA), count=kept, seed=5, epoch=6)
@@ -151,17 +155,22 @@ def test_draw_nodes_by_the_triton_kernel(num_nodes):
         same(factors, expected_factors)
 
 
-def test_a_node_out_of_range_stops_the_device():
-    """In a process of its own: the device's assertion ends its context."""
-    program = (
-        "import torch, stprune\n"
-        "x = torch.rand(1, 1, 5, 1, device='cuda')\n"
-        "stprune.gather_nodes(x, torch.tensor([[0, 5]], device='cuda'))\n"
-        "torch.cuda.synchronize()\n"
-    )
+# Each in a process of its own: the device's assertion ends its context.
+WRONG = {
+    "stprune.gather_nodes(x, torch.tensor([[0, 5]]))": ("gather_nodes: node", "index < num_nodes"),
+    "stprune.gather_windows(x[0], start + 7, history=1, horizon=1)": ("gather_windows: start",),
+    "stprune.gather_windows(x[0], start, node=start[None] - 1, history=1, horizon=1)": ("gather_windows: node",),
+    "stprune.Priority().bind(num_windows=9, num_nodes=5, count=2, seed=0).draw(start + 9, 0)": ("Priority.draw: index",),
+}
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_an_id_out_of_range_stops_the_device_with_its_name(call):
+    setup = "import torch, stprune; torch.set_default_device('cuda'); x, start = torch.rand(1, 8, 5, 1), torch.tensor([0])"
+    program = f"{setup}\n{call}\ntorch.cuda.synchronize()\n"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert "index < num_nodes" in result.stderr + result.stdout
+    assert any(name in result.stderr + result.stdout for name in WRONG[call])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -172,40 +181,63 @@ def test_runs_repeat(dtype):
         assert torch.equal(stprune.select(keys, 400_000), first)
 
 
-def jobs():
-    """Ops whose sizes do not depend on data, with two inputs each."""
-    p = probabilities("mixed", 50_000, torch.float64)
-    count = round(float(p.sum()))
-    other = p.flip(0).contiguous()
-    keys, more = (testing.named_keys(name, 50_000) for name in ("normal", "tie_at_k"))
-    w = weights_of("lognormal", 50_000)
-    ids = torch.arange(50_000)
-    index = torch.arange(64)
-    return {
-        "select": (lambda x: OPS.select(x, 20_000, None)[0], keys, more),
-        "topk": (lambda x: OPS.topk(x, 20_000, True, None, None)[1], keys, more),
-        "draw": (lambda x: OPS.draw(x, count, 1, 2, None)[0], p, other),
-        "draw_weighted": (lambda x: OPS.draw_weighted(x, 20_000, 1, 2, False, None, None)[1], w, w.flip(0).contiguous()),
-        "check_range": (lambda x: OPS.check_range(x, 1.0, True), p, other),
-        "shuffle": (lambda x: OPS.shuffle(x, 1, 2, None)[0], ids, ids.flip(0).contiguous()),
-        "draw_nodes": (lambda x: OPS.draw_nodes(x, 170, 50, 1, 2), index, index + 100),
-    }
-
-
-@pytest.mark.parametrize("name", list(jobs()) if torch.cuda.is_available() else ["select"])
+@pytest.mark.parametrize("name", JOBS)
 def test_captured_graphs_follow_their_input(name):
-    """A capture fails when an op waits for the device; a replay on other data shows that nothing was decided before."""
-    job, first, second = jobs()[name]
-    static = first.to(CUDA)
-    job(static)
-    torch.cuda.synchronize()
+    """A capture fails when an op waits for the device; a replay on other data shows that nothing was decided before.
+
+    tests/test_loss_triton.py does so with a whole step of training.
+    """
+    make, first, second = JOBS[name]
+    job, static = make(CUDA), first.to(CUDA)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        job(static)  # compiles the kernels of Triton, puts settings on the device
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = job(static)
     for data in (first, second, first):
         static.copy_(data)
         graph.replay()
-        same(out, job(data))
+        same(out.clone(), job(data.to(CUDA)).cpu())
+
+
+@pytest.mark.parametrize("name", ["draw_nodes", "draw_nodes_weighted", "gather_nodes", "gather_windows", "residual_stats"])
+def test_same_bits_under_torch_compile(name):
+    make, _, given = JOBS[name]
+    job, on_device = make(CUDA), given.to(CUDA)
+    torch._dynamo.reset()
+    same(torch.compile(job, backend="aot_eager", fullgraph=True)(on_device), job(on_device).cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+@pytest.mark.parametrize("name", JOBS)
+def test_two_devices_in_one_process(name):
+    """What is on the second device is computed there, while the first one stays the current one."""
+    make, first, second = JOBS[name]
+    for given in (first, second):
+        results = [make(device)(given.to(device)) for device in (torch.device("cuda:0"), torch.device("cuda:1"))]
+        assert [result.device.index for result in results] == [0, 1]
+        same(results[1], results[0].cpu())
+        assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_a_step_of_training_on_the_second_device():
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        generator = torch.Generator().manual_seed(0)
+        sampler = stprune.PruningSampler(64, num_epochs=2).to(device)
+        prediction, target = (torch.randn(8, 12, 170, generator=generator).to(device) for _ in range(2))
+        prediction.requires_grad_()
+        loss = stprune.PrunedLoss(sampler, null_value=0.0)(prediction, target, torch.arange(8).to(device))
+        loss.backward()
+        assert loss.device == torch.device(device)
+        assert torch.cuda.current_device() == 0
+        results.append([x.detach().cpu() for x in (loss, prediction.grad, sampler.table.scores)])
+    for a, b in zip(*results, strict=True):
+        testing.assert_same(a, b)
 
 
 def test_ops_run_on_the_current_stream():

@@ -2,7 +2,6 @@
 
 import importlib
 import pathlib
-import types
 
 import pytest
 import torch
@@ -46,17 +45,15 @@ for counter, key, expected in (
     assert out.tolist() == expected, out
 
 
-def nodes_of(index, num_nodes, count, seed, epoch):
-    nodes = torch.full((len(index), count), -1)
-    kernel.draw_nodes(None, index, num_nodes, seed, epoch, nodes, None)
-    return nodes
-
-
 for num_nodes, count in ((1, 1), (2, 1), (31, 31), (33, 32), (63, 10), (170, 51), (1025, 300)):
     for seed, epoch in ((5, 6), ((1 << 63) - 1, (1 << 32) - 1)):
         expected = reference.draw_nodes(WINDOWS, num_nodes, count, seed, epoch)
-        assert torch.equal(nodes_of(WINDOWS, num_nodes, count, seed, epoch), expected), (num_nodes, count)
-assert nodes_of(WINDOWS[:0], 10, 3, 0, 0).shape == (0, 3)
+        assert torch.equal(kernel.draw_nodes(WINDOWS, num_nodes, count, seed, epoch), expected), (num_nodes, count)
+        # Ids are not looked at on a GPU: of those outside [0, 2^56) the lowest 56 bits count, here as in the reference.
+        for outside in (WINDOWS - (1 << 56), WINDOWS + (5 << 56)):
+            assert torch.equal(kernel.draw_nodes(outside, num_nodes, count, seed, epoch), expected), outside
+            assert torch.equal(reference.draw_nodes(outside, num_nodes, count, seed, epoch), expected), outside
+assert kernel.draw_nodes(WINDOWS[:0], 10, 3, 0, 0).shape == (0, 3)
 
 # Two nodes of one window have the same word: the smaller one comes first.
 num_nodes = 8600
@@ -68,7 +65,7 @@ for window in range(2000):
 rank = int(equal[0]) + 1
 for count in (rank - 1, rank, rank + 1):
     index = torch.tensor([window])
-    assert torch.equal(nodes_of(index, num_nodes, count, 5, 6), reference.draw_nodes(index, num_nodes, count, 5, 6))
+    assert torch.equal(kernel.draw_nodes(index, num_nodes, count, 5, 6), reference.draw_nodes(index, num_nodes, count, 5, 6))
 
 # Weights of every size: tiny, so that keys stop at the largest float; huge, so that they underflow; equal keys.
 generator = torch.Generator().manual_seed(0)
@@ -83,8 +80,7 @@ rows = torch.stack(
 )
 index = WINDOWS[: len(rows)]
 for count in (1, 30, 99):
-    nodes, factors = torch.full((len(rows), count), -1), torch.full((len(rows), count), -1.0)
-    kernel.draw_nodes(rows, index, 100, 7, 8, nodes, factors)
+    nodes, factors = kernel.draw_nodes_weighted(rows, index, count, 7, 8)
     expected, weights = reference.draw_nodes_weighted(rows, index, count, 7, 8)
     assert torch.equal(nodes, expected), count
     assert torch.equal(factors, weights), count
@@ -92,12 +88,13 @@ print("ok")
 """
 
 COMPILED = """
+from stprune.ops.draw_nodes import _MOST_NODES
 from triton_kernels import assembly, load
 
 kernel = load("draw_nodes")
 TYPES = {"weights": "*fp32", "index": "*i64", "nodes": "*i64", "factors": "*fp32", "seed": "i64", "epoch": "i64"}
 for weighted in (False, True):
-    for nodes, capabilities in ((170, (90,)), (kernel.MOST_NODES, (80, 90, 100))):
+    for nodes, capabilities in ((170, (90,)), (_MOST_NODES, (80, 90, 100))):
         constants = {"WEIGHTED": weighted, "BLOCK": kernel.block_of(nodes)}
         warps = kernel.warps_of(constants["BLOCK"])
         for text in assembly(kernel._draw_nodes_kernel, TYPES, constants, num_warps=warps, capabilities=capabilities):
@@ -122,13 +119,17 @@ class OnGpu(torch.Tensor):
     is_cuda = True
 
 
-def test_a_gpu_without_a_compiled_library_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    op = importlib.import_module("stprune.ops.draw_nodes")
-    kernel = types.SimpleNamespace(MOST_NODES=100)
-    monkeypatch.setattr(op, "kernel_module", lambda name: kernel)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_gpu_takes_the_kernel_up_to_what_its_registers_hold(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
+    module = importlib.import_module("stprune.ops.draw_nodes")
+    op, route = (module._draw_nodes_weighted, "_weighted_by_triton") if weighted else (module._draw_nodes, "_by_triton")
+    monkeypatch.setattr(module, "_MOST_NODES", 100)
+    monkeypatch.setattr(module, route, lambda *arguments: "kernel")
+
+    def drawn(index, num_nodes):
+        return op(torch.ones(3, num_nodes), index, 5, 1, 2) if weighted else op(index, num_nodes, 5, 1, 2)
+
     index = torch.arange(3).as_subclass(OnGpu)
-    assert op._kernel_for(index, 100) is kernel
-    assert op._kernel_for(index, 101) is None  # more than its registers hold: the reference composition
-    assert op._kernel_for(torch.arange(3), 100) is None
-    monkeypatch.setattr(op, "kernel_module", lambda name: None)
-    assert op._kernel_for(index, 100) is None  # triton is not installed
+    assert drawn(index, 100) == "kernel"
+    assert drawn(index, 101) != "kernel"
+    assert drawn(torch.arange(3), 100) != "kernel"

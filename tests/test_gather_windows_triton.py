@@ -5,7 +5,7 @@ import torch
 from own_process import needs_triton, run
 
 from stprune.ops import gather_windows
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import kernel_module
 from stprune.testing import assert_same
 
 # In a process of its own: TRITON_INTERPRET must be set before the kernel's module is imported, and is not undone.
@@ -87,6 +87,12 @@ for nodes in (127, 128, 129):
     wide_series = series_of(40, nodes, 2, torch.float32)
     for axes in (BTNC, BNTC):
         same(wide_series, torch.tensor([3]), channels=[0, 1], axes=axes, history=18, horizon=1, **plain)
+# Numbers in place of NaN are of the arithmetic's precision, also those whose bits need 64 of them.
+plain["node"] = None
+for dtype in (torch.float32, torch.float64):
+    for fill in (0.0, -0.1, 1e300 if dtype == torch.float64 else 1e-40):
+        given = plain | {"fill": fill, "dtype": dtype}
+        same(series_of(40, 5, 3, dtype), start, channels=[1], axes=BTNC, history=3, horizon=2, **given)
 print("same")
 """
 
@@ -96,7 +102,52 @@ def test_interpreted_results_are_those_of_the_reference():
     assert run(INTERPRETED, TRITON_INTERPRET="1").strip() == "same"
 
 
+# The interpreter leaves assertions out unless it is told, and takes those of one condition only.
+ASSERTED = """
+import numpy, torch
+from triton.runtime import interpreter
+from triton_kernels import load
+
+kernel = load("gather_windows")
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+
+
+def create_assert(self, condition, message):
+    assert numpy.all(condition), message
+
+
+interpreter.InterpreterBuilder.create_assert = create_assert
+series = torch.arange(40.0).view(10, 4, 1)
+
+
+def gather(start, node):
+    x, y = torch.zeros(1, 3, len(node), 1), torch.zeros(1, 2, len(node), 1)
+    tensors = torch.tensor([start]), torch.tensor([node])
+    kernel.gather_windows(series, *tensors, *[None] * 6, None, [0], False, False, x, y)
+    return torch.cat([x, y], 1)[0, :, :, 0]
+
+
+assert torch.equal(gather(5, [3, 0]), series[5:, [3, 0], 0])
+for start, node in ((6, [0, 3]), (-1, [0, 3]), (2, [0, 4]), (2, [-1, 0])):
+    try:
+        gather(start, node)
+        print("nothing")
+    except interpreter.InterpreterError as error:
+        while error.__cause__:
+            error = error.__cause__
+        print(error)
+"""
+
+
+@needs_triton
+def test_an_id_outside_the_series_stops_the_device_with_the_name_of_op_and_argument():
+    start = "gather_windows: start must lie in [0, number of rows - history - horizon]"
+    node = "gather_windows: node must lie in [0, number of nodes - 1]"
+    assert run(ASSERTED, TRITON_INTERPRET="1").splitlines() == [start, start, node, node]
+
+
 COMPILED = """
+import re
 from triton_kernels import assembly, load
 
 module = load("gather_windows")
@@ -111,10 +162,13 @@ def compiled(target, dtype, out, kind, drawn, features, targets):
     )
     wide = "*fp64" if dtype == "fp64" else "*fp32"
     types = {"series": "*" + dtype, "x": "*" + out, "y": "*" + out, "features": "*" + out}
-    types |= dict.fromkeys(("mean", "std", "scale", "offset", "fill"), wide)
+    types |= dict.fromkeys(("mean", "std", "scale", "offset"), wide)
     types |= dict.fromkeys(("start", "node", "channel"), "*i64") | dict.fromkeys(("series_time", "x_window", "y_window"), "i64")
     options = {"num_warps": module.NUM_WARPS, "capabilities": (target,), "enable_fp_fusion": False}
+    options |= {"debug": True, "sanitize_overflow": False}
     (text,) = assembly(module._gather_windows_kernel, types, constants, **options)
+    # Of start, and of node for x and for y; the integers' own are left out.
+    assert len(re.findall(r"call.uni[^;]*__assertfail", text)) == (3 if drawn else 1)
     assert "fma.rn.f32" not in text and "fma.rn.f64" not in text, "a product and a sum were rounded once"
     assert "div.full.f32" not in text, "an approximate division"
     if kind and dtype != "fp64":

@@ -501,7 +501,7 @@ def auto(num_epochs=6, windows=16, **settings):
 class Told:
     """A stand-in for a sampler that writes down what it was told."""
 
-    auto_nodes, num_nodes, told = True, NODES, None
+    auto_nodes, num_nodes, node_sampler, told = True, NODES, stprune.NodeSampler(), None
 
     def draw_next(self, num_drawn):
         self.told = num_drawn

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "stprune"
@@ -105,9 +106,17 @@ def test_nothing_shipped_imports_testing():
         assert "testing" not in set(rooms_imported(path)), path
 
 
-def test_kernels_import_nothing_of_ours():
-    for path in (ROOT / "kernels").rglob("*.py"):
-        assert not set(rooms_imported(path)), path
+def test_kernels_import_torch_triton_and_each_other_alone():
+    files = {path.stem: path for path in (ROOT / "kernels").rglob("*.py")}
+    for path in files.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (node.level, node.module in files) == (1, True), path
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                for name in names:
+                    head = name.partition(".")[0]
+                    assert head in {"torch", "triton"} | sys.stdlib_module_names, f"{path} imports {name}"
 
 
 def test_compiled_code_uses_only_stable_headers():

@@ -16,14 +16,13 @@ import math
 import torch
 from triton_kernels import load
 from stprune.reference import pruned_loss as reference
-from stprune.reference import table_update as table_reference
 
-kernel, table = load("pruned_loss"), load("table_update")
+kernel, backward, tiles = load("pruned_loss"), load("pruned_loss_backward"), load("tiles")
 LOSSES = reference.LOSSES
 
 generator = torch.Generator().manual_seed(0)
-assert [kernel.config_of(n)[0] for n in (1, 128, 129, 512, 1024, 8600)] == [128, 128, 256, 512, 1024, 1024]
-kernel.CONFIGS, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
+assert [tiles.config_of(n, heavy=False)[0] for n in (1, 128, 129, 512, 1024, 8600)] == [128, 128, 256, 512, 1024, 1024]
+tiles.CONFIGS, kernel.BLOCK_STEP, kernel.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
 
 
 def draw(*shape):
@@ -63,14 +62,14 @@ def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=
     count = expected[3]
     of_value, of_loss = torch.tensor(0.7, dtype=wide), draw(shape[0]).to(wide)
     for pair in ((of_value, None), (of_value, of_loss)):
-        grads = kernel.pruned_loss_backward(*pair, *arguments, count, True)
+        grads = backward.pruned_loss_backward(*pair, *arguments, count, True)
         wanted = reference.pruned_loss_backward(*pair, *arguments, count, True)
         near = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
         for a, b in zip(grads, wanted, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=near, atol=1e-11 if dtype == torch.float64 else 1e-6)
         if not extras:
-            again = kernel.pruned_loss_backward(*pair, *ones, count, True)
+            again = backward.pruned_loss_backward(*pair, *ones, count, True)
             assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
 
 
@@ -89,70 +88,77 @@ for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
     arguments = (empty, empty, None, None, None, None, None, None, 0.0, 0, 1.0)
     *results, means = kernel.pruned_loss(*arguments, 0.5, 0.5, True)
     assert results[0] == 0.0 and means.shape == (shape[0], shape[2]) and bool(means.isnan().all())
-    assert kernel.pruned_loss_backward(torch.ones(()), None, *arguments, torch.zeros(shape[0]).long(), False)[0].shape == shape
+    count = torch.zeros(shape[0] + 1, dtype=torch.int64)
+    assert backward.pruned_loss_backward(torch.ones(()), None, *arguments, count, False)[0].shape == shape
 
-table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
-for n, size, with_variance in ((1, 1, True), (30, 70, True), (500, 70, False), (7, 0, True)):
-    scores = draw(n).float()
-    scores[draw(n) < 0.2] = math.inf
-    scores[draw(n) < 0.2] = math.nan
-    state = [scores, torch.randint(0, 16, (n,), generator=generator, dtype=torch.uint8)]
-    state += [draw(n).float() if with_variance else None, torch.tensor([17, 0, 40])]
-    index = torch.randint(0, n, (size,), generator=generator)
-    values = draw(size).float()
-    values[::9] = math.nan
-    entries = torch.randint(0, 3, (size,), generator=generator)
-    for trained, of_batch in ((True, entries), (False, entries), (True, None)):
-        results = []
-        for update in (table.table_update, table_reference.table_update):
-            copy = [None if x is None else x.clone() for x in state]
-            update(*copy, index, values, of_batch, 0.3, trained)
-            results.append(copy)
-        for a, b in zip(*results, strict=True):
-            if a is not None:
-                torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
 print("ok")
 """
 
 COMPILED = """
 from triton_kernels import assembly, load
 
-kernel, table = load("pruned_loss"), load("table_update")
-TYPES = dict.fromkeys(("rows", "spreads", "means", "sums"), "*fp64")
-TYPES |= dict.fromkeys(("count", "number", "index", "entries"), "*i64")
+loss, backward, tiles = map(load, ("pruned_loss", "pruned_loss_backward", "tiles"))
+table, lookup = map(load, ("table_update", "plan_lookup"))
+TYPES = dict.fromkeys(("rows", "spreads", "sums"), "*fp64") | dict.fromkeys(("claims", "slot_of"), "*i32")
+TYPES |= dict.fromkeys(("count", "index", "entries", "of_samples", "plan_ids"), "*i64")
+TYPES |= dict.fromkeys(("scores", "variance", "plan_weights", "mean_weight"), "*fp32") | {"marks": "*u8"}
+TYPES |= {"beta": "fp32", "one_minus_beta": "fp32", "weight_step": "i64", "plan_size": "i64"}
 
 
-def compile_for_all(function, constants, pointers, num_warps):
+def compile_for_all(function, constants, pointers, num_warps, **options):
     strides = [name for name in function.arg_names if name.split("_")[0] in ("p", "t", "m", "gp", "gt", "affine")]
-    assembly(function, {**dict.fromkeys(strides, "i64"), **TYPES, **pointers}, constants, num_warps=num_warps)
+    return assembly(
+        function, {**dict.fromkeys(strides, "i64"), **TYPES, **pointers}, constants, num_warps=num_warps, **options
+    )
 
 
+def flags(*names, value):
+    return dict.fromkeys(names, value)
+
+
+PLAN, TABLE = ("HAS_IDS", "HAS_MEAN"), ("STORED", "HAS_VARIANCE", "HAS_ENTRIES", "HAS_WEIGHT", "IS_TRAINED")
+BLOCKS = {"BLOCK_ID": table.BLOCK_ID, "BLOCK_OTHER": table.BLOCK_OTHER}
 for dtype, wide in (("fp32", False), ("bf16", False), ("fp64", True)):
     of = "*fp64" if wide else "*fp32"
     pointers = {"prediction": "*" + dtype, "target": "*" + dtype, "mask": "*i1", "affine": of, "horizon": of, "weight": of}
-    pointers |= {"column_weight": of, "column_mean": of}
+    pointers |= {"column_weight": of, "column_mean": of, "of_batch": of, "values": of}
     pointers |= {"grad_value": of, "grad_loss": of, "grad_prediction": "*" + dtype, "grad_target": "*" + dtype}
     pointers |= {"loss": of, "statistics": of, "value": of}
-    for loss in (0, 3):
-        constants = {"LOSS": loss, "PARAMETER": 0.5, "HAS_MASK": loss == 3, "HAS_NULL": True, "NULL_LOW": 0.1, "NULL_HIGH": 0.1}
-        constants |= {"HAS_AFFINE": loss == 3, "HAS_BOUNDS": loss == 3, "WIDE": wide}
-        constants["HAS_COLUMN"] = loss == 3
-        flags = ("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO")
-        for block, warps in kernel.CONFIGS if (dtype, loss) == ("fp32", 3) else kernel.CONFIGS[-1:]:
-            tile = {**constants, "TALL": loss == 3, "BLOCK_COLUMN": block, "COLUMNS": loss == 3}
-            tile["ROW"] = 4 if loss == 3 else 3
-            compile_for_all(kernel._pruned_loss_tile_kernel, tile, pointers, warps)
-            backward = {**constants, **dict.fromkeys(flags, True), "BLOCK_COLUMN": block}
-            compile_for_all(kernel._pruned_loss_backward_kernel, backward, pointers, warps)
-    sample = {"SPATIAL": 0.5, "TEMPORAL": 0.5, "HAS_HORIZON": True, "ROW": 4, "BLOCK_STEP": kernel.BLOCK_STEP}
-    compile_for_all(kernel._pruned_loss_sample_kernel, sample, pointers, 1)
-    batch = {"HAS_WEIGHT": True, "BLOCK_SAMPLE": kernel.BLOCK_SAMPLE}
-    compile_for_all(kernel._pruned_loss_batch_kernel, batch, pointers, kernel.NUM_WARPS)
-pointers = {"scores": "*fp32", "marks": "*u8", "variance": "*fp32", "values": "*fp32"}
+    for code in (0, 3):
+        every = code == 3
+        constants = {"LOSS": code, "HAS_NULL": True, "WIDE": wide}
+        constants |= flags("HAS_MASK", "HAS_AFFINE", "HAS_BOUNDS", "HAS_COLUMN", value=every)
+        for width, _ in tiles.CONFIGS if (dtype, every) == ("fp32", True) else tiles.CONFIGS[-1:]:
+            block, warps = tiles.config_of(width, heavy=every or wide)
+            tile = {**constants, "TALL": every, "BLOCK_COLUMN": block, "COLUMNS": every, "CLAIMED": every, "SLOTS": table.SLOTS}
+            tile["ROW"] = 4 if every else 3
+            compile_for_all(tiles.tile_kernel, tile, pointers, warps)
+            given = flags("HAS_HORIZON", "HAS_VALUE", "HAS_LOSS", "HAS_WEIGHT", "TARGET_TOO", value=True)
+            compile_for_all(backward._backward_kernel, {**constants, **given, "BLOCK_COLUMN": block}, pointers, warps)
+    for every in (True, False):
+        sample = flags("HAS_SPATIAL", "HAS_TEMPORAL", "HAS_HORIZON", "HAS_PLAN", "CLAIMED", *PLAN, value=every)
+        sample |= {"WIDTH": lookup.WIDTH, "SLOTS": table.SLOTS, "ROW": 4 if every else 3, "BLOCK_STEP": loss.BLOCK_STEP}
+        compile_for_all(loss._sample_kernel, sample, pointers, 1)
+        batch = flags("WEIGHTED", "HAS_TABLE", "CLAIMED", *TABLE, value=every)
+        batch |= {"BLOCK_SAMPLE": loss.BLOCK_SAMPLE, **BLOCKS}
+        compile_for_all(loss._batch_kernel, batch, pointers, **table.OPTIONS)
+# Numbers that are 1 are no arguments to Triton but constants.
+ones = {name: 1 for name in tiles.tile_kernel.arg_names if name.startswith("num_") or name == "inner"}
+compile_for_all(tiles.tile_kernel, {**tile, **ones}, pointers, 4, capabilities=(90,))
+ones = {name: 1 for name in ("num_samples", "num_steps", "num_tiles", "plan_size")}
+sample |= {**flags("HAS_PLAN", "HAS_IDS", "CLAIMED", value=True), **ones}
+compile_for_all(loss._sample_kernel, sample, pointers, 1, capabilities=(90,))
+batch |= {**flags("HAS_TABLE", "STORED", value=True), "num_samples": 1, "size": 1}
+compile_for_all(loss._batch_kernel, batch, pointers, **table.OPTIONS, capabilities=(90,))
+pointers = {"values": "*fp32", "weight": "*fp32"}
 for flag in (True, False):
-    constants = {"BETA": 0.3, "ONE_MINUS_BETA": 0.7, "HAS_VARIANCE": flag, "HAS_ENTRIES": flag, "IS_TRAINED": flag}
-    constants |= {"BLOCK_ID": table.BLOCK_ID, "BLOCK_OTHER": table.BLOCK_OTHER}
-    compile_for_all(table._table_update_kernel, constants, pointers, table.NUM_WARPS)
+    update = {**flags("CLAIMED", *TABLE, value=flag), "STORED": True, **BLOCKS}
+    for text in compile_for_all(table._table_update_kernel, update, pointers, **table.OPTIONS):
+        assert "fma" not in text  # one rounding for each operation, as on the CPU
+    plan = {**flags(*PLAN, value=flag), "WIDTH": lookup.WIDTH}
+    for text in compile_for_all(lookup._plan_lookup_kernel, plan, pointers, 1):
+        assert not flag or "div.rn.f32" in text
+compile_for_all(table._claim_kernel, {}, {}, 1)
 """
 
 
@@ -163,7 +169,7 @@ def test_match_the_reference_in_the_interpreter() -> None:
 
 @needs_triton
 def test_compile_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (3 * 6 + 2 + 3 * 2)
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 3 * (2 * (3 + 6) + 3 * 4 + 5) + 3
 
 
 # on a GPU -------------------------------------------------------------------------------------------------

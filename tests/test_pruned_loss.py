@@ -352,7 +352,7 @@ def test_empty(shape):
     assert value.item() == 0.0
     assert torch.equal(mean.detach(), torch.zeros(shape[0]))
     assert torch.equal(rest, torch.zeros(3, shape[0]))
-    assert torch.equal(count, torch.zeros(shape[0], dtype=torch.int64))
+    assert torch.equal(count, torch.zeros(shape[0] + 1, dtype=torch.int64))
     assert prediction.grad.shape == shape
     assert columns.shape == (shape[0], shape[2])
     assert bool(columns.isnan().all())

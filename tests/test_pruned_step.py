@@ -112,7 +112,7 @@ def test_weights_are_looked_up_whatever_lies_between_the_kept_ids(kind, mean):
 
 def looked_up(run, index, ids, weights, mean, num_samples=2**62):
     empty = torch.zeros(index.numel(), 1)
-    count = torch.zeros(3, dtype=torch.int64)
+    count = torch.zeros(4, dtype=torch.int64)
     plan_and_table = (ids, weights, mean, num_samples, None, None, None, count, 0.5)
     return run(empty, empty, *[None] * 4, index, *plan_and_table, None, 0.0, 0, 1.0, 0.0, 0.0, False)[1]
 

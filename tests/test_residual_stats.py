@@ -38,7 +38,7 @@ def op(prediction, target, mask, null_value, loss, parameter):
     """The fused op, as residual_stats calls it: loss, spatial, temporal and count."""
     options = (mask, None, None, None, None, null_value, 0.0, ALL_LOSSES.index(loss), parameter, 0.0, 0.0, False)
     _, mean, statistics, count, _ = pruned_loss(prediction, target, *options)
-    return mean, statistics[0], statistics[1], count
+    return mean, statistics[0], statistics[1], count[:-1]
 
 
 def data(shape, dtype=torch.float32, seed=0):
@@ -381,6 +381,7 @@ def test_backward_matches_reference(dtype, loss, null_value, masked):
     prediction, target, mask = data((3, 7, 333), dtype)
     prediction[0, 0, :5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.0], dtype=dtype)
     count = reference.kept_entries(target, mask if masked else None, null_value).sum((1, 2))
+    count = torch.cat([count, count.sum(0, keepdim=True)])
     grad_loss = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     options = (mask if masked else None, None, None, None, None, null_value, 0.0, ALL_LOSSES.index(loss), 1.5, count, True)
     arguments = (None, grad_loss, prediction, target, *options)

@@ -14,12 +14,14 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields, replace
 
 import pytest
+import study_rows
 
 from stprune.study import figures, report, results, table
 from stprune.study.results import Change, Setting
-from stprune.study.rows import Point, Row
+from stprune.study.rows import Point
 from stprune.study.sentences import headline, sentences
 from stprune.study.spec import Spec
 from stprune.study.summary import series_names, summarize
@@ -34,41 +36,11 @@ LABELS = {
 }
 
 
-def row(family="full", seed=0, *, mae=2.0, validation=None, batch=8, rate=0.01, cost=12.0, nodes=100, curve=None, **settings):
-    """A run with made-up numbers: 10 s a pass, 1,000 windows, an error that halves over the run unless a curve is given."""
-    spec_names = ("data", "model", "dim", "num_drawn", "keep_ratio", "optimizer", "rate_schedule")
-    asked = {"data": "flow", "model": "stid", **{name: settings.pop(name) for name in spec_names if name in settings}}
-    spec = Spec(family=family, batch_size=batch, learning_rate=rate, cost=cost, seed=seed, **asked)
-    best = mae if validation is None else validation
-    shares = curve or ((0.5, 2 * best), (1.0, best))
-    points = settings.pop("points", None) or tuple(Point(cost * s, 100, 20 * cost * s, 10 * cost * s, v) for s, v in shares)
-    pairs = int(1000 * nodes * cost)
-    values = {
-        "spec": spec,
-        "num_nodes": nodes,
-        "num_windows": 1000,
-        "cost": cost,
-        "pairs": pairs,
-        "windows": pairs // nodes,
-        "steps": pairs // (batch * (spec.num_drawn or nodes)),
-        "seconds": 20 * cost,
-        "cpu_seconds": 10 * cost,
-        "plan_seconds": 0.0,
-        "loss_seconds": 1.0,
-        "num_bytes": 8 * pairs,
-        "best_mae": min((p.validation_mae for p in points), default=math.inf),
-        "mae": mae,
-        "rmse": 1.5 * mae,
-        "mape": 10.0,
-        "horizon_mae": (mae,) * 12,
-        "hard_windows_mae": 3 * mae,
-        "hard_nodes_mae": 4 * mae,
-        "curve": points,
-        "diverged": False,
-        "machine": {"processor": "test", "device": "cpu", "threads": 1, "versions": {"torch": "2.13"}},
-        "date": "2026-01-02T03:04:05+00:00",
-    }
-    return Row(**{**values, **settings})
+def row(family="full", seed=0, *, batch=8, rate=0.01, cost=12.0, **settings):
+    """A run made by hand, with the fields of its spec among the settings."""
+    names = {each.name for each in fields(Spec)} - {"cost", "seed"}
+    asked = {"data": "flow", "model": "stid", **{name: settings.pop(name) for name in names & set(settings)}}
+    return study_rows.row(Spec(family=family, batch_size=batch, learning_rate=rate, cost=cost, seed=seed, **asked), **settings)
 
 
 def only(rows):
@@ -175,10 +147,10 @@ def test_the_budget_is_the_largest_that_full_training_shares():
     assert only([row(cost=3.0), row(cost=24.0)]).cost == 24.0
 
 
-def test_runs_of_other_models_widths_optimizers_and_schedules_are_never_compared():
-    others = {"data": "demand", "model": "tsmixer", "dim": 32, "optimizer": "sgd", "rate_schedule": "constant"}
+def test_runs_of_other_models_widths_optimizers_schedules_and_devices_are_never_compared():
+    others = {"data": "demand", "model": "tsmixer", "dim": 32, "optimizer": "sgd", "rate_schedule": "constant", "device": "gpu"}
     study = summarize([row(), *(row("pairs", **{name: value}) for name, value in others.items())], LABELS)
-    assert len(study.cells) == 6
+    assert len(study.cells) == 7
     assert all(cell.find("pairs").result.change is None for cell in study.cells[1:])
 
 
@@ -294,49 +266,109 @@ def text_of(*rows):
 
 
 def test_sentences_weigh_against_the_best_full_run_and_not_against_batch_64():
-    text = text_of(row(batch=64, mae=4.0), row(batch=8, mae=2.0), row("nodes-uniform", batch=64, num_drawn=10, mae=3.0))
+    rows = [row(batch=64, mae=4.0), *seeds("full", (2.0, 2.0)), *seeds("nodes-uniform", (3.0, 3.0), batch=64, num_drawn=10)]
+    rows += [row(batch=64, seed=1, mae=4.0)]
+    text = text_of(*rows)
     assert "Full training is best with batch 8, rate 0.01" in text
-    assert "Against batches of 64 at the same cost that is -50.0%, by the batch alone." in text
-    assert "worse: uniform nodes (+50.0%)" in text
-    assert "At equal cost a smaller batch does better than drawing nodes (uniform nodes, +50.0%)" in text
+    assert "Against batches of 64 at the same cost that is -50.0% ±0.0, by the batch alone." in text
+    assert "worse: uniform nodes (+50.0% ±0.0)" in text
+    assert "At equal cost a smaller batch does better than drawing nodes (uniform nodes, +50.0% ±0.0)" in text
 
 
 @pytest.mark.parametrize(
-    ("mae", "words"),
+    ("maes", "words"),
     [
-        (1.0, "drawing nodes (uniform nodes) gains beyond a smaller batch: -50.0%."),
-        (2.002, "a smaller batch does the same as drawing nodes (uniform nodes, +0.1%)."),
+        ((1.0, 1.0), "drawing nodes (uniform nodes) gains beyond a smaller batch: -50.0% ±0.0."),
+        ((2.0, 2.008), "a smaller batch does the same as drawing nodes (uniform nodes, +0.2% ±2.5)."),
     ],
 )
-def test_sentences_say_where_a_smaller_batch_does_the_same(mae, words):
-    assert words in text_of(row(batch=64, mae=4.0), row(batch=8, mae=2.0), row("nodes-uniform", mae=mae))
+def test_sentences_say_where_a_smaller_batch_does_the_same(maes, words):
+    assert words in text_of(*seeds("full", (2.0, 2.0)), *seeds("nodes-uniform", maes))
 
 
 def test_sentences_say_where_no_choice_of_windows_beats_soft_random_at_equal_steps():
     kept = {"keep_ratio": 0.5}
-    soft = row("soft-random", mae=2.5, **kept)
-    text = text_of(row(), soft, row("st-prune", mae=2.51, **kept))
-    assert "Against soft random with as many optimizer steps - no different within the seeds: ST-Prune (+0.4%)." in text
+    soft = [*seeds("full", (2.0, 2.0)), *seeds("soft-random", (2.5, 2.5), **kept)]
+    text = text_of(*soft, *seeds("st-prune", (2.5, 2.52), **kept))
+    assert "Against soft random with as many optimizer steps - no different within the seeds: ST-Prune (+0.4% ±5.1)." in text
     assert "no choice of windows beats keeping them at random" in text
-    text = text_of(row(), soft, row("st-prune", mae=2.0, **kept))
-    assert "better: ST-Prune (-20.0%)." in text
+    text = text_of(*soft, *seeds("st-prune", (2.0, 2.0), **kept))
+    assert "better: ST-Prune (-20.0% ±0.0)." in text
     assert "no choice of windows" not in text
     # A rule that keeps all windows does not choose among them.
-    assert "Against soft random" not in text_of(row(), soft, row("st-prune", mae=2.0))
+    assert "Against soft random" not in text_of(*soft, *seeds("st-prune", (2.0, 2.0)))
     # The better soft random has other steps, and says nothing here.
-    text = text_of(row(), soft, row("soft-random", mae=1.0, batch=64, **kept), row("st-prune", mae=2.0, **kept))
-    assert "steps - better: ST-Prune (-20.0%)." in text
+    text = text_of(*soft, *seeds("soft-random", (1.0, 1.0), batch=64, **kept), *seeds("st-prune", (2.0, 2.0), **kept))
+    assert "steps - better: ST-Prune (-20.0% ±0.0)." in text
 
 
 def test_sentences_say_whether_another_way_of_drawing_nodes_beats_uniform_draws():
-    rows = [row(), row("nodes-uniform", mae=1.5)]
-    assert "None of them beats it." in text_of(*rows, row("nodes-priority", mae=1.5))
-    assert "None of them" not in text_of(*rows, row("nodes-priority", mae=1.4))
+    rows = [*seeds("full", (2.0, 2.0)), *seeds("nodes-uniform", (1.5, 1.5))]
+    assert "None of them beats it." in text_of(*rows, *seeds("nodes-priority", (1.5, 1.5)))
+    assert "None of them" not in text_of(*rows, *seeds("nodes-priority", (1.4, 1.4)))
 
 
-def test_one_seed_is_said_to_prove_little():
-    assert "differences below about 1% of the MAE can be chance" in text_of(row(), row("pairs"))
-    assert "can be chance" not in text_of(*seeds("full", (2.0, 2.1)), *seeds("pairs", (2.0, 2.1)))
+def test_from_one_seed_nothing_is_concluded():
+    kept = {"keep_ratio": 0.5}
+    rows = [row(), row("nodes-uniform", mae=1.5), row("pairs", mae=2.01), row("nodes-priority", mae=3.0)]
+    rows += [row("soft-random", mae=2.0, **kept), row("st-prune", mae=2.0, **kept)]
+    first, _, *more = sentences(only(rows))
+    assert first == "One seed proves nothing: differences below about 1% of the MAE can be chance."
+    assert more[0] == (
+        "Test MAE against it at the same cost - lower by more than 1% on one seed: uniform nodes (-25.0%); "
+        "within 1% on one seed: soft random (+0.0%), ST-Prune (+0.0%), single pairs (+0.5%); "
+        "higher by more than 1% on one seed: nodes by error (+50.0%)."
+    )
+    assert more[1].startswith("At equal cost drawing nodes (uniform nodes) gave -25.0% against a smaller batch on one seed.")
+    for word in ("better", "worse", "gains", "beats", "no different", "the same as"):
+        assert not any(re.search(rf"\b{word}\b", text) for text in more), word
+    assert headline(summarize(rows, LABELS))[0].endswith("over the training part. From one seed nothing can be concluded.")
+    two = [*seeds("full", (2.0, 2.1)), *seeds("pairs", (2.0, 2.1))]
+    assert "one seed" not in text_of(*two) + "".join(headline(summarize(two, LABELS)))
+
+
+def test_of_runs_that_prove_nothing_no_sentence_compares_anything():
+    rows = [*seeds("full", (2.0, 2.0)), *seeds("nodes-uniform", (1.0, 1.0))]
+    (text,) = sentences(only(rows), firm=False)
+    assert text == "Deciding and scoring took 0.0% (uniform nodes) of a run's time beyond the plain loss."
+    more = [row(data="other"), row("pairs", data="other")]
+    for found in (rows, rows + more):
+        text = table.markdown(found, LABELS, doubt="A trial.")
+        assert text.startswith(f"**A trial.**\n\n{len(found)} runs")
+        html_text = report.render(found, LABELS, note="A trial.", firm=False)
+        for each in (text, html_text):
+            assert "A trial." in each
+            assert not re.search("gains beyond|lower in|It reached|Full training is best|by the batch alone", each)
+        assert 'class="card"' not in html_text
+
+
+@pytest.mark.parametrize(
+    ("cost", "time", "words"),
+    [
+        (0.5, 0.4, "validation MAE for 2.0 times less cost and 2.5 times less time."),
+        (0.5, 1.55, "validation MAE for 2.0 times less cost, but that took longer: 1.55 times as much time."),
+        (1.2, 0.8, "validation MAE in 1.2 times less time, but for more: 1.20 times as much cost."),
+        (1.2, 1.1, "validation MAE but only for more: 1.20 times as much cost and 1.10 times as much time."),
+    ],
+)
+def test_more_time_or_cost_is_not_told_as_a_gain(cost, time, words):
+    points = [Point(12.0 * cost, 100, 1.0, 120.0 * time, 1.9)]
+    rows = [*seeds("full", (2.0, 2.0), curve=((1.0, 2.0),)), *seeds("nodes-uniform", (1.9, 1.9), points=points)]
+    assert words in text_of(*rows)
+
+
+def test_what_runs_spent_beyond_their_budget_is_told():
+    rows = [*seeds("full", (2.0, 2.0)), row(batch=64, mae=3.0)]
+    rows = [replace(each, cost=each.spec.cost * (1.08 if each.spec.batch_size == 64 else 1.01)) for each in rows]
+    rows.append(row("pairs"))
+    assert only(rows).full.overspent == pytest.approx(1.0)
+    assert "full training 1.00% (8.0%); single pairs 0.00% (0.0%)." in table.markdown(rows, LABELS)
+    head, _, full, pairs = table.as_text(only(rows)).splitlines()
+    assert "over budget" in head
+    assert "  1.0%" in full
+    assert pairs.count("0.0%") == 3  # change, overhead, equal time
+    assert "over budget" not in table.as_text(only([row(), row("pairs")]))
+    assert "single pairs 0.00% (0.0%)" in report.render(rows, LABELS)
 
 
 def test_a_best_batch_at_the_edge_of_what_was_tried_is_said():
@@ -358,7 +390,7 @@ def test_without_full_training_nothing_is_weighed():
     assert cell.find("pairs").reach is None
     assert headline(summarize(cell.rows, LABELS)) == [
         "2 runs: 1 series, 1 model, 2 families of methods, each at its best setting, 1 seed, budgets of 12 passes "
-        "over the training part."
+        "over the training part. From one seed nothing can be concluded."
     ]
 
 
@@ -488,7 +520,7 @@ def test_the_targets_are_met_or_missed_by_the_numbers(monkeypatch):
 # --- pictures and page -----------------------------------------------------------------------------------------------
 
 
-def study_rows():
+def several_rows():
     """Two series, two models, three seeds, several budgets; the first series is full of what can go wrong."""
     rows = []
     for model in ("stid", "graph-wavenet"):
@@ -531,7 +563,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def study_page():
     predictions = [("flow", 0.9, 1.0), ("traffic", 0.3, 0.25)]
-    return report.render(study_rows(), LABELS, note="Only a <test>.", predictions=predictions, sources=["A & B"])
+    return report.render(several_rows(), LABELS, note="Only a <test>.", predictions=predictions, sources=["A & B"])
 
 
 def test_the_page_is_well_formed_stands_alone_and_holds_its_pictures(study_page):
@@ -554,7 +586,7 @@ def test_the_page_is_well_formed_stands_alone_and_holds_its_pictures(study_page)
 
 
 def test_the_page_holds_every_label_sentence_and_condition(study_page):
-    study = summarize(study_rows(), LABELS)
+    study = summarize(several_rows(), LABELS)
     text = study_page
     plain = html.unescape(text)
     for sentence in [*headline(study), *(one for cell in study.cells for one in sentences(cell))]:
@@ -599,7 +631,7 @@ def test_a_study_with_gaps_has_a_page(rows):
 
 
 def test_the_same_rows_give_the_same_picture():
-    cells = summarize(study_rows(), LABELS).cells[:2]
+    cells = summarize(several_rows(), LABELS).cells[:2]
     assert figures.costs(cells) == figures.costs(cells)
 
 

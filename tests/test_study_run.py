@@ -5,26 +5,34 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from study_rows import SPEC, row
 
+from stprune.study import progress
 from stprune.study import rows as storage
-from stprune.study.command import run_study
+from stprune.study import run as running
+from stprune.study.command import LABELS, run_study
 from stprune.study.grid import Block, Grid
 from stprune.study.problem import prepare
 from stprune.study.rows import Row
 from stprune.study.run import problem_of, run
 from stprune.study.series import load
-from stprune.study.spec import Spec
+from stprune.study.spec import MODELS, OPTIMIZERS, RATE_SCHEDULES, Spec
+from stprune.study.summary import summarize
+from stprune.study.terminated import Terminated, raised_when_terminated
 from stprune.study.train import VALIDATE_AT, evaluate, forecast, rate_at, train
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = "demand?nodes=6&steps=300"
 BLOCK = Block(
     data=(TINY,),
@@ -83,10 +91,47 @@ def test_specs_differ_by_key_in_every_field():
         for name, value in {
             "data": "x", "model": "tsmixer", "family": "rs2", "batch_size": 1, "learning_rate": 1.0, "cost": 1.0,
             "num_drawn": 1, "keep_ratio": 0.5, "dim": 1, "rate_schedule": "constant", "optimizer": "sgd", "seed": 1,
+            "device": "NVIDIA H200",
         }.items()
     ]  # fmt: skip
-    assert len({spec.key for spec in [SPEC, *others]}) == 13
+    assert len(others) == len(fields(Spec))
+    assert len({spec.key for spec in [SPEC, *others]}) == 14
     assert Spec.of(json.loads(row().as_json())) == SPEC
+
+
+def test_rows_without_a_device_are_the_cpus_and_keep_their_keys():
+    path = ROOT / "benchmarks" / "results" / "study.jsonl"
+    lines = path.read_text().splitlines()
+    for line, found in zip(lines, storage.read(path), strict=True):
+        assert found.spec.device == "cpu"
+        assert found.spec.key == json.loads(line)["key"]
+    values = json.loads(row().as_json())
+    del values["device"]
+    assert Row.from_json(json.dumps(values)) == row()
+
+
+def test_rows_of_another_device_are_no_rows_of_the_grid(tmp_path, monkeypatch):
+    here, there = row(Spec(TINY, "stid", "full", 8, 2e-3, 0.5, dim=4)), replace(SPEC, device="NVIDIA H200")
+    grid = Grid((BLOCK,))
+    assert grid.own([here]) == [here]
+    assert here.spec not in grid.pending([here], lambda data: 6).specs
+    other = replace(grid, device="NVIDIA H200")
+    assert other.own([here]) == []
+    assert replace(here.spec, device="NVIDIA H200") in other.pending([here], lambda data: 6).specs
+    assert len(summarize([row(SPEC), row(there)], LABELS).cells) == 2
+    left = grid.pending([], lambda data: 6).left.total()
+    # A folder's rows of the CPU do not count where the runs are made elsewhere.
+    storage.append(tmp_path / "rows.jsonl", [here])
+    totals = []
+    for name in ("cpu", "NVIDIA H200"):
+        monkeypatch.setattr(running, "device_name", lambda device, name=name: name)
+        run(grid, tmp_path, minutes=0, report=lambda state: totals.append(state.total - state.done))
+    assert totals == [left - 1, left]
+
+
+def test_a_spec_of_another_device_is_not_trained_here():
+    with pytest.raises(ValueError, match="train: device of the spec must be 'cpu', where the problem is, got 'NVIDIA H200'"):
+        train(Spec(TINY, "stid", "full", 8, 2e-3, 0.5, device="NVIDIA H200"), problem_of(TINY))
 
 
 # --- which runs ------------------------------------------------------------------------------------------------------
@@ -101,8 +146,8 @@ def finished(spec):
 
 def test_settings_come_first_then_rates_then_seeds_of_the_best():
     grid, rows, stages = Grid((BLOCK,)), [], []
-    while specs := grid.pending(rows, lambda data: 6):
-        assert len(specs) <= grid.left(rows, lambda data: 6)
+    while specs := grid.pending(rows, lambda data: 6).specs:
+        assert len(specs) <= grid.pending(rows, lambda data: 6).left.total()
         stages.append(specs)
         rows += [finished(spec) for spec in specs]
     full, nodes = (
@@ -140,7 +185,7 @@ def test_a_grid_knows_the_rows_of_its_cells_families_and_budgets():
 
 def test_equal_care_every_family_has_as_many_trials():
     block = replace(BLOCK, families=("full", "st-prune", "nodes-uniform", "windows-and-nodes"))
-    specs = Grid((block,)).pending([], lambda data: 1000)
+    specs = Grid((block,)).pending([], lambda data: 1000).specs
     assert {name: sum(spec.family == name for spec in specs) for name in block.families} == dict.fromkeys(block.families, 2)
     assert {spec.keep_ratio for spec in specs if spec.family in ("st-prune", "windows-and-nodes")} == {0.5}
     assert {spec.keep_ratio for spec in specs if spec.family in ("full", "nodes-uniform")} == {1.0}
@@ -148,16 +193,16 @@ def test_equal_care_every_family_has_as_many_trials():
 
 def test_a_curve_repeats_the_best_setting_at_smaller_budgets():
     block, rows = replace(BLOCK, curve=(0.5,), curve_families=("full",)), []
-    while specs := Grid((block,)).pending(rows, lambda data: 6):
+    while specs := Grid((block,)).pending(rows, lambda data: 6).specs:
         rows += [finished(spec) for spec in specs]
     small = [each.spec for each in rows if each.spec.cost == 0.25]
     assert [(spec.family, spec.batch_size, spec.seed) for spec in small] == [("full", 8, 0), ("full", 8, 1)]
-    assert Grid((block,)).left(rows, lambda data: 6) == 0
+    assert Grid((block,)).pending(rows, lambda data: 6).left.total() == 0
 
 
 def test_the_usual_protocol_has_rates_and_seeds_of_its_own():
     grid, rows = Grid((replace(BLOCK, families=("full",), batches=(64, 8), rate_factors=(0.4, 2.5), seeds=3),)), []
-    while specs := grid.pending(rows, lambda data: 6):
+    while specs := grid.pending(rows, lambda data: 6).specs:
         rows += [finished(spec) for spec in specs]
     found = sorted((each.spec.batch_size, round(each.spec.learning_rate, 5), each.spec.seed) for each in rows)
     each = [(0.0008, 0), (0.002, 0), (0.002, 1), (0.002, 2), (0.005, 0)]
@@ -166,8 +211,9 @@ def test_the_usual_protocol_has_rates_and_seeds_of_its_own():
 
 def test_a_diverged_run_is_never_the_best():
     grid = Grid((replace(BLOCK, families=("full",), rate_factors=()),))
-    rows = [row(spec, mae=9.0 - spec.batch_size, diverged=spec.batch_size == 32) for spec in grid.pending([], lambda data: 6)]
-    assert [(spec.batch_size, spec.seed) for spec in grid.pending(rows, lambda data: 6)] == [(8, 1)]
+    specs = grid.pending([], lambda data: 6).specs
+    rows = [row(spec, mae=9.0 - spec.batch_size, diverged=spec.batch_size == 32) for spec in specs]
+    assert [(spec.batch_size, spec.seed) for spec in grid.pending(rows, lambda data: 6).specs] == [(8, 1)]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +245,24 @@ def test_a_grid_is_read_from_json(tmp_path):
     path = tmp_path / "grid.json"
     path.write_text(json.dumps({"title": "Mine", "blocks": [asdict(BLOCK), {"data": ["simbench"]}]}))
     assert Grid.read(path) == Grid((BLOCK, Block(data=("simbench",))), "Mine")
+
+
+def test_the_documented_keys_of_a_grid_are_its_fields(tmp_path):
+    section = (ROOT / "benchmarks" / "README.md").read_text().split("### A grid of your own")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line.startswith("| `")]
+    own = {name.strip("`"): (what, unit, default.rstrip(" |").strip("`")) for name, what, unit, default in lines}
+    assert list(own) == [each.name for each in fields(Block)]
+    made = json.loads(json.dumps(asdict(Block(data=("demand",)))))
+    for name, (what, unit, default) in own.items():
+        assert what
+        assert unit
+        assert default == ("" if name == "data" else json.dumps(made[name])), name
+    for name, choices in {"models": MODELS, "optimizers": OPTIMIZERS, "rate_schedules": RATE_SCHEDULES}.items():
+        assert set(re.findall("`([a-z-]+)`", own[name][0])) == set(choices)
+    path = tmp_path / "grid.json"
+    path.write_text(section.split("```json\n")[1].split("```")[0])
+    grid = Grid.read(path)
+    assert (grid.title, len(grid.blocks), grid.blocks[0].cost) == ("My series", 1, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +311,7 @@ def test_a_spec_gives_the_same_row_bit_for_bit(one_thread, settings):
 
 def test_a_run_spends_its_budget_and_no_more_than_a_step_over(one_thread):
     problem = problem_of(TINY)
-    for settings in ({}, {"family": "nodes-uniform", "num_drawn": 2}):
+    for settings in ({}, {"family": "nodes-uniform", "num_drawn": 2}, {"family": "nodes-roots", "num_drawn": 4}):
         spec = replace(SPEC, data=TINY, batch_size=16, cost=0.7, dim=4, **settings)
         found = train(spec, problem)
         step = 16 * (spec.num_drawn or 6)
@@ -256,8 +320,9 @@ def test_a_run_spends_its_budget_and_no_more_than_a_step_over(one_thread):
         assert [point.steps for point in found.curve][-1] == found.steps == math.ceil(0.7 * problem.pairs / step)
         assert len(found.curve) <= len(VALIDATE_AT)
         assert found.best_mae == min(point.validation_mae for point in found.curve)
-        # Values of x: 12 steps of one value and two time channels; of y: 12 steps; 4 bytes each.
-        assert found.num_bytes == found.pairs * 12 * 4 * 4
+        # Values of x: 12 steps of one value and two time channels; of y: 12 steps; 4 bytes each. Of 4 nodes 1 is a root.
+        targets = found.windows if spec.family == "nodes-roots" else found.pairs
+        assert found.num_bytes == (found.pairs * 3 + targets) * 12 * 4
 
 
 def test_the_learning_rate_follows_the_budget():
@@ -305,11 +370,48 @@ QUICK = replace(BLOCK, rate_factors=())
 
 def test_a_study_makes_every_run_once_and_then_none(tmp_path):
     seen = []
-    rows = run(Grid((QUICK,)), tmp_path, processes=2, report=lambda *values: seen.append(values[1:]))
+    rows = run(Grid((QUICK,)), tmp_path, processes=2, report=seen.append)
     assert len(rows) == 6 == len({each.spec for each in rows})
-    assert seen == [(done, 6) for done in range(7)]
+    assert [state.last for state in seen if state.last] == rows
+    assert [state.done for state in seen if state.last] == list(range(1, 7))
+    assert {state.total for state in seen} == {6}
+    # What runs is known before anything has finished, and a time as soon as something has.
+    assert [(len(state.running), state.seconds_left) for state in seen[:2]] == [(0, None), (2, None)]
+    assert all(state.seconds_left > 0 for state in seen if 0 < state.done < 6)
+    assert seen[-1].seconds_left == 0
     assert storage.read(tmp_path / "rows.jsonl") == rows
     assert run(Grid((QUICK,)), tmp_path) == rows
+
+
+def test_the_time_left_is_that_of_the_series_or_else_of_all_and_knows_what_runs_take_beside_training(monkeypatch):
+    now = iter([100.0, 130.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    short, long = row(SPEC, seconds=10.0), row(replace(SPEC, data="traffic"), seconds=40.0)
+    clock = progress.TimeLeft(2)
+    assert clock.seconds([], Counter(demand=3)) is None
+    assert clock.seconds([short, long], Counter(demand=3, traffic=1)) == (3 * 10 + 40) / 2
+    assert clock.seconds([short, long], Counter(other=1)) == 25 / 2
+    clock.began(SPEC)
+    clock.finished(short)  # 30 s in all, 10 of them training
+    assert clock.seconds([short], Counter(demand=4)) == 4 * 10 * 3 / 2
+
+
+def test_a_study_says_at_once_what_runs_and_how_many_runs_there_are(capsys):
+    node = replace(SPEC, family="nodes-uniform", num_drawn=7, seed=1)
+    with progress.Bar() as bar:
+        bar.show(progress.State(1, 9, (), None, None))
+        assert capsys.readouterr().err == ""
+        bar.show(progress.State(1, 9, (SPEC, node), None, None))
+        said = capsys.readouterr().err
+        bar.show(progress.State(2, 9, (node,), row(best_mae=1.25), 125.4))
+    assert said.splitlines()[:3] == [
+        "8 runs to make, 1 made before, 2 at a time. Now:",
+        "  full on demand, stid, batch 64, rate 0.002, seed 0",
+        "  nodes-uniform on demand, stid, batch 64, 7 nodes, rate 0.002, seed 1",
+    ]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "2/9 runs" in last
+    assert "about 0:02:05 left; full on demand, stid, batch 64, rate 0.002, seed 0: val MAE 1.25, 80 s" in last
 
 
 def test_no_run_begins_after_the_minutes(tmp_path):
@@ -369,6 +471,60 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_terminated_study_keeps_its_rows_and_ends_in_order(tmp_path):
+    """Nothing is left: the pipe ends with the last process that holds it, and the tracker of semaphores has no complaint."""
+    grid = tmp_path / "grid.json"
+    grid.write_text(json.dumps({"blocks": [asdict(replace(QUICK, seeds=20))]}))
+    line = [sys.executable, "-m", "stprune.cli", "study", grid, "--output", tmp_path, "--processes", "1"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    path = tmp_path / "rows.jsonl"
+    try:
+        while not (path.exists() and path.read_text()) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "stprune study: terminated"
+    assert "leaked" not in said
+    assert len(storage.read(path)) >= 1
+
+
+def test_sigterm_is_an_exception_inside_the_block_only():
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def terminated():
+        with raised_when_terminated():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb the end
+
+    with pytest.raises(Terminated):
+        terminated()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def own(number, frame):
+        raise AssertionError
+
+    signal.signal(signal.SIGTERM, own)
+    try:
+        with raised_when_terminated():
+            assert signal.getsignal(signal.SIGTERM) == own
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def elsewhere():
+        with raised_when_terminated():
+            return signal.getsignal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(elsewhere).result() == signal.SIG_DFL
 
 
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path):

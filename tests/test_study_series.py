@@ -16,7 +16,7 @@ from stprune.study import series as series_module
 from stprune.study import simbench
 from stprune.study.graph import Edges, nearest_nodes
 from stprune.study.problem import HISTORY, HORIZON, prepare, split_windows
-from stprune.study.series import label, load, repeated_nodes
+from stprune.study.series import label, load
 from stprune.study.traffic import traffic
 
 CPU = torch.device("cpu")
@@ -293,15 +293,6 @@ def test_real_simbench_is_a_leap_year_of_192_profiles():
     assert not shifted[-60 * 96 :].any()
 
 
-def test_constant_and_copied_nodes_are_counted():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(500, 3)).astype(np.float32)
-    values = np.column_stack([values, 3 - 2 * values[:, 0], np.full(500, 7.3), np.zeros(500)]).astype(np.float32)
-    assert repeated_nodes(values) == (2, 1)
-    values[4, 0] = np.nan
-    assert repeated_nodes(values[:, :3]) == (0, 0)
-
-
 # --- generated series ------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +414,15 @@ def test_incidents_drop_at_once_spread_and_recover():
     assert -0.7 < np.median(later) < -0.3
 
 
+def test_incidents_are_as_many_as_asked_for_and_change_nothing_else():
+    usual, none, many = (load(f"traffic?nodes=50&steps=960{more}") for more in ("", "&incidents=0", "&incidents=0.2"))
+    assert np.array_equal(usual.values, load("traffic?nodes=50&steps=960&incidents=0.01").values)
+    assert (usual.values <= none.values).all()
+    assert (many.values <= none.values).all()
+    assert 0 < (usual.values < none.values).mean() < 0.05 < (many.values < none.values).mean()
+    assert len(traffic(num_nodes=50, num_steps=960, incidents=0.2).incidents) == 100
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -431,6 +431,7 @@ def test_incidents_drop_at_once_spread_and_recover():
         ({"steps_per_day": 0}, "steps_per_day must be at least 1, got 0"),
         ({"r": 1.0}, r"r must lie in \[0, 1\), got 1.0"),
         ({"r": math.nan}, r"r must lie in \[0, 1\), got nan"),
+        ({"incidents": -0.1}, r"incidents must lie in \[0, 1\], got -0.1"),
     ],
 )
 def test_traffic_that_cannot_be_is_refused(settings, message):

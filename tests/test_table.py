@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stprune
-from stprune.ops.table_update import FRESH, KNOWN, SCORED
+from stprune.ops.table_update import FRESH, KNOWN, SCORED, wrong_id
 from stprune.reference import table_update as reference
 
 INF = float("inf")
@@ -235,7 +235,7 @@ def columns(n, *, variance=True, seed=0):
     scores[torch.rand(n, generator=g) < 0.2] = INF
     scores[torch.rand(n, generator=g) < 0.1] = math.nan
     marks = torch.randint(0, 256, (n,), generator=g, dtype=torch.uint8)  # of any batch, the next one's number included
-    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5, 40])]
+    return [scores, marks, torch.rand(n, generator=g) if variance else None, torch.tensor([17, 5, 40, 0])]
 
 
 def assert_same_table(actual, expected):
@@ -260,11 +260,11 @@ def test_the_op_is_the_reference_bit_for_bit(n, size, variance, trained, threads
     values[::11] = INF
     for entries in (None, torch.randint(0, 3, (size,), generator=g)):
         expected = columns(n, variance=variance)
-        reference.table_update(*expected, index, values, entries, 0.3, trained)
+        reference.table_update(*expected, index, values, entries, None, 0.3, trained)
         for count in (1, 2, 3):
             threads(count)
             actual = columns(n, variance=variance)
-            torch.ops.stprune.table_update(*actual, index, values, entries, 0.3, trained)
+            torch.ops.stprune.table_update(*actual, index, values, entries, None, 0.3, trained)
             assert_same_table(actual, expected)
 
 
@@ -280,19 +280,19 @@ def test_many_batches_in_a_row_are_the_reference(trained, threads):
         if step % 9 == 0:  # an epoch begins
             for table_columns in (actual, expected):
                 table_columns[1] &= 255 - reference.TRAINED
-        reference.table_update(*expected, index, values, entries, 0.3, trained)
-        torch.ops.stprune.table_update(*actual, index, values, entries, 0.3, trained)
+        reference.table_update(*expected, index, values, entries, None, 0.3, trained)
+        torch.ops.stprune.table_update(*actual, index, values, entries, None, 0.3, trained)
         assert_same_table(actual, expected)
 
 
 def test_a_second_pass_over_a_batch_moves_nothing():
-    t = [torch.full((4,), INF), torch.zeros(4, dtype=torch.uint8), torch.zeros(4), torch.zeros(3, dtype=torch.int64)]
+    t = [torch.full((4,), INF), torch.zeros(4, dtype=torch.uint8), torch.zeros(4), torch.zeros(4, dtype=torch.int64)]
     index = torch.tensor([2, 0, 2])
-    torch.ops.stprune.table_update(*t, index, torch.tensor([1.0, 2.0, 3.0]), None, 0.5, True)
+    torch.ops.stprune.table_update(*t, index, torch.tensor([1.0, 2.0, 3.0]), None, None, 0.5, True)
     assert t[0].tolist() == [2.0, INF, 3.0, INF]
     assert t[3][::2].tolist() == [2, 3]
     once = [x.clone() for x in t]
-    torch.ops.stprune.table_update(*t, index, torch.tensor([9.0, 9.0, 9.0]), None, 0.5, True)
+    torch.ops.stprune.table_update(*t, index, torch.tensor([9.0, 9.0, 9.0]), None, None, 0.5, True)
     assert_same_table([*t[:3], once[3]], once)
     assert t[3][::2].tolist() == [2, 6]
 
@@ -302,9 +302,9 @@ def test_a_sample_without_entries_keeps_its_score_and_is_trained_on():
         torch.tensor([5.0, INF]),
         torch.tensor([reference.KNOWN, 0], dtype=torch.uint8),
         None,
-        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(4, dtype=torch.int64),
     ]
-    torch.ops.stprune.table_update(*t, torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5, True)
+    torch.ops.stprune.table_update(*t, torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2, dtype=torch.int64), None, 0.5, True)
     assert t[0].tolist() == [5.0, INF]
     assert (t[1] & LAST).tolist() == [reference.KNOWN | reference.TRAINED, reference.TRAINED]
     assert int(t[3][0]) == 2
@@ -312,23 +312,64 @@ def test_a_sample_without_entries_keeps_its_score_and_is_trained_on():
 
 def test_a_table_that_stores_nothing_counts():
     for update in (torch.ops.stprune.table_update, reference.table_update):
-        count = torch.zeros(3, dtype=torch.int64)
-        update(None, None, None, count, torch.tensor([3, 3]), torch.ones(2), None, 0.5, True)
-        assert count.tolist() == [0, 0, 2]
+        count = torch.zeros(4, dtype=torch.int64)
+        update(None, None, None, count, torch.tensor([3, 3]), torch.ones(2), None, None, 0.5, True)
+        assert count.tolist() == [0, 0, 2, 0]
 
 
 def test_the_op_checks_ids_before_it_writes():
     for bad in (-1, 50, 2**62, -(2**62)):
         actual = columns(50)
         with pytest.raises(RuntimeError, match=r"index must lie in \[0, 49\]"):
-            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), None, 0.5, True)
+            torch.ops.stprune.table_update(*actual, torch.tensor([3, bad]), torch.ones(2), None, None, 0.5, True)
         assert_same_table(actual, columns(50))
+
+
+def test_an_id_without_a_weight_is_refused_before_anything_is_written():
+    for update in (torch.ops.stprune.table_update, reference.table_update):
+        actual, weight = columns(50), torch.tensor([1.0, math.nan])
+        with pytest.raises(RuntimeError, match="table_update: index must hold ids of the plan, got 7"):
+            update(*actual, torch.tensor([3, 7]), torch.ones(2), None, weight, 0.5, True)
+        assert_same_table(actual, columns(50))
+
+
+def test_where_asking_would_wait_wrong_ids_alone_are_left_out_and_the_largest_is_noted():
+    g = torch.Generator().manual_seed(0)
+    index, values = torch.randint(0, 50, (70,), generator=g), torch.rand(70, generator=g)
+    unknown = index % 7 == 3
+    for trained in (False, True):
+        for weight, ids in ((torch.where(unknown, math.nan, 1.0), index), (None, torch.where(unknown, index + 50, index))):
+            actual, expected = columns(50), columns(50)
+            reference.update_known(*actual, ids, values, None, weight, 0.3, trained)
+            reference.table_update(*expected, index[~unknown], values[~unknown], None, None, 0.3, trained)
+            expected[3][2] += int(unknown.sum()) * trained
+            assert_same_table(actual, expected)
+            assert wrong_id(int(actual[3][3])) == int(ids[unknown].max())
+    actual = columns(50)
+    for ids, noted in (([0, 1], None), ([50, 60, 1], 60), ([55], 60), ([-3, 99], -3), ([100], -3)):  # of all that came
+        reference.update_known(*actual, torch.tensor(ids), torch.zeros(len(ids)), None, None, 0.3, True)
+        assert wrong_id(int(actual[3][3])) == noted
+    actual = columns(50)
+    reference.update_known(*actual, torch.tensor([50, -1]), torch.zeros(2), None, None, 0.3, True)
+    assert_same_table([*actual[:3], columns(50)[3]], columns(50))
+    assert actual[3].tolist() == [17, 5, 42, -1]
+
+
+@pytest.mark.filterwarnings("ignore:stprune")
+def test_a_wrong_id_is_told_once_by_what_waits_for_the_table():
+    made = stprune.PruningSampler(20, num_epochs=4, keep_ratio=0.5, method="full")
+    for ask in (made.state_dict, made.finish, lambda: made.set_epoch(made.epoch + 1)):
+        made.update(torch.arange(20), torch.ones(20))
+        reference.update_known(*made.table.columns, torch.tensor([3, 77]), torch.ones(2), None, None, 0.5, True)
+        with pytest.raises(ValueError, match=r"index must hold ids of the table and .*, got 77 in a batch on cpu"):
+            ask()
+        ask()
 
 
 def test_the_op_passes_opcheck():
     for variance in (False, True):
-        entries = torch.tensor([1, 0, 2]) if variance else None
-        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), entries, 0.5, True)
+        entries, weight = (torch.tensor([1, 0, 2]), torch.ones(3)) if variance else (None, None)
+        arguments = (*columns(50, variance=variance), torch.tensor([3, 9, 3]), torch.rand(3), entries, weight, 0.5, True)
         torch.library.opcheck(torch.ops.stprune.table_update.default, arguments)
 
 

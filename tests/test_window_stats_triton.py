@@ -9,6 +9,7 @@ INTERPRETED = """
 import math
 import torch
 from triton_kernels import load
+from stprune.reference import window_stats as reference_module
 from stprune.reference.window_stats import window_stats as reference
 
 kernel = load("window_stats")
@@ -29,13 +30,15 @@ cases = [(4, 3, 1, 0), (3, 5, 1, 6), (1, 0, 1, 0), (6, 2, 3, 5), (2, 2, 9, 1), (
 for case, shape in enumerate(cases):
     dtype, share = ((torch.float32, 0.0), (torch.float32, 0.3), (torch.float64, 0.8))[case % 3]
     series = 1e4 + torch.randn(19, 37, generator=generator, dtype=torch.float64)
-    series[torch.rand(series.shape, generator=generator) < share] = math.nan if case % 2 else 0.0
+    # A null value is compared in the series' own precision.
+    nulls = (0.0, -0.1, 0.1)
+    series[torch.rand(series.shape, generator=generator) < share] = math.nan if case % 2 else nulls[case % 3]
     series[5:16, 2] = 7.0
     series[:, 3] = math.nan
     inverse_std = torch.rand(37, generator=generator, dtype=torch.float64)
     inverse_std[4] = 0.0
     for per_node in (True, False):
-        check(series.to(dtype), *shape, None if case % 2 else 0.0, inverse_std, per_node)
+        check(series.to(dtype), *shape, None if case % 2 else nulls[case % 3], inverse_std, per_node)
 
 # Constant windows give exact zeros; an infinite entry is found; fewer programs than groups go round.
 series = torch.full((20, 3), 0.1)
@@ -44,6 +47,9 @@ constant, _ = kernel.window_stats(series, 3, 2, 1, 0, None, torch.ones(3, dtype=
 assert bool((constant[1:5, 1:] == 0).all()) and bool((constant[1, 0] > 0).all())
 series[11, 1] = math.inf
 assert bool(kernel.window_stats(series, 3, 2, 1, 0, None, torch.ones(3, dtype=torch.float64), False)[1])
+# Columns beyond one span are summed apart.
+kernel.SPAN = reference_module.SPAN = 32
+check(torch.randn(12, 70, generator=generator), 2, 2, 1, 0, 0.1, torch.ones(70, dtype=torch.float64), False)
 kernel.SCRATCH_BYTES = 1
 check(torch.randn(20, 5, generator=generator), 2, 2, 1, 0, None, torch.ones(5, dtype=torch.float64), False)
 print("ok")
@@ -54,12 +60,12 @@ from triton_kernels import assembly, load
 
 kernel = load("window_stats")
 for dtype in ("fp32", "fp64"):
-    types = {"series": "*" + dtype, "inverse_std": "*fp64", "null": "*" + dtype, "scratch": "*fp64", "sums": "*fp64"}
-    types |= {"nodes": "*fp32", "infinite": "*i32"}
+    types = {"series": "*" + dtype, "inverse_std": "*fp64", "scratch": "*fp64", "sums": "*fp64"}
+    types |= {"nodes": "*fp32", "infinite": "*i1"}
     for per_node in (True, False):
         constants = {"PER_NODE": per_node, "HAS_NULL": per_node}
         constants |= {name: getattr(kernel, name) for name in ("BLOCK_NODE", "NUM_ARRAYS")}
-        assembly(kernel._window_stats_kernel, types, constants, num_warps=kernel.NUM_WARPS)
+        assembly(kernel._window_stats_kernel, types, constants, **kernel.OPTIONS)
 """
 
 

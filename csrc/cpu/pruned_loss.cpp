@@ -24,7 +24,7 @@ template <typename A>
 struct Results {
   Results(const char* op, const Problem& problem, bool column_means)
       : value(new_host_scalar(op, DTYPE<A>)),
-        count(new_host_vector(op, problem.samples, ScalarType::Long)),
+        count(new_host_vector(op, problem.samples + 1, ScalarType::Long)),
         column_mean(new_column_means(op, problem, column_means)),
         sum(static_cast<size_t>(problem.samples)) {}
 

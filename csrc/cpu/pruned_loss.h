@@ -20,7 +20,7 @@ template <typename A>
 struct SampleOutputs {
   A* loss;         // [B]
   A* statistics;   // [3, B]: spatial, temporal, score
-  int64_t* count;  // [B]
+  int64_t* count;  // [B + 1]: of every sample, and their sum
   double* sum;     // [B] of the loss's terms, times the columns' weights where there are any
   A* column_mean;  // [B, F] or null
 };
@@ -252,6 +252,7 @@ A run_pruned_loss(Problem& problem, const A* weight /* [B] or null */, const Spr
     total += weight == nullptr ? out.sum[b] : static_cast<double>(weight[b]) * out.sum[b];
     entries += out.count[b];
   }
+  out.count[problem.samples] = entries;
   return static_cast<A>(total / static_cast<double>(std::max<int64_t>(entries, 1)));
 }
 

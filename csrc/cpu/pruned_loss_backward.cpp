@@ -160,15 +160,14 @@ std::vector<Coefficient> coefficients(const char* op, const Problem& problem, co
   };
   check_vector(count, op, "count");
   check_dtype(count, ScalarType::Long, op, "count");
-  STD_TORCH_CHECK(count.numel() == problem.samples, op, ": count must have one value per sample");
+  STD_TORCH_CHECK(count.numel() == problem.samples + 1, op, ": count must have one value per sample and their sum");
   const A* of_value = values(grad_value, "grad_value", 1);
   const A* of_loss = values(grad_loss, "grad_loss", problem.samples);
   const A* w = values(weight, "weight", problem.samples);
   // Samples of one column: its weight is one of the sample.
   const A* single_weight = problem.nodes == 1 ? static_cast<const A*>(problem.column_weight) : nullptr;
   const int64_t* entries = count.const_data_ptr<int64_t>();
-  int64_t total = 0;
-  for (int64_t b = 0; b < problem.samples; ++b) total += entries[b];
+  const int64_t total = entries[problem.samples];
   std::vector<Coefficient> out(static_cast<size_t>(problem.samples));
   for (int64_t b = 0; b < problem.samples; ++b) {
     Coefficient& c = out[static_cast<size_t>(b)];

@@ -6,7 +6,7 @@ namespace {
 
 void table_update(std::optional<Tensor> scores, std::optional<Tensor> marks, std::optional<Tensor> variance,
                   Tensor count, const Tensor& index, const Tensor& values, const std::optional<Tensor>& entries,
-                  double beta, bool trained) {
+                  const std::optional<Tensor>& weight, double beta, bool trained) {
   const char* op = "table_update";
   const ScoreTable table = score_table(op, scores, marks, variance, count, scores.has_value() ? scores->numel() : 0);
   const int64_t size = index.numel();
@@ -22,6 +22,15 @@ void table_update(std::optional<Tensor> scores, std::optional<Tensor> marks, std
   }
   const int64_t* ids = index.const_data_ptr<int64_t>();
   if (table.scores != nullptr) check_ids(op, ids, size, table.n);
+  if (weight.has_value()) {
+    check_vector(*weight, op, "weight");
+    check_dtype(*weight, ScalarType::Float, op, "weight");
+    STD_TORCH_CHECK(weight->numel() == size, op, ": weight must have the shape of index");
+    const float* w = weight->const_data_ptr<float>();
+    for (int64_t i = 0; i < size; ++i) {
+      STD_TORCH_CHECK(!std::isnan(w[i]), op, ": index must hold ids of the plan, got ", ids[i]);
+    }
+  }
   table_update_kernel(
       table,
       scored_batch(ids, values.const_data_ptr<float>(),

@@ -22,7 +22,7 @@ struct ScoreTable {
   float* scores;    // [n], or null: nothing is stored, only count[2] moves
   uint8_t* marks;   // [n]
   float* variance;  // [n] or null
-  int64_t* count;   // [3]: samples trained on in this epoch, batches, samples of all trained batches
+  int64_t* count;   // [4]: samples trained on in this epoch, batches, samples of all trained batches, unused here
   int64_t n;
 };
 
@@ -136,7 +136,7 @@ inline ScoreTable score_table(const char* op, std::optional<Tensor>& scores, std
     check_dtype(tensor, dtype, op, name);
     STD_TORCH_CHECK(tensor.numel() == size, op, ": ", name, " must have ", size, " elements");
   };
-  check(count, "count", ScalarType::Long, 3);
+  check(count, "count", ScalarType::Long, 4);
   STD_TORCH_CHECK(scores.has_value() == marks.has_value() && (scores.has_value() || !variance.has_value()), op,
                   ": scores, marks and variance must be given together");
   if (scores.has_value()) check(*scores, "scores", ScalarType::Float, n);

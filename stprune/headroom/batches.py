@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 _OP = "headroom"
 FEWEST = 8
@@ -50,6 +52,38 @@ def collect(batches: Iterable[Any], num_windows: int, device: torch.device) -> l
     if count < FEWEST:
         raise ValueError(f"{_OP}: batches must hold at least {FEWEST} windows, got {count}")
     return found
+
+
+def warn_of_order(batches: Any, num_windows: int) -> None:
+    """Warn where a loader's own sampler shows that its first windows are not a random choice of all.
+
+    Args:
+        batches: as for `collect`; of anything but a loader with a sampler nothing is known, and nothing is said.
+        num_windows: windows wanted; where a loader has no more, their order does not matter.
+    """
+    order: Any = None
+    inner = batches
+    while inner is not None:
+        order = inner
+        inner = getattr(order, "batch_sampler", None)
+        inner = getattr(order, "sampler", None) if inner is None else inner
+    kept, samples = len(getattr(order, "plan", ())), getattr(getattr(order, "table", None), "num_samples", 0)
+    if 0 < kept < samples and not order.method.uniform:
+        _warn(
+            f"batches should be of all windows, got the {kept:,} of {samples:,} that {type(order).__name__} keeps: give "
+            "headroom a loader of its own"
+        )
+    in_time = isinstance(order, SequentialSampler) or (isinstance(order, DistributedSampler) and not order.shuffle)
+    total = len(order) if in_time else getattr(order, "num_windows", 0) if order is batches else 0
+    if total > num_windows:
+        _warn(
+            f"batches should come in random order, got a {type(batches).__name__} in the order of time: its first windows are "
+            "alike, so that the noise of a step, and r, come out wrong; shuffle it"
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"stprune: {_OP}: {text}", RuntimeWarning, stacklevel=4)
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

@@ -126,6 +126,7 @@ def headroom(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_OP}: model must be a torch.nn.Module, got {type(model).__name__}")
     where = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
+    windows.warn_of_order(batches, number)
     started = time.perf_counter()
     found = windows.collect(batches, number, where)
     if sampler is not None and sampler.num_nodes != found[0][0].shape[2]:
@@ -216,7 +217,8 @@ def headroom(
         ),
     )
     if sampler is not None:
-        sampler.draw_next(result.nodes_for(in_use) if pays(choice) else result.num_nodes)
+        best = max(result.nodes_for(in_use), sampler.node_sampler.fewest)
+        sampler.draw_next(best if pays(choice) else result.num_nodes)
     return result
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stprune.models._graph import part_of, rows_of_one, with_loops
-from stprune.models._inputs import check_input, check_sizes, time_index
+from stprune.models._identity import Identified
 
 
 class _NeighbourLayer(nn.Module):
@@ -23,7 +23,7 @@ class _NeighbourLayer(nn.Module):
         return result
 
 
-class GraphConv(nn.Module):
+class GraphConv(Identified):
     """Graph convolutions over nodes told apart by embeddings, on the adjacency of the nodes given.
 
     With drawn nodes every window has its own sub-adjacency, A[node][:, node], whose rows are normalised anew: a node averages
@@ -82,26 +82,10 @@ class GraphConv(nn.Module):
         dim: int = 16,
         num_layers: int = 2,
     ) -> None:
-        super().__init__()
         adjacency = with_loops("GraphConv", adjacency)
-        sizes = {
-            "history": history,
-            "horizon": horizon,
-            "steps_per_day": steps_per_day,
-            "dim": dim,
-            "num_layers": num_layers,
-        }
-        check_sizes("GraphConv", sizes)
-        self.num_nodes = len(adjacency)
-        self.history = history
-        self.steps_per_day = steps_per_day
+        sizes = {"num_nodes": len(adjacency), "history": history, "horizon": horizon, "steps_per_day": steps_per_day}
+        super().__init__(**sizes, dim=dim, num_layers=num_layers)
         self.register_buffer("adjacency", adjacency)
-        self.input_map = nn.Linear(history, dim)
-        self.node_embedding = nn.Embedding(self.num_nodes, dim)
-        self.day_embedding = nn.Embedding(steps_per_day, dim)
-        self.week_embedding = nn.Embedding(7, dim)
-        for table in (self.node_embedding, self.day_embedding, self.week_embedding):
-            nn.init.xavier_uniform_(table.weight)
         self.layers = nn.ModuleList(_NeighbourLayer(4 * dim) for _ in range(num_layers))
         self.head = nn.Linear(4 * dim, horizon)
 
@@ -131,20 +115,7 @@ class GraphConv(nn.Module):
             TypeError: x is not floating point, or node is not int64.
             ValueError: a shape differs from what the model was built for, or a node id lies outside [0, N).
         """
-        check_input("GraphConv", x, node, history=self.history, num_nodes=self.num_nodes)
-        batch, _, width, _ = x.shape
-        place = self.node_embedding.weight.expand(batch, -1, -1) if node is None else self.node_embedding(node)
-        day = self.day_embedding(time_index(x[:, -1, 0, 1], self.steps_per_day))
-        week = self.week_embedding(time_index(x[:, -1, 0, 2], 7))
-        hidden = torch.cat(
-            [
-                self.input_map(x[..., 0].transpose(1, 2)),
-                place,
-                day[:, None].expand(-1, width, -1),
-                week[:, None].expand(-1, width, -1),
-            ],
-            dim=-1,
-        )
+        hidden = self.embed(x, node)
         mean = self.neighbour_weights(node).to(hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, mean)

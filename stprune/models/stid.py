@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stprune.models._inputs import check_input, check_sizes, time_index
+from stprune.models._identity import Identified
 
 
 class _ResidualMLP(nn.Module):
@@ -22,7 +22,7 @@ class _ResidualMLP(nn.Module):
         return result
 
 
-class STID(nn.Module):
+class STID(Identified):
     """Spatial and temporal identity model: an MLP over each node's history with node and time embeddings.
 
     Every node is computed by itself, so the cost is proportional to the number of nodes given: the model that profits
@@ -65,25 +65,9 @@ class STID(nn.Module):
         dim: int = 32,
         num_layers: int = 3,
     ) -> None:
-        super().__init__()
-        sizes = {
-            "num_nodes": num_nodes,
-            "history": history,
-            "horizon": horizon,
-            "steps_per_day": steps_per_day,
-            "dim": dim,
-            "num_layers": num_layers,
-        }
-        check_sizes("STID", sizes)
-        self.num_nodes = num_nodes
-        self.history = history
-        self.steps_per_day = steps_per_day
-        self.input_map = nn.Linear(history, dim)
-        self.node_embedding = nn.Embedding(num_nodes, dim)
-        self.day_embedding = nn.Embedding(steps_per_day, dim)
-        self.week_embedding = nn.Embedding(7, dim)
-        for table in (self.node_embedding, self.day_embedding, self.week_embedding):
-            nn.init.xavier_uniform_(table.weight)
+        super().__init__(
+            num_nodes=num_nodes, history=history, horizon=horizon, steps_per_day=steps_per_day, dim=dim, num_layers=num_layers
+        )
         self.layers = nn.Sequential(*(_ResidualMLP(4 * dim) for _ in range(num_layers)))
         self.head = nn.Linear(4 * dim, horizon)
 
@@ -104,23 +88,5 @@ class STID(nn.Module):
             TypeError: x is not floating point, or node is not int64.
             ValueError: a shape differs from what the model was built for, or a node id lies outside [0, num_nodes).
         """
-        check_input("STID", x, node, history=self.history, num_nodes=self.num_nodes)
-        batch, _, width, _ = x.shape
-        history = self.input_map(x[..., 0].transpose(1, 2))
-        if node is None:
-            place = self.node_embedding.weight.expand(batch, -1, -1)
-        else:
-            place = self.node_embedding(node)
-        day = self.day_embedding(time_index(x[:, -1, 0, 1], self.steps_per_day))
-        week = self.week_embedding(time_index(x[:, -1, 0, 2], 7))
-        hidden = torch.cat(
-            [
-                history,
-                place,
-                day[:, None].expand(-1, width, -1),
-                week[:, None].expand(-1, width, -1),
-            ],
-            dim=-1,
-        )
-        forecast: Tensor = self.head(self.layers(hidden))
+        forecast: Tensor = self.head(self.layers(self.embed(x, node)))
         return forecast.transpose(1, 2).unsqueeze(-1)

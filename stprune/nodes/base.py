@@ -27,6 +27,7 @@ class NodeSampler:
             all observed ones (`Observed`).
         weighted: some draw has weights.
         wants_scores: it draws by the pairs' scores, which `PrunedLoss` hands in through `update`.
+        fewest: nodes that must be drawn of a window at least.
         num_windows, num_nodes, count, seed: set by `bind`: windows of the data set, nodes of a window, nodes drawn of each.
     """
 
@@ -34,6 +35,7 @@ class NodeSampler:
     unbiased = False
     weighted = False
     wants_scores = False
+    fewest = 1
     num_windows = 0
     num_nodes = 0
     count = 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stprune.nodes.base import Draw, NodeSampler
-from stprune.ops import draw_nodes
+from stprune.ops import _check, draw_nodes
 
 _OP = "Observed"
 
@@ -112,6 +112,8 @@ class Observed(NodeSampler):
                 got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else type(mask).__name__
                 raise ValueError(f"{_OP}: mask(index) must be bool of shape ({len(index)}, {self.num_nodes}), got {got}")
             return mask.to(index.device)
+        if index.is_cuda and len(self._shape) == 2:
+            _check.ids_on_device(f"{_OP}.draw", "index", index, self.num_windows - 1)
         at = index if len(self._shape) == 2 else torch.zeros_like(index)
         return _unpacked(self._rows.to(index.device)[at])[:, : self.num_nodes]
 

@@ -89,6 +89,8 @@ class Priority(NodeSampler):
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         device = index.device
         index = index.to(self.table.device)
+        if index.is_cuda:
+            _check.ids_on_device(f"{_OP}.draw", "index", index, self.num_windows - 1)
         chances = self._chances(self.table.rows(index))
         # The op directly, without the checks of `draw_nodes_weighted`, which would wait for the device and break a compiled
         # graph: these chances are positive and finite.

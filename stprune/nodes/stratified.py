@@ -54,6 +54,7 @@ class Stratified(NodeSampler):
             raise ValueError(
                 f"{_OP}: node_ratio must draw at least one node of each of {len(labels)} groups, got {self.count} nodes"
             )
+        self.fewest = len(labels)
         counts = _shares(sizes.tolist(), self.count)
         self._strata = [((label_of == label).nonzero().squeeze(1), count) for label, count in enumerate(counts)]
         share = torch.tensor(counts, dtype=torch.float64) / sizes

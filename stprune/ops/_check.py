@@ -50,6 +50,14 @@ def ids(op: str, name: str, value: torch.Tensor, high: int) -> None:
         raise ValueError(f"{op}: {name} must lie in [0, {high}], got {low if low < 0 else top}")
 
 
+def ids_on_device(op: str, name: str, value: torch.Tensor, high: int) -> None:
+    """`value` holds whole numbers in [0, high], asserted by the device when it gets there: that ends the process's use of it.
+
+    For what indexes with the ids of a user: the assertion of indexing names neither op nor argument.
+    """
+    torch._assert_async(((value >= 0) & (value <= high)).all(), f"{op}: {name} must lie in [0, {high}]")
+
+
 def integer(op: str, name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` is a whole number (no bool, no float) in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

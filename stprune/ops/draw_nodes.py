@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 
 from stprune.ops import _check, _unknown
-from stprune.ops._registry import define
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import by_triton, define
 from stprune.reference import draw_nodes as reference
 
 _WINDOWS = 1 << 56
 _NODES = 1 << 31
+# Keys of one window that 16 warps hold in registers, 32 a thread. Chosen by that arithmetic, not yet timed on a GPU.
+_MOST_NODES = 16384
 
 
 def _fake(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
@@ -25,31 +24,23 @@ def _weighted_fake(
     return index.new_empty((index.shape[0], count)), weights.new_empty((index.shape[0], count))
 
 
-def _kernel_for(index: torch.Tensor, num_nodes: int) -> ModuleType | None:
-    """The kernel that draws on a GPU for which no library was compiled, where it can."""
-    kernel = kernel_module("draw_nodes") if index.is_cuda else None
-    return None if kernel is None or num_nodes > kernel.MOST_NODES else kernel
+_by_triton = by_triton("draw_nodes", reference.draw_nodes)
+_weighted_by_triton = by_triton("draw_nodes_weighted", reference.draw_nodes_weighted, file="draw_nodes")
 
 
+# Registered for every device, as a compiled library has a uniform draw of its own for CUDA.
 def _draw_nodes(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
-    kernel = _kernel_for(index, num_nodes)
-    if kernel is None:
-        return reference.draw_nodes(index, num_nodes, count, seed, epoch)
-    nodes = _fake(index, num_nodes, count, seed, epoch)
-    kernel.draw_nodes(None, index, num_nodes, seed, epoch, nodes, None)
-    return nodes
+    run = _by_triton if index.is_cuda and num_nodes <= _MOST_NODES else reference.draw_nodes
+    return run(index, num_nodes, count, seed, epoch)
 
 
 def _draw_nodes_weighted(
     weights: torch.Tensor, index: torch.Tensor, count: int, seed: int, epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    kernel = _kernel_for(index, weights.shape[1])
     # All nodes kept have weights of exactly 1, which the reference gives without any draw.
-    if kernel is None or count == weights.shape[1]:
-        return reference.draw_nodes_weighted(weights, index, count, seed, epoch)
-    nodes, factors = _weighted_fake(weights, index, count, seed, epoch)
-    kernel.draw_nodes(weights.contiguous(), index, weights.shape[1], seed, epoch, nodes, factors)
-    return nodes, factors
+    fits = count < weights.shape[1] <= _MOST_NODES
+    run = _weighted_by_triton if index.is_cuda and fits else reference.draw_nodes_weighted
+    return run(weights, index, count, seed, epoch)
 
 
 define("draw_nodes(Tensor index, SymInt num_nodes, SymInt count, int seed, int epoch) -> Tensor", _draw_nodes, _fake)
@@ -79,7 +70,8 @@ def draw_nodes(index: torch.Tensor, *, num_nodes: int, count: int, seed: int, ep
 
     Raises:
         TypeError: `index` is no int64 tensor, or an integer argument is none.
-        ValueError: `index` is not one-dimensional or holds an id outside [0, 2^56); another argument is out of range.
+        ValueError: `index` is not one-dimensional or holds an id outside [0, 2^56); another argument is out of range. Ids on
+            a GPU are not looked at, which would wait for it: of one outside the lowest 56 bits count.
 
     Example:
         >>> import torch, stprune
@@ -125,7 +117,8 @@ def draw_nodes_weighted(
 
     Raises:
         TypeError: `weights` is no float32 tensor, `index` no int64 tensor, or an integer argument is none.
-        ValueError: a shape does not fit, a weight is not positive, or an argument is out of range.
+        ValueError: a shape does not fit, a weight is not positive (for which a GPU is waited for), or an argument is out of
+            range; ids as in `draw_nodes`.
 
     Example:
         >>> import torch, stprune
@@ -166,8 +159,5 @@ def draw_nodes_weighted(
 def _windows(op: str, index: torch.Tensor) -> torch.Tensor:
     """`index` if it holds window ids, contiguous."""
     index = _check.index(op, "index", index).contiguous()
-    if index.numel():
-        low, high = (int(end) for end in torch.stack(torch.aminmax(index)).tolist())
-        if low < 0 or high >= _WINDOWS:
-            raise ValueError(f"{op}: index must lie in [0, 2^56), got {low if low < 0 else high}")
+    _check.ids(op, "index", index, _WINDOWS - 1)
     return index

@@ -41,7 +41,14 @@ def _double_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, 
     return torch.ops.stprune.gather_nodes(grad.contiguous(), node), None, None
 
 
-define("gather_nodes(Tensor x, Tensor node) -> Tensor", reference.gather_nodes, _fake)
+def _plain(x: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
+    """The reference, with an assertion that names the argument on a GPU for which no library was compiled."""
+    if x.is_cuda:
+        _check.ids_on_device("gather_nodes", "node", node, x.shape[2] - 1)
+    return reference.gather_nodes(x, node)
+
+
+define("gather_nodes(Tensor x, Tensor node) -> Tensor", _plain, _fake)
 define_autograd("gather_nodes", _backward, _setup_context)
 define(
     "gather_nodes_backward(Tensor grad, Tensor node, SymInt num_nodes) -> Tensor",

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stprune.ops import _check, _registry
-from stprune.ops._triton import kernel_module
 from stprune.ops._window_recipe import WindowRecipe, make_recipe
 from stprune.reference.gather_windows import gather_windows as reference
 
@@ -20,18 +19,13 @@ def _fake(*args: Any) -> None:
     return None
 
 
-def _cuda(series: Tensor, start: Tensor, node: Tensor | None, *args: Any) -> None:
-    kernel = kernel_module("gather_windows")
-    if kernel is None:
-        # Indexing asserts on the device that ids are in range, as the Triton path does below.
-        return reference(series, start, node, *args)
+def _plain(series: Tensor, start: Tensor, node: Tensor | None, *args: Any) -> None:
+    """The reference, with assertions that name the argument: those of indexing do not, and the kernel has its own."""
     x, y = args[-2:]
-    last = series.shape[0] - x.shape[1] - y.shape[1]
-    torch._assert_async(((start >= 0) & (start <= last)).all(), f"gather_windows: start must lie in [0, {last}]")
+    _check.ids_on_device(_OP, "start", start, series.shape[0] - x.shape[1] - y.shape[1])
     if node is not None:
-        inside = ((node >= 0) & (node < series.shape[1])).all()
-        torch._assert_async(inside, f"gather_windows: node must lie in [0, {series.shape[1] - 1}]")
-    return kernel.gather_windows(series, start, node, *args)
+        _check.ids_on_device(_OP, "node", node, series.shape[1] - 1)
+    reference(series, start, node, *args)
 
 
 _registry.define(
@@ -41,7 +35,8 @@ _registry.define(
     reference,
     _fake,
 )
-_registry.define_cuda("gather_windows", _cuda)
+_cuda = _registry.by_triton(_OP, _plain)
+_registry.define_cuda(_OP, _cuda)
 
 
 def gather_windows(
@@ -100,8 +95,8 @@ def gather_windows(
         TypeError: an argument has another type or dtype than listed.
         ValueError: a shape, layout, channel, std <= 0 or non-finite number breaks its rule; a start lies outside
             [0, time - history - horizon] or a node outside the series, before anything is read (ids on a GPU are asserted
-            on the device instead, as looking at them would wait for it; inside torch.compile the CPU kernel reports ids as
-            a RuntimeError, and values of mean and std are not looked at).
+            on the device instead, by the name of op and argument, as looking at them would wait for it; inside
+            torch.compile the CPU kernel reports ids as a RuntimeError, and values of mean and std are not looked at).
         RuntimeError: `start` or `node` is on another accelerator than the series.
 
     Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stprune.ops._registry import define
+from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference.plan_lookup import plan_lookup as reference
 
 
@@ -17,6 +17,7 @@ define(
     reference,
     _fake,
 )
+define_cuda("plan_lookup", by_triton("plan_lookup", reference))
 
 
 def plan_lookup(

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
-from stprune.ops._registry import define, define_cuda
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import pruned_loss as reference
 
 LOSSES = reference.LOSSES
@@ -30,7 +29,7 @@ def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
         prediction.new_empty((), dtype=dtype),
         prediction.new_empty((samples,), dtype=dtype),
         prediction.new_empty((3, samples), dtype=dtype),
-        prediction.new_empty((samples,), dtype=torch.int64),
+        prediction.new_empty((samples + 1,), dtype=torch.int64),
         prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
     )
 
@@ -45,19 +44,6 @@ def _backward_fake(
     return torch.empty_like(prediction), torch.empty_like(target) if others[-1] else target.new_empty((0,))
 
 
-def _cuda(*arguments: Any) -> Five:
-    kernels = kernel_module("pruned_loss")
-    result: Five = reference.pruned_loss(*arguments) if kernels is None else kernels.pruned_loss(*arguments)
-    return result
-
-
-def _backward_cuda(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    kernels = kernel_module("pruned_loss")
-    run = reference.pruned_loss_backward if kernels is None else kernels.pruned_loss_backward
-    result: tuple[torch.Tensor, torch.Tensor] = run(*arguments)
-    return result
-
-
 define(
     f"pruned_loss(Tensor prediction, Tensor target, {_OPTIONS}, float spatial, float temporal, bool column_means)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -70,8 +56,8 @@ define(
     reference.pruned_loss_backward,
     _backward_fake,
 )
-define_cuda("pruned_loss", _cuda)
-define_cuda("pruned_loss_backward", _backward_cuda)
+define_cuda("pruned_loss", by_triton("pruned_loss", reference.pruned_loss))
+define_cuda("pruned_loss_backward", by_triton("pruned_loss_backward", reference.pruned_loss_backward))
 
 
 class _Once(torch.autograd.Function):
@@ -141,8 +127,8 @@ def pruned_loss(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
             result is asked for.
 
     Returns:
-        The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] int64; mean of |e| over time of
-        every column [B, F], NaN where it has no entries ([0] if not asked for).
+        The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B + 1] int64, the last their sum;
+        mean of |e| over time of every column [B, F], NaN where it has no entries ([0] if not asked for).
 
     Raises:
         RuntimeError: in a backward, a second derivative.

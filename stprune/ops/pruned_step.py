@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stprune.ops import table_update  # noqa: F401  to be registered
-from stprune.ops._registry import define, define_cuda
+from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.ops.pruned_loss import gradients
 from stprune.reference import pruned_step as reference
 
@@ -21,7 +21,7 @@ def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> tuple
     return (
         prediction.new_empty((), dtype=dtype),
         prediction.new_empty((samples,), dtype=dtype),
-        prediction.new_empty((samples,), dtype=torch.int64),
+        prediction.new_empty((samples + 1,), dtype=torch.int64),
         prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
     )
 
@@ -38,8 +38,18 @@ define(
 composed = functools.partial(
     reference.pruned_step, loss_op=torch.ops.stprune.pruned_loss.default, update_op=torch.ops.stprune.table_update.default
 )
-"""The step of a GPU: the parts one after another, each by its own kernel."""
-define_cuda("pruned_step", composed)
+"""The parts one after another, each by its own kernel."""
+_by_triton = by_triton("pruned_step", composed, file="pruned_loss")
+
+
+def _cuda(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, *others: Any) -> tuple[Any, ...]:
+    reference.check_batch(prediction, target, mask, others[3])
+    run = _by_triton if prediction.numel() else composed
+    results: tuple[Any, ...] = run(prediction, target, mask, *others)
+    return results
+
+
+define_cuda("pruned_step", _cuda)
 
 
 class _Step(torch.autograd.Function):

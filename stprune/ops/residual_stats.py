@@ -143,7 +143,7 @@ def residual_stats(
         return ResidualStats(*torch.ops.stprune.node_stats(*inputs, *options))
     nothing = (None,) * 4
     _, mean, statistics, count, _ = pruned_loss(prediction, target, mask, *nothing, *options, 0.0, 0.0, False)
-    return ResidualStats(mean, statistics[0], statistics[1], count)
+    return ResidualStats(mean, statistics[0], statistics[1], count[:-1])
 
 
 def _channels_last(x: torch.Tensor | None, dims: str | None) -> torch.Tensor | None:

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from stprune.ops._registry import define, define_cuda
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import table_update as reference
 from stprune.reference.table_update import FRESH, KNOWN, SCORED, TRAINED
 
-__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update"]
-
-
-def _cuda(scores: torch.Tensor | None, *arguments: Any) -> None:
-    kernels = kernel_module("table_update")
-    if scores is None or kernels is None:
-        # Indexing asserts on the device that ids are in range, as is done here for the kernel.
-        reference.table_update(scores, *arguments)
-        return
-    index, num_samples = arguments[3], scores.numel()
-    inside = ((index >= 0) & (index < num_samples)).all()
-    torch._assert_async(inside, f"table_update: index must lie in [0, {num_samples - 1}]")
-    kernels.table_update(scores, *arguments)
+__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update", "wrong_id"]
 
 
 define(
     "table_update(Tensor(a!)? scores, Tensor(b!)? marks, Tensor(c!)? variance, Tensor(d!) count, "
-    "Tensor index, Tensor values, Tensor? entries, float beta, bool trained) -> ()",
+    "Tensor index, Tensor values, Tensor? entries, Tensor? weight, float beta, bool trained) -> ()",
     reference.table_update,
     lambda *arguments: None,
 )
-define_cuda("table_update", _cuda)
+define_cuda("table_update", by_triton("table_update", reference.table_update))
 
 
 def table_update(
@@ -44,6 +29,7 @@ def table_update(
     values: torch.Tensor,
     *,
     entries: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
     beta: float,
     trained: bool = False,
 ) -> None:
@@ -55,19 +41,32 @@ def table_update(
         marks: [n] uint8; visited entries get SCORED, FRESH and KNOWN, and TRAINED if `trained`; bits above these are the
             kernel's own. Modified.
         variance: [n] float32 running variance, or None. Modified.
-        count: [3] int64: distinct samples trained on in this epoch; a number of the kernel's own; samples of all trained
-            batches, repeats included. Modified.
+        count: [4] int64: distinct samples trained on in this epoch; a number of the kernel's own; samples of all trained
+            batches, repeats included; the largest wrong id that came on a GPU, see `wrong_id`. Modified.
         index: [B] int64 ids in [0, n); where one repeats, the last wins. Not modified.
         values: [B] float32 new scores. Not modified.
         entries: [B] int64 or None: where it is 0 the sample keeps score and variance and is not marked as scored. Not modified.
+        weight: [B] float32, what `plan_lookup` found: an id is wrong too where it is NaN; or None. Not modified.
         beta: weight of the old score.
         trained: whether the batch was trained on. Ids that were trained on in an earlier batch of the epoch are then left
             as they are.
 
     Raises:
-        RuntimeError: an id lies outside the table (on a GPU the device asserts); nothing was changed then.
+        RuntimeError: an id lies outside the table, or is not in the plan; nothing was changed then. On a GPU, where asking
+            would wait for it, wrong ids alone are left out and noted in count[3].
 
     Source:
         Eq. 5.
     """
-    torch.ops.stprune.table_update(scores, marks, variance, count, index, values, entries, beta, trained)
+    torch.ops.stprune.table_update(scores, marks, variance, count, index, values, entries, weight, beta, trained)
+
+
+def wrong_id(noted: int) -> int | None:
+    """The wrong id that a table's count[3] tells of, or None.
+
+    Example:
+        >>> from stprune.ops.table_update import wrong_id
+        >>> wrong_id(0), wrong_id(1), wrong_id(-1)
+        (None, 0, -1)
+    """
+    return noted - (noted > 0) if noted else None

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from stprune.ops import _check
-from stprune.ops._registry import define, define_cuda
-from stprune.ops._triton import kernel_module
+from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import window_stats as reference
 from stprune.reference.pruned_loss import kept_entries
 
@@ -77,12 +76,6 @@ def _moments_fake(series: torch.Tensor, null_value: float | None) -> torch.Tenso
     return series.new_empty((blocks, 4, series.shape[1]), dtype=torch.float64)
 
 
-def _cuda(series: torch.Tensor, *args: Any) -> _Two:
-    kernels = kernel_module("window_stats")
-    result: _Two = reference.window_stats(series, *args) if kernels is None else kernels.window_stats(series, *args)
-    return result
-
-
 define(
     "window_stats(Tensor series, int history, int horizon, int stride, int phase, float? null_value, "
     "Tensor inverse_std, bool per_node) -> (Tensor, Tensor)",
@@ -90,7 +83,7 @@ define(
     _fake,
 )
 define("node_moments(Tensor series, float? null_value) -> Tensor", reference.node_moments, _moments_fake)
-define_cuda("window_stats", _cuda)
+define_cuda("window_stats", by_triton("window_stats", reference.window_stats))
 
 
 def window_stats(

@@ -15,7 +15,7 @@ def node_words(window: torch.Tensor, num_nodes: int, seed: int, epoch: int) -> t
     """The word of every node in every window: [B] int64 -> [B, num_nodes] int64 in [0, 2^32)."""
     c = torch.arange(16 * -(-num_nodes // 64), dtype=torch.int64, device=window.device)
     window = window.unsqueeze(1)
-    fourth = NODES | (window >> 32) << 8
+    fourth = NODES | ((window >> 32) << 8) & MASK_32
     four = philox4x32((c, window & MASK_32, epoch, fourth), split_seed(seed), window.device)
     return torch.stack(four, 1).view(len(window), 4, len(c) // 16, 16).transpose(1, 2).flatten(1)[:, :num_nodes]
 

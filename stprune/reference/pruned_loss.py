@@ -116,9 +116,10 @@ def pruned_loss(
     temporal: float,
     column_means: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count [B] of [B, T, ...] inputs.
+    """The weighted batch loss []; loss [B]; spatial, temporal and score [3, B]; count of [B, T, ...] inputs, [B + 1].
 
-    Then, if asked for, the mean of |e| over time of every column [B, F], NaN where it has no entries; else [0].
+    The last count is the sum of the others. Then, if asked for, the mean of |e| over time of every column [B, F], NaN where it
+    has no entries; else [0].
     """
     name = LOSSES[loss]
     error, t, kept, _ = _residual(prediction, target, mask, affine, null_value, null_tolerance, name, parameter)
@@ -142,7 +143,8 @@ def pruned_loss(
         weighted = torch.where(kept, term * column_weight.double()[:, None], 0.0).sum((1, 2))
     if weight is not None:
         weighted = torch.where(count > 0, weighted * weight.double(), 0.0)
-    value = weighted.sum() / count.sum().clamp(min=1)
+    number = count.sum()
+    value = weighted.sum() / number.clamp(min=1)
     mean = total / count.clamp(min=1)
     spreads = spread(u, kept, 1), spread(u, kept, 2)
     score = mean
@@ -151,7 +153,8 @@ def pruned_loss(
         score = score + factor * term if factor > 0.0 else score
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     column_mean = u.sum(1) / kept.sum(1) if column_means else u.new_empty((0,))
-    return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), count, column_mean.to(dtype)
+    counts = torch.cat([count, number.view(1)])
+    return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), counts, column_mean.to(dtype)
 
 
 def pruned_loss_backward(
@@ -174,9 +177,10 @@ def pruned_loss_backward(
     """Gradients of grad_value * value + sum_b grad_loss[b] * loss[b]; that of the target is [0] unless asked for."""
     name = LOSSES[loss]
     error, t, kept, a = _residual(prediction, target, mask, affine, null_value, null_tolerance, name, parameter)
+    count, number = count[:-1], count[-1]
     scale = torch.zeros_like(count, dtype=torch.float64)[:, None, None]
     if grad_value is not None:
-        share = grad_value.double() / count.sum().clamp(min=1)
+        share = grad_value.double() / number.clamp(min=1)
         share = share if weight is None else share * weight.double()[:, None, None]
         scale = scale + (share if column_weight is None else share * column_weight.double()[:, None])
     if grad_loss is not None:

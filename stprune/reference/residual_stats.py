@@ -24,7 +24,7 @@ def residual_stats(
     """Loss, spatial and temporal spread and count of every sample of [B, T, ...] prediction and target."""
     options = (mask, None, None, None, None, null_value, null_tolerance, loss, parameter, 0.0, 0.0, False)
     _, mean, statistics, count, _ = fused.pruned_loss(prediction, target, *options)
-    return mean, statistics[0], statistics[1], count
+    return mean, statistics[0], statistics[1], count[:-1]
 
 
 def node_stats(

@@ -17,30 +17,68 @@ def table_update(
     index: torch.Tensor,
     values: torch.Tensor,
     entries: torch.Tensor | None,
+    weight: torch.Tensor | None,
     beta: float,
     trained: bool,
 ) -> None:
     """Move the visited samples to `beta * old + (1 - beta) * new`, mark them, and count them if they were trained on."""
     if (index.dtype, values.dtype) != (torch.int64, torch.float32) or index.dim() != 1 or values.shape != index.shape:
         raise RuntimeError("table_update: index [B] must be int64 and values [B] float32")
-    if scores is not None and index.device.type == "cpu" and index.numel():
-        low, high = (int(bound) for bound in torch.aminmax(index))
-        if low < 0 or high >= scores.numel():
-            bad = low if low < 0 else high
-            raise RuntimeError(f"table_update: index must lie in [0, {scores.numel() - 1}], got {bad}")
+    if index.device.type == "cpu":
+        if scores is not None and index.numel():
+            low, high = (int(bound) for bound in torch.aminmax(index))
+            if low < 0 or high >= scores.numel():
+                bad = low if low < 0 else high
+                raise RuntimeError(f"table_update: index must lie in [0, {scores.numel() - 1}], got {bad}")
+        if weight is not None and bool(weight.isnan().any()):
+            raise RuntimeError(f"table_update: index must hold ids of the plan, got {int(index[weight.isnan()][0])}")
+    update_known(scores, marks, variance, count, index, values, entries, weight, beta, trained)
+
+
+def update_known(
+    scores: torch.Tensor | None,
+    marks: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    count: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    entries: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    beta: float,
+    trained: bool,
+) -> None:
+    """The same where asking for a wrong id would wait for the device: the largest one is noted in count[3], and left out.
+
+    An id is noted as itself, or as the number after it if it is not negative, as 0 means none. A negative one is larger than
+    all others, as it is for a kernel that takes it for a number without a sign.
+    """
     if trained:
         count[2] += index.numel()
-    if scores is None or marks is None:
+    if index.numel() == 0:
         return
+    known = torch.ones_like(index, dtype=torch.bool) if weight is None else ~weight.isnan()
+    if scores is not None:
+        known &= (index >= 0) & (index < scores.numel())
+    sign = torch.iinfo(torch.int64).min
+    noted = torch.where(known, 0, index + (index >= 0)) ^ sign
+    count[3] = torch.maximum(noted.amax(), count[3] ^ sign) ^ sign
+    if scores is None or marks is None or scores.numel() == 0:
+        return
+    # A wrong id's place is taken by the last right one, which writes what it writes anyway.
+    places = torch.arange(index.numel(), device=index.device)
+    some, stand_in = known.any(), torch.where(known, places, 0).amax()
+    at = torch.where(known, places, stand_in)
+    index = torch.where(some, index[at], 0)
     # Of equal ids the last stands for all: parallel writers of one id then all write the same bits.
-    last = last_of_each(index)
+    last = at[last_of_each(index)]
     new, old, mark = values[last], scores[index], marks[index]
-    left = torch.zeros_like(index, dtype=torch.bool)
+    left = (~some).expand(index.shape)
     if trained:
-        left = (mark & TRAINED) != 0
-        first = last == torch.arange(index.numel(), device=index.device)
+        left = left | ((mark & TRAINED) != 0)
+        first = last == places
         count[0] += (first & ~left).sum()
-        marks[index] = mark | TRAINED
+        mark = torch.where(some, mark | TRAINED, mark)
+        marks[index] = mark
     scored = ~left if entries is None else ~left & (entries[last] > 0)
     # A score that is not finite is replaced, never averaged.
     smooth = torch.isfinite(old)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import shutil
-import sys
 import textwrap
-from typing import Any
+from dataclasses import replace
 
 from stprune.study import machine
 from stprune.study.families import FAMILIES
 from stprune.study.grid import Grid
+from stprune.study.progress import Bar
 from stprune.study.rows import Row
-from stprune.study.run import ROWS, run
+from stprune.study.run import ROWS, num_nodes, run
 from stprune.study.sentences import headline, sentences
 from stprune.study.summary import Cell, summarize
 
@@ -53,81 +53,54 @@ def run_study(
     for module in ("tqdm", "matplotlib", "jinja2"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(f"stprune {command}: needs {module}; install it with `pip install 'stprune[study]'`")
-    device = str(machine.choose_device(device))
+    where = machine.choose_device(device)
+    grid = replace(grid, device=machine.device_name(where))
     processes = min(8, machine.cores()) if processes is None else processes
-    with _Progress() as progress:
-        rows = run(grid, folder, processes=processes, minutes=minutes, device=device, report=progress.take)
+    with Bar() as bar:
+        rows = run(grid, folder, processes=processes, minutes=minutes, device=str(where), report=bar.show)
     own = grid.own(rows)
     if not own:
-        raise RuntimeError(f"no run has finished in {folder}: give it more --minutes")
-    print(_write(own, grid, folder), flush=True)
+        raise RuntimeError(f"no run has finished in {folder} on {grid.device}: give it more --minutes")
+    left = grid.pending(rows, num_nodes).left.total()
+    unfinished = f"Unfinished: {left:,} of {len(own) + left:,} runs are still to be made, and nothing can be concluded yet."
+    doubt = " ".join(text for text in (grid.note, unfinished * bool(left)) if text)
+    print(_write(own, grid.title, doubt, folder), flush=True)
     if len(own) < len(rows):
         print(f"Left out: {len(rows) - len(own)} rows of other grids in {folder / ROWS}.", flush=True)
     return own
 
 
-def page(rows: list[Row], title: str, note: str = "") -> str:
-    """The report of some rows, with the sources of their families; see `stprune.study.report.render`."""
+def page(rows: list[Row], title: str, doubt: str = "") -> str:
+    """The report of some rows, with the sources of their families; see `stprune.study.report.render`.
+
+    Args:
+        rows: of a study.
+        title: heading.
+        doubt: why nothing can be concluded from them, which stands first; "" where something can.
+    """
     from stprune.study import report
 
     sources = dict.fromkeys(source for row in rows if (source := FAMILIES[row.spec.family].source))
-    return report.render(rows, LABELS, title=title, note=note, sources=tuple(sources))
+    return report.render(rows, LABELS, title=title, note=doubt, firm=not doubt, sources=tuple(sources))
 
 
-def _write(rows: list[Row], grid: Grid, folder: pathlib.Path) -> str:
+def _write(rows: list[Row], title: str, doubt: str, folder: pathlib.Path) -> str:
     """Write report and table, and return what the terminal shows."""
     from stprune.study import table
 
-    (folder / "report.html").write_text(page(rows, grid.title, grid.note), encoding="utf-8")
-    (folder / "table.md").write_text(table.markdown(rows, LABELS), encoding="utf-8")
+    (folder / "report.html").write_text(page(rows, title, doubt), encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(rows, LABELS, doubt=doubt), encoding="utf-8")
     study = summarize(rows, LABELS)
-    parts = [grid.note, *(_cell(cell) for cell in study.cells)] if len(study.cells) == 1 else [grid.note, *headline(study)]
+    one, firm = len(study.cells) == 1, not doubt
+    parts = [doubt, *(_cell(cell, firm) for cell in study.cells)] if one else [doubt, *headline(study, firm=firm)]
     closing = f"Report: {folder / 'report.html'}, table: {folder / 'table.md'}, rows: {folder / ROWS}"
     return "\n".join(part for part in (*parts, closing) if part)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, firm: bool) -> str:
     from stprune.study import table
 
     width = min(120, shutil.get_terminal_size().columns)
     layout, _ = table.texts(cell)
-    found = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences(cell)]
+    found = [textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences(cell, firm=firm)]
     return "\n\n".join([f"\n{table.as_text(cell)}", textwrap.fill(table.legend(layout), width), "\n".join(found), ""])
-
-
-class _Progress:
-    """A bar of runs, with what the last one gave; it appears when the study begins."""
-
-    _bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def take(self, row: Row | None, done: int, total: int) -> None:
-        """A run has finished; None: the study begins, with so many runs done before."""
-        from tqdm import tqdm
-
-        if row is None:
-            lines = sys.stderr.isatty()
-            self._bar = tqdm(
-                unit="run",
-                initial=done,
-                total=max(total, done),
-                dynamic_ncols=lines,
-                mininterval=0.2 if lines else 15.0,
-                bar_format="{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} runs [{elapsed} < {remaining}{postfix}]",
-            )
-            return
-        spec = row.spec
-        drawn = f", {spec.num_drawn} nodes" if spec.num_drawn else ""
-        self._bar.set_postfix_str(
-            f"{spec.family} on {spec.data}, {spec.model}, batch {spec.batch_size}{drawn}, seed {spec.seed}: "
-            f"val MAE {row.best_mae:.4g}, {row.seconds:.0f} s",
-            refresh=False,
-        )
-        self._bar.total = max(total, done)
-        self._bar.update(done - self._bar.n)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from stprune.study.families import FAMILIES
 from stprune.study.results import USUAL_BATCH
@@ -32,6 +33,8 @@ def base_rate(model: str, optimizer: str) -> float:
 @dataclass(frozen=True)
 class Block:
     """A part of a study: every series with every model and every family, tuned with equal care.
+
+    benchmarks/README.md has its fields, as the keys of a grid file, in a table.
 
     Attributes:
         data: series, as `stprune.study.series.load` reads them.
@@ -122,6 +125,18 @@ class Block:
         )
 
 
+class Pending(NamedTuple):
+    """What is left of a study.
+
+    Attributes:
+        specs: without a row, each once, in the order in which they are to be run.
+        left: runs still to be made by series, as far as is known: a search may need more learning rates.
+    """
+
+    specs: list[Spec]
+    left: Counter[str]
+
+
 @dataclass(frozen=True)
 class Grid:
     """All blocks of a study.
@@ -130,13 +145,15 @@ class Grid:
         blocks: in the order in which they are run.
         title: heading of the report.
         note: a sentence that the report and the terminal show first.
+        device: name of the device that the runs are made on; rows of another one are another grid's.
     """
 
     blocks: tuple[Block, ...]
     title: str = "Pruned training against full training at its best"
     note: str = ""
+    device: str = "cpu"
 
-    def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> list[Spec]:
+    def pending(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> Pending:
         """What can be run now, given what was run: the first stage of every family first, then the next.
 
         Args:
@@ -144,28 +161,23 @@ class Grid:
             num_nodes: nodes of a series by its name.
 
         Returns:
-            Specs without a row, each once, in the order in which they are to be run.
+            What can be run, and how many runs are still to be made.
         """
-        found: dict[Spec, int] = {}
-        for number, stage, specs, _ in self._searches(rows, num_nodes):
-            for spec in specs:
-                found.setdefault(spec, number * 10 + stage)
-        return sorted(found, key=found.__getitem__)
-
-    def left(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> int:
-        """Runs that are still to be made, as far as is known: a search may need more learning rates."""
-        return sum(left for *_, left in self._searches(rows, num_nodes))
-
-    def _searches(self, rows: Sequence[Row], num_nodes: Callable[[str], int]) -> Iterator[tuple[int, int, list[Spec], int]]:
-        """Block, stage, what can be run now, and runs still to be made, of every family of every cell."""
         done = {row.spec: row for row in rows}
+        found: dict[Spec, int] = {}
+        counts: Counter[str] = Counter()
         for number, block in enumerate(self.blocks):
-            for search in _searches(block, num_nodes):
-                yield number, *search.next(done)
+            for search in _searches(block, num_nodes, self.device):
+                stage, specs, left = search.next(done)
+                counts[search.settings[0].data] += left
+                for spec in specs:
+                    found.setdefault(spec, number * 10 + stage)
+        return Pending(sorted(found, key=found.__getitem__), counts)
 
     def own(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of cells, families and budgets that the grid asks for: its folder may hold those of another grid."""
-        return [row for row in rows if any(block.asks_for(row.spec) for block in self.blocks)]
+        """The rows of cells, families, budgets and device of the grid: its folder may hold those of another one."""
+        mine = [row for row in rows if row.spec.device == self.device]
+        return [row for row in mine if any(block.asks_for(row.spec) for block in self.blocks)]
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Grid:
@@ -271,13 +283,13 @@ def _validation(row: Row) -> float:
     return math.inf if row.diverged else row.best_mae
 
 
-def _searches(block: Block, num_nodes: Callable[[str], int]) -> Iterator[_Search]:
+def _searches(block: Block, num_nodes: Callable[[str], int], device: str) -> Iterator[_Search]:
     for data in block.data:
         for model in block.models:
             for optimizer in block.optimizers:
                 for schedule in block.rate_schedules:
                     rate = base_rate(model, optimizer)
-                    base = Spec(data, model, "full", 1, rate, block.cost, 0, 1.0, block.dim, schedule, optimizer)
+                    base = Spec(data, model, "full", 1, rate, block.cost, 0, 1.0, block.dim, schedule, optimizer, device=device)
                     for name in block.families:
                         settings = tuple(dict.fromkeys(_settings(block, replace(base, family=name), num_nodes(data))))
                         curve = block.curve if name in block.curve_families else ()

@@ -16,19 +16,14 @@ import stprune
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything a result depends on; "not installed" for an absent Triton."""
-    try:
-        import triton
-
-        triton_version = str(triton.__version__)
-    except ImportError:
-        triton_version = "not installed"
+    """Versions of everything a result depends on; for a Triton that is absent or cannot be imported, that."""
+    triton = stprune.library_status()["triton"]
     return {
         "stprune": stprune.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
-        "triton": triton_version,
+        "triton": triton.version or triton.reason,
     }
 
 

@@ -13,7 +13,7 @@ from stprune.study import figures, table
 from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, less, percent, scope, sentences
-from stprune.study.summary import FULL, Cell, Labels, Study, group_name, summarize
+from stprune.study.summary import FULL, Cell, Group, Labels, Study, group_name, summarize
 
 TITLE = "Pruned training against full training at its best"
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -56,6 +56,7 @@ def render(
     *,
     title: str = TITLE,
     note: str = "",
+    firm: bool = True,
     predictions: Sequence[tuple[str, float, float]] = (),
     sources: Sequence[str] = (),
 ) -> str:
@@ -66,6 +67,7 @@ def render(
         labels: name of every family -> (label for people, kind), in the report's order.
         title: heading of the page.
         note: a sentence that stands before all findings, for instance that a quick run proves nothing.
+        firm: False where the runs are too small or too few for any comparison: then no sentence makes one.
         predictions: (series, predicted, measured) shares of full training's time until its best validation MAE.
         sources: where series and methods come from, for the footer.
 
@@ -76,7 +78,7 @@ def render(
         ValueError: there are no rows, or a family has no label.
     """
     study = summarize(rows, labels)
-    cards, place = _cards(study)
+    cards, place = _cards(study) if firm else ([], "")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -86,10 +88,10 @@ def render(
         note=note,
         cards=cards,
         place=place,
-        findings=_findings(study),
+        findings=_findings(study, firm),
         pictures=_pictures(study, predictions),
         groups=[(group_name(group), cells, table.matrix(cells, study)) for group, cells in study.groups.items()],
-        cells=[(cell, sentences(cell), *table.texts(cell)) for cell in study.cells],
+        cells=[(cell, sentences(cell, firm=firm), *table.texts(cell)) for cell in study.cells],
         group_name=group_name,
         definitions=DEFINITIONS,
         conditions=_conditions(study),
@@ -97,8 +99,10 @@ def render(
     ) + "\n"  # fmt: skip
 
 
-def _findings(study: Study) -> list[str]:
-    return headline(study)[1:] if len(study.cells) > 1 else sentences(study.cells[0])
+def _findings(study: Study, firm: bool) -> list[str]:
+    if len(study.cells) == 1:
+        return sentences(study.cells[0], firm=firm)
+    return headline(study, firm=firm)[1:]
 
 
 def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
@@ -128,7 +132,7 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
     shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
     several = {group for group, cells in shown.items() if any(len(f.results) > 1 for cell in cells for f in cell.families)}
 
-    def each(draw: Callable[[Sequence[Cell]], str], groups: Iterable[tuple[str, int, str, str]]) -> tuple[tuple[str, str], ...]:
+    def each(draw: Callable[[Sequence[Cell]], str], groups: Iterable[Group]) -> tuple[tuple[str, str], ...]:
         return tuple((group_name(group), _uri(draw(shown[group]))) for group in groups if shown[group])
 
     found = [
@@ -188,6 +192,7 @@ def _conditions(study: Study) -> list[tuple[str, str]]:
             f"{hours:.2g} hours of training in {len(rows):,} runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}",
         ),
         ("Costs", _values(spec.cost for spec in specs)),
+        ("Beyond them", table.beyond_budget(study)),
         ("Batches", _values(spec.batch_size for spec in specs)),
         ("Nodes drawn", _values(spec.num_drawn for spec in specs if spec.num_drawn) or "all"),
         ("Windows kept", _values(spec.keep_ratio for spec in specs)),

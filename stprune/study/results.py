@@ -67,6 +67,11 @@ class Change:
         return _stat(self.values).sd
 
     @property
+    def single(self) -> bool:
+        """There is one seed, from which nothing can be concluded."""
+        return len(self.values) == 1
+
+    @property
     def half_width(self) -> float | None:
         """Half of the 95% t interval of the mean, None for one seed.
 
@@ -152,6 +157,11 @@ class Result:
         return self.stat(lambda row: row.steps).mean
 
     @property
+    def overspent(self) -> float:
+        """Pairs trained on beyond the budget, mean over the seeds, in % of it: the last step of a run is whole."""
+        return overspent(self.runs)
+
+    @property
     def time(self) -> Stat:
         """Processor seconds of a run; wall seconds on a GPU."""
         return self.stat(seconds)
@@ -160,6 +170,11 @@ class Result:
     def by_seed(self) -> dict[int, Row]:
         """The runs."""
         return {row.spec.seed: row for row in self.runs}
+
+
+def overspent(rows: Sequence[Row]) -> float:
+    """Pairs trained on beyond the budget, mean over rows, in % of it."""
+    return 100 * statistics.fmean(row.cost / row.spec.cost - 1 for row in rows)
 
 
 def seconds(row: Row, point: Point | None = None) -> float:

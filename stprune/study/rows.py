@@ -43,7 +43,8 @@ class Row:
         seconds, cpu_seconds: of training, planning and scoring included, validation not. A run has one thread.
         plan_seconds: of `seconds`, deciding what to train on: plans, draws of nodes.
         loss_seconds: of `seconds`, loss, scores and table update, forward only.
-        num_bytes: bytes of history and horizon that the steps read.
+        num_bytes: bytes that the steps needed: the history of all nodes that were computed, and the horizon of those that enter
+            the loss ("nodes-roots" computes neighbours that do not).
         best_mae: lowest validation MAE; the test errors are those of the weights that had it.
         mae, rmse, mape: test errors over all windows and nodes of the test part; mape in %.
         horizon_mae: test MAE of every predicted step.

@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import torch
 
 from stprune.study import rows as storage
 from stprune.study.grid import Grid
+from stprune.study.machine import device_name
 from stprune.study.problem import Problem, prepare
+from stprune.study.progress import State, TimeLeft
 from stprune.study.rows import Row
 from stprune.study.series import load
 from stprune.study.spec import Spec
@@ -36,7 +39,7 @@ def run(
     processes: int = 1,
     minutes: float | None = None,
     device: str = "cpu",
-    report: Callable[[Row | None, int, int], None] = lambda row, done, total: None,
+    report: Callable[[State], None] = lambda state: None,
 ) -> list[Row]:
     """Make the runs of a grid that have no row yet.
 
@@ -45,8 +48,8 @@ def run(
         folder: of rows.jsonl; made where absent. One study at a time runs in a folder.
         processes: runs side by side, each with one thread.
         minutes: no run is begun after so many; None for no limit.
-        device: where the runs train.
-        report: called with a finished run's row (None at the start), the number of finished runs and of all.
+        device: where the runs train, which is the grid's device from then on.
+        report: called with every finished run, and with what runs then.
 
     Returns:
         All rows of the folder, in the order in which they were finished.
@@ -59,25 +62,34 @@ def run(
         raise ValueError(f"study: processes must be at least 1, got {processes}")
     if minutes is not None and not minutes >= 0:
         raise ValueError(f"study: minutes must not be negative, got {minutes}")
+    grid = replace(grid, device=device_name(torch.device(device)))
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         path = folder / ROWS
         rows = storage.read(path)
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        open_specs = grid.pending(rows, num_nodes)
-        report(None, len(rows), len(rows) + grid.left(rows, num_nodes))
-        if not open_specs or minutes == 0:
+        specs, left = grid.pending(rows, num_nodes)
+        clock = TimeLeft(processes)
+
+        def tell(last: Row | None) -> None:
+            seconds = clock.seconds(grid.own(rows), left)
+            report(State(len(rows), len(rows) + left.total(), tuple(running.values()), last, seconds))
+
+        running: dict[Future[Row], Spec] = {}
+        tell(None)
+        if not specs or minutes == 0:
             return rows
         with _workers(processes) as pool:
-            running: dict[Future[Row], Spec] = {}
             while True:
                 late = deadline is not None and time.monotonic() > deadline
                 taken = set(running.values())
-                waiting = [] if late else [spec for spec in open_specs if spec not in taken]
+                waiting = [] if late else [spec for spec in specs if spec not in taken]
                 for spec in waiting[: processes - len(running)]:
                     running[pool.submit(_train, spec, device)] = spec
+                    clock.began(spec)
                 if not running:
                     return rows
+                tell(None)
                 try:
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
@@ -85,11 +97,12 @@ def run(
                         del running[future]
                         storage.append(path, [row])
                         rows.append(row)
-                        report(row, len(rows), len(rows) + grid.left(rows, num_nodes))
+                        clock.finished(row)
+                        specs, left = grid.pending(rows, num_nodes)
+                        tell(row)
                 except BrokenProcessPool:
                     names = ", ".join(f"{spec.family} on {spec.data}" for spec in running.values())
                     raise RuntimeError(f"study: a process was killed while it ran {names}; finished runs are kept") from None
-                open_specs = grid.pending(rows, num_nodes)
 
 
 @contextlib.contextmanager

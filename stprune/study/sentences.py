@@ -10,6 +10,7 @@ from stprune.study.summary import FULL, Cell, Family, Study
 
 MANY_NODES = 600
 SOFT_RANDOM = "soft-random"
+ONE_SEED = "From one seed nothing can be concluded."
 _SAME_STEPS = 0.05  # numbers of steps that differ by at most this share count as equal
 
 
@@ -34,15 +35,18 @@ def signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}%"
 
 
-def sentences(cell: Cell) -> list[str]:
+def sentences(cell: Cell, *, firm: bool = True) -> list[str]:
     """State what the runs of one cell show, also where pruning loses.
 
     Args:
         cell: of a study.
+        firm: False where the runs are too small or too few for any comparison: then none is made.
 
     Returns:
         One or two sentences per finding.
     """
+    if not firm:
+        return [*_overhead(cell), *_diverged(cell)]
     full = cell.full
     if full is None:
         found = ["There is no run of full training at this budget, so that nothing can be weighed against it."]
@@ -50,22 +54,22 @@ def sentences(cell: Cell) -> list[str]:
     found = [_batch(cell, full), *_judgement(cell), *_nodes(cell), *_samplers(cell), *_windows(cell)]
     found += [*_tail(cell), *_sixth(cell), *_overhead(cell), *_diverged(cell)]
     if any(family.result and len(family.result.runs) == 1 for family in cell.families):
-        found.append(
-            f"Where there is one seed, differences below about {SEED_NOISE:.0f}% of the MAE can be chance, and are called no "
-            "difference."
-        )
+        found.insert(0, f"One seed proves nothing: differences below about {SEED_NOISE:.0f}% of the MAE can be chance.")
     return found
 
 
-def headline(study: Study) -> list[str]:
+def headline(study: Study, *, firm: bool = True) -> list[str]:
     """The study's first sentences: what drawing nodes gains over the best full training, with many and with few nodes.
 
     Args:
         study: of any number of cells.
+        firm: as in `sentences`.
 
     Returns:
-        Sentences; where no cell has both full training and drawn nodes, only what was run.
+        Sentences; where nothing can be compared, or is to be, only what was run.
     """
+    if not firm:
+        return [scope(study)]
     found = []
     for cells, name in (
         ([cell for cell in study.cells if cell.num_nodes >= MANY_NODES], f"{MANY_NODES} nodes or more"),
@@ -113,7 +117,7 @@ def scope(study: Study) -> str:
     return (
         f"{len(rows):,} runs: {_count(len(names), 'series', 'series')}{cut}, {_count(len(models), 'model')}, "
         f"{_count(len(study.labels), 'family', 'families')} of methods, each at its best setting, {seeds}, budgets of {budget} "
-        "over the training part."
+        f"over the training part.{f' {ONE_SEED}' * (high == 1)}"
     )
 
 
@@ -136,6 +140,26 @@ def less(share: float) -> str:
     return f"{1 / share:.1f} times less" if share <= 0.95 else f"{share:.2f} times as much"
 
 
+def spent(cost: float, time: float) -> str:
+    """Shares of full training's cost and time in words, which say plainly where one of them is no saving.
+
+    Example:
+        >>> spent(0.5, 0.4)
+        'for 2.0 times less cost and 2.5 times less time'
+        >>> spent(0.5, 1.55)
+        'for 2.0 times less cost, but that took longer: 1.55 times as much time'
+        >>> spent(1.2, 0.8)
+        'in 1.2 times less time, but for more: 1.20 times as much cost'
+        >>> spent(1.2, 1.1)
+        'but only for more: 1.20 times as much cost and 1.10 times as much time'
+    """
+    if cost <= 1 < time:
+        return f"for {less(cost)} cost, but that took longer: {less(time)} time"
+    if time <= 1 < cost:
+        return f"in {less(time)} time, but for more: {less(cost)} cost"
+    return f"{'but only for more: ' if cost > 1 else 'for '}{less(cost)} cost and {less(time)} time"
+
+
 def _gain(drawing: Sequence[Family]) -> str:
     changes = [family.result.change for family in drawing if family.result and family.result.change]
     reached = [family.reach for family in drawing if family.reach]
@@ -149,8 +173,8 @@ def _gain(drawing: Sequence[Family]) -> str:
         # Ratios are averaged by their logarithms, so that 2 times less and 2 times more cancel.
         cost, time = (statistics.geometric_mean([getattr(r, name) for r in reached]) for name in ("cost", "time"))
         texts.append(
-            f"It reached full training's best validation MAE in {len(reached)} of {len(drawing)}, there for {less(cost)} cost "
-            f"and {less(time)} time (geometric mean)."
+            f"It reached full training's best validation MAE in {len(reached)} of {len(drawing)}, there {spent(cost, time)} "
+            "(geometric mean)."
         )
     else:
         texts.append("It never reached full training's best validation MAE.")
@@ -175,11 +199,13 @@ def _batch(cell: Cell, full: Result) -> str:
 
 
 def sorted_out(changes: Iterable[tuple[str, Change]]) -> str:
-    """Which changes are better, no different and worse."""
-    groups: dict[str, list[str]] = {"better": [], "no different within the seeds": [], "worse": []}
+    """Which changes are better, no different and worse; of one seed, only how large they are."""
+    several = "better", "no different within the seeds", "worse"
+    one = tuple(f"{word} {SEED_NOISE:.0f}% on one seed" for word in ("lower by more than", "within", "higher by more than"))
+    groups: dict[str, list[str]] = {word: [] for word in (*several, *one)}
     for label, change in changes:
-        word = "better" if change.better else "worse" if change.worse else "no different within the seeds"
-        groups[word].append(f"{label} ({percent(change)})")
+        words = one if change.single else several
+        groups[words[0 if change.better else 2 if change.worse else 1]].append(f"{label} ({percent(change)})")
     return "; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items() if names)
 
 
@@ -194,7 +220,9 @@ def _nodes(cell: Cell) -> list[str]:
         return []
     change = drawing.result.change
     rival = "a smaller batch" if cell.full and cell.full.setting.batch_size < USUAL_BATCH else "full training at its best batch"
-    if change.better:
+    if change.single:
+        text = f"At equal cost drawing nodes ({drawing.label}) gave {percent(change)} against {rival} on one seed."
+    elif change.better:
         text = f"At equal cost drawing nodes ({drawing.label}) gains beyond {rival}: {percent(change)}."
     else:
         word = "better than" if change.outside else "the same as"
@@ -202,7 +230,7 @@ def _nodes(cell: Cell) -> list[str]:
     if drawing.reach is None:
         return [text + " It did not reach full training's best validation MAE on every seed."]
     reach = drawing.reach
-    text += f" It reached full training's best validation MAE for {less(reach.cost)} cost and {less(reach.time)} time."
+    text += f" It reached full training's best validation MAE {spent(reach.cost, reach.time)}."
     if drawing.equal_time:
         text += f" In equal time its test MAE is {percent(drawing.equal_time)}."
     return [text]
@@ -215,7 +243,7 @@ def _samplers(cell: Cell) -> list[str]:
     if not changes or uniform is None:
         return []
     text = f"Other ways of drawing nodes against {uniform.label} - {sorted_out(changes)}."
-    if not any(change.better for _, change in changes):
+    if not any(change.better or change.single for _, change in changes):
         text += " None of them beats it."
     return [text]
 
@@ -233,7 +261,7 @@ def _windows(cell: Cell) -> list[str]:
     if not changes:
         return []
     text = f"Against soft random with as many optimizer steps - {sorted_out(changes)}."
-    if not any(change.better for _, change in changes):
+    if not any(change.better or change.single for _, change in changes):
         text += " So here no choice of windows beats keeping them at random."
     return [text]
 

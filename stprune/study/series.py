@@ -23,12 +23,13 @@ _VALUES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("nodes", "days", "steps", "stride", "per_day"), (int, 1, math.inf)),
     "seed": (int, 0, math.inf),
     "r": (float, 0, 1),
+    "incidents": (float, 0, 1),
     "null": (float, -math.inf, math.inf),
 }
 _OPTIONS = {
     "simbench": ("nodes", "steps", "stride", "null"),
     "demand": ("nodes", "days", "steps", "seed", "null"),
-    "traffic": ("nodes", "days", "steps", "per_day", "r", "seed", "null"),
+    "traffic": ("nodes", "days", "steps", "per_day", "r", "incidents", "seed", "null"),
     "path": ("nodes", "steps", "stride", "null", "per_day"),
 }
 _MINUTES = {"min": 1, "h": 60, "day": 1440}
@@ -99,7 +100,7 @@ def load(data: str) -> Series:
     | --- | --- | --- |
     | `simbench` | 192 load profiles, a year of quarter hours | nodes, steps, stride, null |
     | `demand` | generated demand, 64 nodes x 120 days of quarter hours | nodes, days, steps, seed, null |
-    | `traffic` | generated traffic on roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, seed, null |
+    | `traffic` | generated roads, 900 nodes x 28 days, see `traffic` | nodes, days, steps, per_day, r, incidents, seed, null |
     | path | file or folder that `stprune.read_series` reads, channel 0 | nodes, steps, stride, null, per_day |
 
     `nodes=K`: so many nodes, evenly spaced in the file's order. `steps=K`: the first so many steps. `stride=K`: every K-th
@@ -212,8 +213,9 @@ def _traffic(options: dict[str, Any]) -> Series:
     per_day, seed = options.pop("per_day", 96), options.pop("seed", 0)
     steps = options.pop("steps", per_day * options.pop("days", 28))
     nodes, r = options.pop("nodes", 900), options.pop("r", 0.1)
-    found = traffic(num_nodes=nodes, num_steps=steps, steps_per_day=per_day, r=r, seed=seed)
-    source = f"generated traffic, r {r:g}, seed {seed}"
+    incidents = options.pop("incidents", 0.01)
+    found = traffic(num_nodes=nodes, num_steps=steps, steps_per_day=per_day, r=r, incidents=incidents, seed=seed)
+    source = f"generated traffic, r {r:g}, {incidents:g} incidents a node and day, seed {seed}"
     return _series(found.values, counted_calendar(steps, per_day), per_day, source, edges=found.edges)
 
 
@@ -247,29 +249,6 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series
     source = f"{meta['source']}; licence: {meta.get('licence', 'not stated')}" if "source" in meta else f"read from {path.name}"
     edges = None if found.adjacency is None else Edges.of(found.adjacency)
     return _series(values, calendar, per_day, source, found.node_ids, first=first, edges=edges)
-
-
-def repeated_nodes(values: FloatArray) -> tuple[int, int]:
-    """Count nodes that hold nothing new, since they make drawing nodes look better than it is.
-
-    Args:
-        values: [time, node] float32; NaN counts as the node's mean. At most 8,192 evenly spaced steps are looked at.
-
-    Returns:
-        How many nodes are constant, and how many others are an earlier node up to scale and offset (correlation above
-        0.9999 in size).
-    """
-    some = values[:: -(-len(values) // 8192)].astype(np.float64)
-    seen = np.isfinite(some)
-    mean = np.where(seen, some, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    some = np.where(seen, some - mean, 0.0)
-    spread = np.sqrt(np.square(some).mean(axis=0))
-    # Rounding leaves a constant node a spread of about 1e-8 of its level.
-    constant = spread <= 1e-6 * np.abs(mean)
-    some = some[:, ~constant] / spread[~constant]
-    correlation = some.T @ some / len(some)
-    copies = (np.abs(np.tril(correlation, -1)) > 0.9999).any(axis=1)
-    return int(constant.sum()), int(copies.sum())
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Spec:
         optimizer: one of `OPTIMIZERS`.
         cost: budget: pairs trained on, as a multiple of the pairs of the training part.
         seed: of initial weights, orders and draws.
+        device: name of the device that it runs on, as `stprune.study.machine.device_name` gives it: times and last bits of
+            another device are another run's.
     """
 
     data: str
@@ -43,14 +45,19 @@ class Spec:
     rate_schedule: str = "cosine"
     optimizer: str = "adam"
     seed: int = 0
+    device: str = "cpu"
 
     @property
     def key(self) -> str:
         """Short name that tells this spec from every other one."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.device == "cpu":
+            del values["device"]  # keys of the CPU are older than this field
+        text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Spec:
-        """The spec among the values of a row."""
+        """The spec among the values of a row; a row without a device was made on the CPU."""
+        values = {"device": "cpu"} | values
         return cls(**{field.name: values[field.name] for field in fields(cls)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from stprune.study.results import USUAL_BATCH, Change, Reach, Result, best, compare, equal_time, overhead, reach, sixth
 from stprune.study.rows import Row
@@ -12,6 +13,16 @@ from stprune.study.rows import Row
 FULL = "full"
 UNIFORM = "nodes-uniform"
 Labels = Mapping[str, tuple[str, str]]
+
+
+class Group(NamedTuple):
+    """What cells that stand in one table share, as in the specs."""
+
+    model: str
+    dim: int
+    optimizer: str
+    rate_schedule: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,11 @@ class Family:
 
 @dataclass(frozen=True)
 class Cell:
-    """All runs of one series, model, width, optimizer and schedule: what may be compared.
+    """All runs of one series, model, width, optimizer, schedule and device: what may be compared.
 
     Attributes:
-        data, model, dim, optimizer, rate_schedule: as in the specs.
+        data: as in the specs.
+        group: the rest of what its specs have in common.
         series: short name of the series, for people.
         num_nodes: of the series.
         cost: budget of the comparison: the largest at which full training and another family ran, else the largest of all.
@@ -54,10 +66,7 @@ class Cell:
     """
 
     data: str
-    model: str
-    dim: int
-    optimizer: str
-    rate_schedule: str
+    group: Group
     series: str
     num_nodes: int
     cost: float
@@ -94,9 +103,9 @@ class Cell:
         return f"{self.series}, {self.num_nodes:,} nodes"
 
     @property
-    def group(self) -> tuple[str, int, str, str]:
-        """What cells that stand in one table share."""
-        return self.model, self.dim, self.optimizer, self.rate_schedule
+    def model(self) -> str:
+        """Name of the model."""
+        return self.group.model
 
 
 @dataclass(frozen=True)
@@ -114,9 +123,9 @@ class Study:
     rows: tuple[Row, ...]
 
     @property
-    def groups(self) -> dict[tuple[str, int, str, str], list[Cell]]:
-        """Cells by model, width, optimizer and schedule."""
-        groups: dict[tuple[str, int, str, str], list[Cell]] = {}
+    def groups(self) -> dict[Group, list[Cell]]:
+        """Cells by what they share beside their series."""
+        groups: dict[Group, list[Cell]] = {}
         for cell in self.cells:
             groups.setdefault(cell.group, []).append(cell)
         return groups
@@ -147,10 +156,11 @@ def summarize(rows: Iterable[Row], labels: Labels) -> Study:
     unknown = sorted({row.spec.family for row in once} - set(labels))
     if unknown:
         raise ValueError(f"summarize: labels must name every family of the rows, got none for {unknown}")
-    cells: dict[tuple[str, str, int, str, str], list[Row]] = {}
+    cells: dict[tuple[str, Group], list[Row]] = {}
     for row in once:
         spec = row.spec
-        cells.setdefault((spec.data, spec.model, spec.dim, spec.optimizer, spec.rate_schedule), []).append(row)
+        group = Group(spec.model, spec.dim, spec.optimizer, spec.rate_schedule, spec.device)
+        cells.setdefault((spec.data, group), []).append(row)
     names = series_names(dict.fromkeys(row.spec.data for row in once))
     present = {row.spec.family for row in once}
     return Study(
@@ -164,15 +174,18 @@ _MODELS = {"stid": "STID", "tsmixer": "TSMixer", "graph-wavenet": "Graph WaveNet
 _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}
 
 
-def group_name(group: tuple[str, int, str, str]) -> str:
+def group_name(group: Group) -> str:
     """For people.
 
     Example:
-        >>> group_name(("stid", 16, "adam", "cosine"))
+        >>> group_name(Group("stid", 16, "adam", "cosine"))
         'STID of width 16, Adam, cosine schedule'
+        >>> group_name(Group("stid", 16, "sgd", "cosine", "NVIDIA H200"))
+        'STID of width 16, SGD, cosine schedule, NVIDIA H200'
     """
-    model, dim, optimizer, schedule = group
-    return f"{_MODELS.get(model, model)} of width {dim}, {_OPTIMIZERS.get(optimizer, optimizer)}, {schedule} schedule"
+    model, dim, optimizer, schedule, device = group
+    where = "" if device == "cpu" else f", {device}"
+    return f"{_MODELS.get(model, model)} of width {dim}, {_OPTIMIZERS.get(optimizer, optimizer)}, {schedule} schedule{where}"
 
 
 def series_names(data: Iterable[str]) -> dict[str, str]:
@@ -201,7 +214,7 @@ def _short(text: str, shown: Sequence[str]) -> str:
     return " ".join([name, *(f"{key} {value}" for key, value in _options(text).items() if key in shown)])
 
 
-def _cell(key: tuple[str, str, int, str, str], rows: list[Row], series: str, labels: Labels) -> Cell:
+def _cell(key: tuple[str, Group], rows: list[Row], series: str, labels: Labels) -> Cell:
     found: dict[str, list[Result]] = {}
     for name in dict.fromkeys(name for name in labels if any(row.spec.family == name for row in rows)):
         mine = [row for row in rows if row.spec.family == name]

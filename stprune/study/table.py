@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from stprune.study.results import USUAL_BATCH, Change, Result, Stat, compare
+from stprune.study.results import USUAL_BATCH, Change, Result, Stat, compare, overspent
 from stprune.study.rows import Row
 from stprune.study.sentences import headline, percent, signed
 from stprune.study.summary import FULL, Cell, Family, Labels, Study, group_name, summarize
@@ -74,6 +74,7 @@ def columns(cell: Cell) -> list[Column]:
         Column("MAPE", "test mean absolute percentage error, in %", stat(lambda row: row.mape, ".1f")),
         Column("hard windows", "test MAE of the hardest 5% of the windows", stat(lambda row: row.hard_windows_mae, form)),
         Column("hard nodes", "the same of nodes", stat(lambda row: row.hard_nodes_mae, form)),
+        Column("over budget", "pairs trained on beyond the budget, as the last step is whole", _overspent),
         Column("steps", "optimizer steps", lambda f: f"{f.result.steps:,.0f}" if f.result else ""),
         Column("time", "seconds of training, evaluation not counted", lambda f: _seconds(f)),
         Column("overhead", "deciding and scoring, in % of the run", lambda f: _overhead(f)),
@@ -105,6 +106,11 @@ def _change(change: Change | None) -> str:
 
 def _seconds(family: Family) -> str:
     return with_spread(family.result.time, significant(10 * family.result.time.mean)) if family.result else ""
+
+
+def _overspent(family: Family) -> str:
+    share = family.result.overspent if family.result else 0.0
+    return f"{share:.1f}%" if share >= 0.05 else ""
 
 
 def _overhead(family: Family) -> str:
@@ -215,12 +221,13 @@ def _reached(cell: Cell, family: Family | None, what: str) -> str:
     return f"{getattr(family.reach, what):.0%}" if family.reach else "never"
 
 
-def markdown(rows: Iterable[Row], labels: Labels) -> str:
+def markdown(rows: Iterable[Row], labels: Labels, *, doubt: str = "") -> str:
     """The block that README shows: the study's first sentences, and one table over series per model.
 
     Args:
         rows: of a study.
         labels: name of every family -> (label, kind), in the order of the lines.
+        doubt: why nothing can be concluded from the rows, which stands first; "" where something can.
 
     Returns:
         Markdown with a final newline. The same rows in the same order give the same text.
@@ -229,14 +236,29 @@ def markdown(rows: Iterable[Row], labels: Labels) -> str:
         ValueError: there are no rows, or a family has no label.
     """
     study = summarize(rows, labels)
-    first, *more = headline(study)
-    parts = [first, "\n".join(f"- {text}" for text in more)] if more else [first]
+    first, *more = headline(study, firm=not doubt)
+    parts = [text for text in (f"**{doubt}**" if doubt else "", first, "\n".join(f"- {text}" for text in more)) if text]
     parts += [_group(cells, study) for cells in study.groups.values()]
+    parts.append(beyond_budget(study))
     parts.append(
         "Test MAE against full training at its best batch and learning rate at equal cost, in %; negative is better. **Bold**: "
         "the seeds tell the two apart (95% interval of the paired differences; with one seed, more than 1%)."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def beyond_budget(study: Study) -> str:
+    """By how much each family spent more than its budgets."""
+    texts = []
+    for name, (label, _) in study.labels.items():
+        compared = [row for cell in study.cells if (f := cell.find(name)) and f.result for row in f.result.runs]
+        most = max((overspent([row]) for row in study.rows if row.spec.family == name and not row.diverged), default=0.0)
+        if compared:
+            texts.append(f"{label} {overspent(compared):.2f}% ({most:.1f}%)")
+    return (
+        "The last step of a run is whole, so that it may train on more pairs than its budget has. By so much, on the mean of "
+        f"the runs that are compared (at most, in any trial): {'; '.join(texts) or 'no run'}."
+    )
 
 
 def _group(cells: Sequence[Cell], study: Study) -> str:

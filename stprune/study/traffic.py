@@ -25,7 +25,6 @@ _SPREAD = 0.2  # standard deviation of the unpredictable part, of the logarithm
 _NOISE_SHARE = 0.2  # of the unpredictable part's variance: what the next step has forgotten
 _MEMORY_HOURS, _DIFFUSION_HOURS = 4.0, 2.0
 _DRIFT = 0.1
-_INCIDENTS_PER_NODE_AND_DAY = 0.01
 _INCIDENT_HOPS, _INCIDENT_HOURS = 2, 3.0
 
 
@@ -46,7 +45,13 @@ class Traffic(NamedTuple):
 
 
 def traffic(
-    *, num_nodes: int = 900, num_steps: int = 28 * 96, steps_per_day: int = 96, r: float = 0.1, seed: int = 0
+    *,
+    num_nodes: int = 900,
+    num_steps: int = 28 * 96,
+    steps_per_day: int = 96,
+    r: float = 0.1,
+    incidents: float = 0.01,
+    seed: int = 0,
 ) -> Traffic:
     """Generate traffic: `values = expected * exp(0.2 u - 0.02) * (1 - drop)`.
 
@@ -56,8 +61,8 @@ def traffic(
       `common` alike (weather, demand); `own` is made of shocks to single nodes that diffuse along the roads and fade in
       hours. Both hold 20% white noise and have the same correlation from step to step. `r` is the mean correlation of `u`
       between two nodes, as eq. 14 of methods/README.md has it of gradients; neighbours correlate more, others less.
-    - `drop` is of incidents: 1% of the nodes a day lose 40 to 90% of their traffic at once, neighbours up to two edges away
-      less and later, all recover within three hours.
+    - `drop` is of incidents: on a day so many a node, 1% by default, lose 40 to 90% of their traffic at once, neighbours up to
+      two edges away less and later, all recover within three hours.
     - The road network is a grid with shifted crossings and half of the vertical roads, in random numbering; it is connected.
       Weights are `exp(-distance**2 / 2)` of the grid's unit.
 
@@ -66,6 +71,7 @@ def traffic(
         num_steps: T, at least 24; the series begins with a Monday.
         steps_per_day: steps in 24 hours.
         r: in [0, 1), correlation of the unpredictable part between nodes. Everything else is the same for every r.
+        incidents: in [0, 1], incidents a node and day. Everything else is the same for every number of them.
         seed: one seed gives one series; no global random state is used.
 
     Returns:
@@ -79,6 +85,8 @@ def traffic(
             raise ValueError(f"traffic: {name} must be at least {least}, got {number}")
     if not 0 <= r < 1:
         raise ValueError(f"traffic: r must lie in [0, 1), got {r}")
+    if not 0 <= incidents <= 1:
+        raise ValueError(f"traffic: incidents must lie in [0, 1], got {incidents}")
     rng = np.random.default_rng([seed, num_nodes, num_steps, steps_per_day])
     edges, place = _roads(rng, num_nodes)
     expected = _expected(rng, place, num_steps, steps_per_day)
@@ -88,8 +96,9 @@ def traffic(
     values -= _SPREAD**2 / 2
     np.exp(values, out=values)
     values *= expected
-    incidents = _add_incidents(rng, values, neighbour, share > 0, steps_per_day)
-    return Traffic(values, expected, edges, incidents)
+    count = math.ceil(incidents * num_nodes * num_steps / steps_per_day)
+    happened = _add_incidents(rng, values, neighbour, share > 0, count, steps_per_day)
+    return Traffic(values, expected, edges, happened)
 
 
 def _roads(rng: np.random.Generator, num_nodes: int) -> tuple[Edges, NDArray[np.float64]]:
@@ -179,11 +188,10 @@ def _autoregressive(shock: NDArray[np.float64], lag: float) -> NDArray[np.float6
 
 
 def _add_incidents(
-    rng: np.random.Generator, values: FloatArray, neighbour: IntArray, real: NDArray[np.bool_], steps_per_day: int
+    rng: np.random.Generator, values: FloatArray, neighbour: IntArray, real: NDArray[np.bool_], count: int, steps_per_day: int
 ) -> IntArray:
-    """Lowers the values in place; [incidents, 2]: node and first step."""
+    """Lowers the values in place; [count, 2]: node and first step."""
     num_steps, num_nodes = values.shape
-    count = math.ceil(_INCIDENTS_PER_NODE_AND_DAY * num_nodes * num_steps / steps_per_day)
     incidents = np.stack([rng.integers(num_nodes, size=count), rng.integers(num_steps, size=count)], 1)
     depths = rng.uniform(0.4, 0.9, count)
     length = max(2, round(_INCIDENT_HOURS * steps_per_day / 24))

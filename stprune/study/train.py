@@ -55,8 +55,10 @@ def train(spec: Spec, problem: Problem, *, tick: Callable[[float], None] = lambd
         The row.
 
     Raises:
-        ValueError: the spec asks for what its family, model or series cannot do.
+        ValueError: the spec asks for what its family, model or series cannot do, or for another device than the problem's.
     """
+    if spec.device != (device := machine.device_name(problem.device)):
+        raise ValueError(f"train: device of the spec must be {device!r}, where the problem is, got {spec.device!r}")
     run = _Run(spec, problem)
     run.train(tick)
     return run.row()

@@ -1,0 +1,226 @@
+"""The Triton kernels of a training step under Triton's interpreter: lookup, loss, scores into the table, and their launches."""
+
+from own_process import needs_triton, run
+
+START = """
+import contextlib
+import math
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
+from triton_kernels import load
+from stprune.reference import plan_lookup as lookup_reference
+from stprune.reference import pruned_step as step_reference
+from stprune.reference import table_update as table_reference
+
+lookup, loss, table = load("plan_lookup"), load("pruned_loss"), load("table_update")
+backward = load("pruned_loss_backward")
+generator = torch.Generator().manual_seed(0)
+
+
+def draw(*shape, dtype=torch.float32):
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def same(a, b):
+    assert (a is None) == (b is None)
+    if a is not None:
+        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
+
+
+def table_of(n, *, variance=True, stored=True):
+    scores = draw(n)
+    scores[draw(n) < 0.2] = math.inf
+    scores[draw(n) < 0.2] = math.nan
+    marks = torch.randint(0, 16, (n,), generator=generator, dtype=torch.uint8)
+    return [scores, marks, draw(n) if variance else None, torch.tensor([17, 0, 40, 0])] if stored else [
+        None, None, None, torch.tensor([17, 0, 40, 0])
+    ]
+
+
+def copied(tensors):
+    return [x.clone() if isinstance(x, torch.Tensor) else x for x in tensors]
+"""
+
+TABLE = (
+    START
+    + """
+for width in (4, 128):
+    lookup.WIDTH = width
+    for ids in (
+        torch.arange(0, 400, 2),
+        torch.randperm(800, generator=generator)[:130].sort().values,
+        torch.cat([torch.arange(50), torch.tensor([2**40]), 2**61 + torch.arange(79)]),
+        torch.tensor([7]),
+        torch.zeros(0, dtype=torch.int64),
+    ):
+        weights, order = draw(len(ids)), torch.randperm(len(ids), generator=generator)[:40]
+        for mean in (None, torch.tensor(1.7)):
+            for of_plan in (weights, torch.tensor([2.5])):
+                found = lookup.plan_lookup(ids[order], ids, of_plan, mean, 2**62)
+                same(found, lookup_reference.plan_lookup(ids[order], ids, of_plan, mean, 2**62))
+            wrong = {-1, -(2**62), 2**62, *(i + d for i in ids[::7].tolist() for d in (-1, 1))} - set(ids.tolist())
+            found = lookup.plan_lookup(torch.tensor(sorted(wrong)), ids, weights, mean, 2**62)
+            assert bool(found.isnan().all())
+    of_all = draw(10)
+    assert lookup.plan_lookup(torch.tensor([9, -1, 0, 10]), None, of_all, None, 10).nan_to_num(-1.0).tolist() == [
+        of_all[9], -1.0, of_all[0], -1.0
+    ]
+    try:
+        lookup.plan_lookup(torch.tensor([0]), None, torch.ones(9), None, 10)
+        raise SystemExit("weights of another plan were taken")
+    except RuntimeError as error:
+        assert "plan_weights must have one element or one for each of 10 ids" in str(error)
+
+table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
+for n, size, variance, stored in ((1, 1, 1, 1), (30, 70, 1, 1), (99, 70, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
+    state = table_of(n, variance=variance, stored=stored)
+    index = torch.randint(0, n, (size,), generator=generator)
+    values = draw(size)
+    values[::9], values[4::9] = math.nan, math.inf
+    entries = torch.randint(0, 3, (size,), generator=generator)
+    unknown = torch.where(index % 5 == 3, math.nan, draw(size))
+    outside = index.clone()
+    outside[3::8], outside[4::16] = n, -1
+    for trained, of_batch, weight, ids in (
+        (True, entries, None, index), (False, entries, None, index), (True, None, None, index),
+        (True, entries, unknown, index), (True, None, unknown, outside), (False, None, None, outside - n),
+        (True, None, None, outside),
+    ):
+        expected = copied(state)
+        table_reference.update_known(*expected, ids, values, of_batch, weight, 0.3, trained)
+        for table.COMPARED in (10**6, -1):  # by comparing, and by claims
+            actual = copied(state)
+            table.table_update(*actual, ids, values, of_batch, weight, 0.3, trained)
+            for a, b in zip(actual, expected, strict=True):
+                same(a, b)
+# A batch of one id, and one whose ids all want one slot at first.
+for index in (torch.zeros(40, dtype=torch.int64), torch.arange(40) * 2**32):
+    results = []
+    for table.COMPARED in (10**6, -1):
+        state = [torch.zeros(41), torch.zeros(41, dtype=torch.uint8), None, torch.zeros(4, dtype=torch.int64)]
+        table.table_update(*state, index, torch.arange(40.0), None, None, 0.0, True)
+        results.append(state)
+    for a, b in zip(*results, strict=True):
+        same(a, b)
+assert results[0][3].tolist() == [1, 0, 40, 39 * 2**32 + 1]
+print("ok")
+"""
+)
+
+STEP = (
+    START
+    + """
+tiles = load("tiles")
+tiles.CONFIGS, loss.BLOCK_STEP, loss.BLOCK_SAMPLE, table.BLOCK_ID = ((8, 1), (16, 1)), 4, 2, 4
+loss.BLOCK_ID = 4
+
+
+class Watch(TorchDispatchMode):
+    \"\"\"Notes what runs on the device: our launches, and torch's ops that are more than memory and views.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        self.ours, self.torchs = 0, []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op._schema.name not in ("aten::empty", "aten::new_empty", "aten::empty_like") and not op.is_view:
+            self.torchs.append(op._schema.name)
+        return op(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def watched():
+    call = interpreter.GridExecutor.__call__
+
+    def counted(self, *args, **kwargs):
+        watch.ours += 1
+        # What the interpreter itself does is no work of ours.
+        with torch.utils._python_dispatch._disable_current_modes():
+            return call(self, *args, **kwargs)
+
+    interpreter.GridExecutor.__call__ = counted
+    with Watch() as watch:
+        yield watch
+    interpreter.GridExecutor.__call__ = call
+
+
+def step(shape, dtype, extras, method, stored=True, wrong=False, loss_name=0):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    samples, columns = shape[0], math.prod(shape[2:])
+    target = draw(*shape, dtype=torch.float64) * 3 + 5
+    prediction = (target + draw(*shape, dtype=torch.float64) * 4 - 2).to(dtype)
+    target[draw(*shape) < 0.2] = 0.0
+    target[1] = 0.0
+    target = target.to(dtype)
+    mask = (draw(*shape) < 0.7) if extras else None
+    extra = [x.to(wide) for x in (draw(7, 1, columns) + 0.5, draw(shape[1]), draw(samples, columns) + 0.5)]
+    given = [prediction, target, mask, *(extra if extras else [None] * 3)]
+    n = 60
+    ids = torch.arange(0, n, 2) if method == "ids" else None
+    index = torch.randint(0, n // 2, (samples,), generator=generator) * 2
+    weights = torch.tensor([1.25]) if method == "one" else draw(n if ids is None else len(ids)) + 0.5
+    plan = (ids, weights, torch.tensor(1.7) if extras else None, n)
+    state = table_of(n, stored=stored)
+    options = (0.3, 0.0, 0.0, loss_name, 0.75, 0.4, 0.7, extras)
+    if wrong:
+        index[2], index[3] = 1, -5
+    tiles.null_bounds(0.0, 0.0, dtype)  # on the host, once for all steps
+    results = []
+    for table.COMPARED in (10**6, -1):
+        copy = copied(state)
+        with watched() as watch:
+            outputs = loss.pruned_step(*given, index, *plan, *copy, *options)
+        assert (watch.ours, watch.torchs) == (3, []), (watch.ours, watch.torchs)
+        results.append([*outputs, *copy])
+    for a, b in zip(*results, strict=True):
+        same(a, b)
+    value, weight, count, column_mean, *after = results[0]
+    if wrong:
+        assert bool(value.isnan()) and weight.isnan().nonzero().flatten().tolist() == [2, 3]
+        expected = copied(state)
+        score = loss.pruned_loss(*given[:3], weight, *given[3:], *options[1:])[2][2].float()
+        table_reference.update_known(*expected, index, score, count[:-1], weight.float(), 0.3, True)
+        for a, b in zip(after, expected, strict=True):
+            same(a, b)
+        assert after[3][3] == -5
+        return
+    expected = copied(state)
+    outputs = step_reference.pruned_step(*given, index, *plan, *expected, *options)
+    same(weight, outputs[1])
+    near = 1e-11 if dtype == torch.float64 else 3e-6
+    for a, b in zip(results[0], [*outputs, *expected], strict=True):
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=near, atol=near, equal_nan=True)
+    of_value = torch.tensor(0.7, dtype=wide)
+    with watched() as watch:
+        backward.pruned_loss_backward(
+            of_value, None, prediction, target, mask, weight, *given[3:], *options[1:5], count, False
+        )
+    assert (watch.ours, watch.torchs) == (1, []), (watch.ours, watch.torchs)
+
+
+step((6, 5, 21), torch.float32, False, "ids")
+step((6, 3, 7), torch.bfloat16, True, "ids")
+step((6, 3, 7), torch.float64, True, "all", loss_name=2)
+step((6, 3, 7, 2), torch.float32, False, "one")
+step((6, 3, 7), torch.float32, True, "ids", stored=False)
+step((6, 3, 7), torch.float32, False, "ids", wrong=True)
+ids, index, weights, state, table.COMPARED = torch.arange(9), torch.tensor([3]), torch.ones(9), table_of(9), 10
+with watched() as watch:
+    weight = lookup.plan_lookup(index, ids, weights, weights[:1], 9)
+    table.table_update(*state, index, weights[:1], None, weight, 0.3, True)
+assert (watch.ours, watch.torchs) == (2, [])
+print("ok")
+"""
+)
+
+
+@needs_triton
+def test_lookup_and_update_are_the_reference_bit_for_bit() -> None:
+    assert run(TABLE, TRITON_INTERPRET="1").strip() == "ok"
+
+
+@needs_triton
+def test_a_step_is_the_reference_in_three_launches_and_one_back() -> None:
+    assert run(STEP, TRITON_INTERPRET="1").strip() == "ok"
