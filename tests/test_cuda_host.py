@@ -15,13 +15,12 @@ import subprocess
 
 import pytest
 import torch
+from costly_inputs import costly_inputs
 from engine_cases import REFERENCES, SIZED, assert_all_same, flat, inputs, outcome
 from special_inputs import SPECIAL
 from stand_in import COSTS
 
 from stprune import testing
-from stprune.reference import budget
-from stprune.reference.random import words
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -283,25 +282,6 @@ def counted(library, op, *arguments):
     library.emulation_most_reads()
     results = getattr(Kernels(library), op)(*arguments)
     return library.emulation_launches() - launches, library.emulation_waits() - waits, library.emulation_most_reads(), results
-
-
-def costly_inputs(n):
-    """Scores and probabilities of which a shortcut is no use, by op and name."""
-    equal, generator = torch.full((n,), 1e-3), torch.Generator().manual_seed(0)
-    equal[words(budget.SAMPLE, seed=0, epoch=0, stream=budget.STREAM) * (n >> 8) >> 24] = 5.0
-    half_open = torch.ones(n)
-    half_open[::2] = 1e-6
-    shares = 1 - torch.rand(n, generator=generator, dtype=torch.float64) ** 8 * 1e-6
-    shares[::5] = 0.5
-    drawn = round(float(shares.sum()))
-    shares[::5] += (drawn - 0.49 - float(shares.sum())) / shares[::5].numel()
-    middle = torch.arange(n, dtype=torch.float32)
-    yield "the sample misleads", "inclusion_budget", (equal, 0.5, round(0.3 * n) * 1.0, 0.06)
-    yield "half of the sizes open", "inclusion_budget", (half_open, 0.5, round(0.3 * n) * 1.0, 0.06)
-    yield "the plan's sample misleads", "plan_budget", (equal, 0.5, round(0.3 * n), 0.06, None, None, 1, 2)
-    yield "many rounds", "draw", (shares, drawn, 1, 2)
-    yield "all equal", "select", (torch.ones(n), n // 3)
-    yield "rising", "select", (middle, n // 3)
 
 
 PROCESSORS, MANY = 4, 1 << 19
