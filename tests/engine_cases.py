@@ -174,7 +174,17 @@ DOORS = {
     "topk": lambda keys, k, is_sorted: stprune.topk(keys, k, sorted=is_sorted),
 }
 ON_A_GPU = ("select", "topk", "check_range", "finite_stats", "inclusion_budget", "draw", "draw_weighted", "draw_threshold")
-ON_A_GPU += ("plan_budget", "shuffle", "permute", "draw_nodes", "draw_nodes_weighted", "gather_nodes", "gather_nodes_backward")
+ON_A_GPU += (
+    "table_age",
+    "count_nonfinite",
+    "plan_budget",
+    "shuffle",
+    "permute",
+    "draw_nodes",
+    "draw_nodes_weighted",
+    "gather_nodes",
+    "gather_nodes_backward",
+)
 
 
 def inputs(name, sizes):

@@ -140,6 +140,8 @@ COSTS = {
     "plan_budget": (9, 2),
     "shuffle": (1, 0),
     "permute": (1, 0),
+    "table_age": (1, 0),
+    "count_nonfinite": (1, 0),
 }
 # Which of their results ops write on the host.
 ON_HOST = {1: ("select", "draw", "shuffle"), 2: ("plan_budget", "draw_threshold")}

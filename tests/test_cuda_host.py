@@ -60,7 +60,7 @@ def library(tmp_path_factory):
     found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
     found.emulation_error.restype = ctypes.c_char_p
     sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
-    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget"):
+    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget", "count_nonfinite"):
         getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
     for name in ("launches", "waits", "rounds", "most_reads"):
         getattr(found, f"emulation_{name}").restype = ctypes.c_int64
@@ -144,6 +144,15 @@ class Kernels:
         result = at(indices), at(weights), at(totals)
         self.call("plan_budget_finish", wide, at(scores), n, power, seed, epoch, at(scratch), room, *result)
         return indices, weights, totals
+
+    def table_age(self, scores, marks, mean, keep):
+        moves, numbers = int(mean is not None), [ctypes.c_double(x) for x in (mean or 0.0, keep)]
+        self.call("table_age", at(scores), at(marks), scores.numel(), moves, *numbers)
+
+    def count_nonfinite(self, scores, marks):
+        n, out = scores.numel(), self.empty((1,))
+        self.call("count_nonfinite", at(scores), at(marks), n, at(self.scratch("count_nonfinite", n)), at(out))
+        return out
 
     def draw_threshold(self, scores, keep, exact, seed, epoch):
         wide, n = int(scores.dtype == torch.float64), scores.numel()
@@ -309,6 +318,8 @@ def test_launches_and_waits_are_those_that_plans_are_counted_by(library):
         "plan_budget": (scores, 0.5, n // 2, 0.1, None, None, 1, 2),
         "shuffle": (torch.arange(n), 1, 2),
         "permute": (torch.empty(n, dtype=torch.int64), n, 0, 1, 2, 0),
+        "table_age": (scores.clone(), torch.zeros(n, dtype=torch.uint8), 0.5, 0.9),
+        "count_nonfinite": (scores, torch.zeros(n, dtype=torch.uint8)),
     }
     assert {op: counted(library, op, *given)[:2] for op, given in arguments.items()} == COSTS
 

@@ -87,3 +87,14 @@ def test_ids_stay_on_the_device_where_the_series_is(gpu, start, stride, gap):
         for one, two in zip(batch, other, strict=True):
             assert isinstance(one, OnCuda)
             assert torch.equal(one.inner, two)
+
+
+def test_launches_and_waits_between_epochs(gpu):
+    """All of `set_epoch` but the order: the last epoch's counts, the table's age, the plan, scores without a number."""
+    sampler = stprune.PruningSampler(N, num_epochs=4).to(CUDA)
+    scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp().to(CUDA)
+    sampler.table.update(sampler.plan.indices, scores, trained=True)
+    sampler.set_epoch(1)
+    gpu.forget()
+    sampler.set_epoch(2)
+    assert gpu.cost == (16, 6)
