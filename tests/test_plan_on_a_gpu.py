@@ -1,6 +1,8 @@
 """An epoch on a GPU without one: launches and waits of its plan, and where its ids live (tests/stand_in.py)."""
 
 import itertools
+import pathlib
+import re
 
 import pytest
 import torch
@@ -31,6 +33,12 @@ COSTS = {
 }
 
 
+def test_the_published_table_is_this_one():
+    table = (pathlib.Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "README.md").read_text()
+    rows = re.findall(r"\| `([\w-]+)` \| (\d+) \| (\d+) \|", table)
+    assert {name: (int(launches), int(waits)) for name, launches, waits in rows} == COSTS
+
+
 @pytest.mark.parametrize("method", COSTS)
 def test_launches_and_waits_of_a_plan(gpu, method):
     scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
@@ -53,7 +61,9 @@ def test_ids_go_to_the_host_once_where_a_loader_wants_them_there(gpu):
     plan = stprune.plan_epoch(scores.to(CUDA), keep_ratio=0.8, epoch=1, seed=0)
     gpu.forget()
     stretches = [plan.share(start, 40_000, 0, 1, torch.device("cpu")) for start in range(0, 160_000, 40_000)]
-    assert gpu.waits == ["_to_copy"]
+    assert gpu.waits == ["_to_copy"] * 2  # ids and weights
+    assert plan.lookup(stretches[0])[1].all()
+    assert gpu.waits == ["_to_copy"] * 2
     assert torch.equal(torch.cat(stretches), plan.order(0, 160_000).cpu())
 
 
