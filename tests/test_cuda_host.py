@@ -263,7 +263,8 @@ def test_matches_the_reference(kernels, name):
     few = not kernels.all_sizes or name.startswith("topk")
     op, every = inputs(name, FEW_SIZES if few else SIZES)
     if op == "plan_budget":
-        every = (arguments for arguments in every if arguments[4] is None)  # weights are calibrated elsewhere
+        # Weights are calibrated elsewhere, and the steps are those of two other ops.
+        every = itertools.islice((arguments for arguments in every if arguments[4] is None), 0, None, 7)
     # The emulation is slow: of the inputs that try many ranks some will do.
     for arguments in itertools.islice(every, 0, None, 15 if "every_rank" in name or "at_edges" in name else 1):
         expected = outcome(op, REFERENCES[op], arguments)

@@ -25,10 +25,10 @@ COSTS = {
     "st-prune": (10, 2),
     "infobatch": (10, 2),
     "soft-random": (11, 2),
-    "rs2": (14, 2),
-    "top-k": (20, 3),
-    "epsilon-greedy": (20, 3),
-    "ucb": (20, 3),
+    "rs2": (12, 1),
+    "top-k": (18, 2),
+    "epsilon-greedy": (18, 2),
+    "ucb": (18, 2),
     "full": (3, 0),
 }
 
