@@ -408,7 +408,7 @@ class PruningSampler(DistributedSampler[int]):
 
     @property
     def plan(self) -> Plan:
-        """The current epoch's plan; epoch 0 is planned at first use. It never changes: keep it as long as you like."""
+        """The current epoch's plan, on the device of its scores; epoch 0 is planned at first use. It never changes."""
         plan = self._now.plan
         self._memory.keep()
         return plan
@@ -671,8 +671,7 @@ class PruningSampler(DistributedSampler[int]):
         """
         if node is not None and pair_scores is not None:
             self.node_sampler.update(index, node, pair_scores)
-        word = self._now.take_in(index)
-        if word is not None:
+        if (word := self._now.take_in(index)) is not None:
             self._warn(*word)
 
     def _warn(self, name: str, message: str) -> None:
