@@ -321,6 +321,22 @@ def test_stalls_do_not_move_the_typical_time():
     assert typical(seconds).tolist() == [1.0, 1.0]
 
 
+def test_timed_draws_read_the_drawn_nodes_only(monkeypatch):
+    """A batch with its channels first in memory, which gather_nodes would copy whole in every step."""
+    x, y = calendar_batch()
+    x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    seen, gather = [], stprune.gather_nodes
+    monkeypatch.setattr(cost_module, "gather_nodes", lambda part, node: seen.append(part) or gather(part, node))
+    found = cost_module.time_steps(
+        stid(), [(x, y)], loss=LOSSES["mae"], null_value=None, optimizer=torch.optim.Adam, seed=0, deadline=0.0,
+        progress=lambda done: None,
+    )  # fmt: skip
+    assert not x.is_contiguous()
+    assert len(found.seconds) == cost_module.FEWEST_ROUNDS
+    assert len(seen) > 0
+    assert all(part.is_contiguous() for part in seen)
+
+
 # --- the law -------------------------------------------------------------------------------------------------------
 
 
