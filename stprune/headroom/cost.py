@@ -126,7 +126,8 @@ def time_steps(
                 forecast, target = model(all_x[:windows]), all_y[:windows]
             else:
                 node = draw_nodes(index[:windows], num_nodes=num_nodes, count=count, seed=seed, epoch=number)
-                forecast, target = model(gather_nodes(whole_x[:windows], node), node=node), gather_nodes(whole_y[:windows], node)
+                forecast = model(gather_nodes(whole_x[:windows], node), node=node)
+                target = gather_nodes(whole_y[:windows], node)
             value = batch_mean(*entries(forecast, target, loss, null_value, null_tolerance))
             maker.zero_grad(set_to_none=True)
             value.backward()
