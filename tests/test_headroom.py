@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib.util
 import math
+import pathlib
 import pickle
 
 import numpy as np
@@ -20,6 +21,7 @@ from stprune.headroom.cost import StepCost, StepTimes, fit_cost, fit_error, size
 from stprune.headroom.gradients import GradientStats
 from stprune.headroom.law import ENOUGH_STEPS, Law, choose, grid_of, share_of_run
 from stprune.headroom.losses import LOSSES, entries, pair_means
+from stprune.headroom.report import OFF_BY
 from stprune.models import STID, STAEformer
 
 NODES, STEPS = 6, 12
@@ -491,6 +493,13 @@ def test_result_fits_together():
     assert str(again) == str(found)
     sampler = stprune.PruningSampler(8, num_epochs=1, num_nodes=NODES, node_ratio=found.node_ratio)
     assert sampler.nodes(torch.arange(2)).shape[1] == found.num_drawn
+
+
+def test_the_verdict_says_how_far_off_it_was_beside_a_study():
+    said = f"off by a factor of {OFF_BY} (root mean square)"
+    assert sum(said in text for text in quick(stid(), [calendar_batch()]).verdict) == 1
+    rows = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "README.md"  # made from the rows, see test_readme.py
+    assert f"by a factor of {OFF_BY} on the root mean square" in rows.read_text(encoding="utf-8")
 
 
 def test_table_names_the_numbers_and_keeps_its_width():

@@ -63,8 +63,12 @@ def headroom(
     changed: copies of it are, in evaluation mode for gradients, in training mode for timings. Global random state is put back.
 
     Call it on a model after some training: at the start all gradients look alike. With `sampler=`, call it again every few
-    epochs with few windows and seconds, on batches of a loader of its own, with all nodes: noise grows while the model learns,
-    and with it the best number of nodes.
+    epochs with few windows and seconds, on batches of a loader of its own, with all nodes: the gradients change while the
+    model learns, and with them the best number of nodes.
+
+    How far to trust it: the verdict says by what factor `time_ratio` was off beside the runs of a study, where a gain was also
+    predicted for series in which node draws never reached full training's error (benchmarks/results/headroom.jsonl).
+    `interval` holds what the measurement itself varies by, and not that.
 
     Args:
         model: takes x [B, T, N, C] and, by name, node [B, m] int64 or None, as `stprune.models.STID` does.

@@ -23,7 +23,8 @@ class Headroom:
         best_drawn: windows a step and nodes a window of the least time, whether or not that pays.
         time_ratio: predicted time of `best_drawn` to the loss that full training at `best_full_batch` reaches, by the time of
             that.
-        interval: 95% bootstrap interval of `time_ratio`, over windows and timing rounds.
+        interval: 95% bootstrap interval of `time_ratio`, over windows and timing rounds; the error of eq. 15 is larger, see
+            `stprune.headroom`.
         smaller_batch: time of full training at `best_full_batch` by that at `batch_in_use`, to equal loss.
         window_bound: the same of the best choice of windows that is possible (by their true gradient lengths) by that of
             `best_full_batch`.
