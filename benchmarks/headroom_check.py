@@ -28,6 +28,7 @@ import records
 import torch
 from tqdm import tqdm
 
+from stprune.headroom.cost import typical
 from stprune.headroom.law import PAYS_BELOW
 from stprune.study import machine
 from stprune.study.command import LABELS
@@ -113,11 +114,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         A paragraph.
     """
     ratios = [row["predicted"] / row["measured"] for row in rows if row["measured"] is not None]
-    steps = [row["step_ratio"] / row["measured_step_ratio"] for row in rows]
     never = [row for row in rows if row["measured"] is None]
     paid = sum(row["predicted"] <= PAYS_BELOW for row in never)
     near = sum(map(_near, ratios))
-    same = sum((row["predicted_full"], row["predicted_drawn"]) == (row["measured_full"], row["measured_drawn"]) for row in rows)
+    same = [row for row in rows if all(row[f"predicted_{part}"] == row[f"measured_{part}"] for part in ("full", "drawn"))]
+    steps = [row["step_ratio"] / row["measured_step_ratio"] for row in same]
     others = [
         share / math.prod(shares[:i] + shares[i + 1 :]) ** (1 / (len(shares) - 1))
         for shares in (row["measured_seeds"] for row in rows if None not in row["measured_seeds"])
@@ -127,7 +128,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         f"Off by at most 25% in {near} of {len(ratios)} cells, by a factor of {off_by(ratios):.1f} on the root mean square, of "
         f"{max(max(ratio, 1 / ratio) for ratio in ratios):.1f} at worst. In {len(never)} more, node draws of at least one seed "
         f"never got there; a gain was predicted in {paid} of them. Batch and nodes are those of the study's best runs in "
-        f"{same} of {len(rows)}. The ratio of the times of their steps is off by a factor of {off_by(steps):.1f}.\n"
+        f"{len(same)} of {len(rows)}; there the ratio of the times of a step is off by a factor of {off_by(steps):.1f}.\n"
         f"The runs themselves: what one seed measures is off by a factor of {off_by(others):.1f} from what the others measure "
         f"of the same cell, by at most 25% in {sum(_near(ratio) for ratio in others)} of {len(others)} cases."
     )
@@ -170,6 +171,7 @@ def check(cell: Cell, *, share: float, seconds: float) -> dict[str, object]:
     spec = next(iter(nodes.result.by_seed.values())).spec
     untuned = replace(spec, learning_rate=base_rate(cell.model, cell.optimizer))
     found = predict(untuned, problem_of(cell.data), candidates=(full, drawn), share=share, seconds=seconds)
+    times = None if found.best_times is None else typical(found.best_times.seconds)
     best = next(iter(cell.full.by_seed.values())).spec
     return {
         "data": cell.data,
@@ -187,9 +189,7 @@ def check(cell: Cell, *, share: float, seconds: float) -> dict[str, object]:
         "measured": nodes.reach.time if nodes.reach else None,
         "measured_cost": nodes.reach.cost if nodes.reach else None,
         "measured_seeds": between(nodes.results, whole.results, cell.full),
-        "step_ratio": float(
-            found.law.cost.at(spec.batch_size, spec.num_drawn) / found.law.cost.at(best.batch_size, found.num_nodes)
-        ),
+        "step_ratio": None if times is None else float(times[1] / times[0]),
         "measured_step_ratio": nodes.result.time.mean / nodes.result.steps / (cell.full.time.mean / cell.full.steps),
         "measured_full": best.batch_size,
         "measured_drawn": [spec.batch_size, spec.num_drawn],

@@ -435,6 +435,26 @@ def test_alike_nodes_with_a_cost_per_node_pay_and_the_interval_holds_the_ratio()
     assert choice.smaller_batch < 0.6
 
 
+def test_the_ratio_is_made_of_the_times_of_the_two_best_steps():
+    pairs, asked = drawn_pairs(0.5, nodes=100, signal=0.1), []
+    some = {"full": [8], "drawn": [(64, 5)]}
+
+    def time_again(sizes):
+        asked.append(sizes.tolist())
+        return StepTimes(sizes, np.tile([2.0, 3.0], (4, 1)))
+
+    plain, timed_again = settled(pairs, **some), settled(pairs, **some, time_again=time_again)
+    assert asked == [[[8, 100], [64, 5]]]
+    assert timed_again.times.seconds.shape == (4, 2)
+    fitted = float(COST.at(64, 5) / COST.at(8, 100))
+    assert timed_again.ratio == pytest.approx(plain.ratio * 1.5 / fitted)
+    assert timed_again.interval[0] <= timed_again.ratio <= timed_again.interval[1]
+    # The windows of one batch are not enough for this step, and a step needs no timing against itself.
+    for drawn in ((65, 5), (8, 100)):
+        assert settled(pairs, full=[8], drawn=[drawn], time_again=time_again).times is None
+    assert len(asked) == 1
+
+
 def test_long_training_leaves_less_to_gain():
     pairs = drawn_pairs(0.5, nodes=100, signal=0.1)
     ratios = [settled(pairs, budget=budget).ratio for budget in (1, 10_000, 100_000, 10**7)]
@@ -483,7 +503,13 @@ def test_result_fits_together():
     assert 0 < found.smaller_batch <= 1.02
     assert 0 <= found.window_bound <= 1
     law = found.law
-    assert found.time_ratio == pytest.approx(float(law.time(*found.best_drawn) / law.time(found.best_full_batch, NODES)))
+    full = found.best_full_batch, NODES
+    seconds = [law.cost.at(*full), law.cost.at(*found.best_drawn)]
+    if found.best_times is not None:
+        assert found.best_times.sizes.tolist() == [list(full), list(found.best_drawn)]
+        seconds = typical(found.best_times.seconds)
+    expected = float(seconds[1] / seconds[0] * law.steps(*found.best_drawn) / law.steps(*full))
+    assert found.time_ratio == pytest.approx(expected)
     assert (found.batch_size, found.num_drawn) in ((found.best_full_batch, NODES), found.best_drawn)
     assert float(law.time(16, found.nodes_for(16))) == pytest.approx(
         float(law.time(16, np.arange(1, NODES + 1)).min()), rel=0.03
