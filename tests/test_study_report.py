@@ -463,6 +463,7 @@ def test_the_markdown_table_has_a_line_a_family_a_column_a_series_and_marks_what
     assert lines[0] == ["STID of width 16, Adam, cosine schedule", "flow<br>100 nodes", "demand<br>900 nodes"]
     found = {line[0]: line[1:] for line in lines[2:]}
     assert found["full training at its best: test MAE"] == ["2.100", "2.000"]
+    assert found["passes over the training part"] == ["12", "12"]
     assert found["its batch"] == ["8, the smallest tried", "64, the smallest tried"]
     assert found["full training, batch 64"] == ["**+100.0%**", "the best"]
     assert found["single pairs"] == ["**-50.0%**", ""]
@@ -470,6 +471,12 @@ def test_the_markdown_table_has_a_line_a_family_a_column_a_series_and_marks_what
     assert found["cost to full training's best, drawing nodes"] == ["", "100%"]
     assert "ST-Prune" not in text
     assert table.markdown(rows, LABELS) == text
+
+
+def test_a_line_without_any_text_is_left_out():
+    text = table.markdown([*seeds("full", (2.0, 2.2), batch=8), *seeds("pairs", (1.0, 1.1))], LABELS)
+    assert "| its batch |" in text
+    assert "full training, batch 64" not in text
 
 
 def test_there_is_a_markdown_table_per_model():

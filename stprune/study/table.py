@@ -169,11 +169,12 @@ def matrix(cells: Sequence[Cell], study: Study) -> list[tuple[str, list[Entry]]]
         study: theirs.
 
     Returns:
-        Lines of a label and one entry a cell. First the test MAE of full training at its best setting and that setting, then
-        the change by batches of `USUAL_BATCH`, then every other family's change in %, last what drawing nodes needed until full
-        training's best validation MAE.
+        Lines of a label and one entry a cell, those without any text left out. First the budget in passes, the test MAE of full
+        training at its best setting, and that setting, then the change by batches of `USUAL_BATCH`, then every other family's
+        change in %, last what drawing nodes needed until full training's best validation MAE.
     """
     lines = [
+        ("passes over the training part", [Entry(f"{cell.cost:g}") for cell in cells]),
         ("full training at its best: test MAE", [Entry(_best_mae(cell)) for cell in cells]),
         ("its batch", [Entry(_batch(cell)) for cell in cells]),
         (f"full training, batch {USUAL_BATCH}", [_usual(cell) for cell in cells]),
@@ -187,7 +188,7 @@ def matrix(cells: Sequence[Cell], study: Study) -> list[tuple[str, list[Entry]]]
         for what in ("cost", "time"):
             entries = [Entry(_reached(cell, f, what)) for cell, f in zip(cells, drawing, strict=True)]
             lines.append((f"{what} to full training's best, drawing nodes", entries))
-    return lines
+    return [line for line in lines if any(entry.text for entry in line[1])]
 
 
 def _best_mae(cell: Cell) -> str:
