@@ -7,8 +7,8 @@
 // the chunks, the prefix sum in a block. Where ours is not the faster one it goes, and what that would take out of
 // csrc/cuda is: sort.h (the sort, 180 lines); ScanChunks, list_bits and EmitChunks of compact.h (110 lines, and a pass
 // more to turn marks of ties into marks); exclusive_scan of collective.h (25 lines). The host's test of the kernels
-// (csrc/cuda/emulate.h) needs a stand-in for whatever takes their place. DeviceTopK is no rival: CUDA 13.0 has none, and
-// later ones keep no order.
+// (csrc/cuda/emulate.h) needs a stand-in for whatever takes their place. DeviceTopK is no rival: CUDA 13.0 has none,
+// and later ones keep no order.
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/iterator/transform_iterator.h>
 
