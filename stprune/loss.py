@@ -163,7 +163,7 @@ class PrunedLoss(Criterion):
                 if mean and std are given). Of one dtype; or prediction bfloat16 or float16 beside a float32 target, as
                 under autocast.
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
-            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window.
+            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window; needed in training where the sampler draws.
             mask: bool of the shape of `target`, False where an entry is to be left out.
             weight: your own weights, floating: [B], or with more of the first dimensions of `prediction`, each of its size or,
                 after the first, 1. Of any sign. They are a part of the loss, in evaluation too, and of no score. Weights that
@@ -179,9 +179,9 @@ class PrunedLoss(Criterion):
 
         Raises:
             TypeError, ValueError: shapes or dtypes do not fit, `index` is missing in training, or holds an id that is not in
-                the plan. On a GPU the ids are not looked at, as that would wait for it: the loss is NaN for an id that is not
-                in the plan, and the device asserts for one that is not in the data set. Under torch.compile it is a
-                RuntimeError.
+                the plan. On a GPU, where looking at the ids would wait for it, the loss is NaN for such an id, nothing is
+                stored for it, and the sampler's next `set_epoch`, `state_dict` or `finish` raises the ValueError. Under
+                torch.compile it is a RuntimeError.
             RuntimeError: a second derivative is asked for.
         """
         dims = self.dims
@@ -266,9 +266,11 @@ class PrunedLoss(Criterion):
         if self.mean is None and self.std is None and self.node_scale is None:
             return None
         null = self.null_value, self.null_tolerance
-        key = prediction.shape, node is None, null, self.normalized_target, prediction.dtype, target.dtype, prediction.device
-        rows = self._affine_rows.get(key, settings, lambda: self._rows(prediction, target, node is not None))
-        return rows if node is None else scaling.as_columns(rows, node, channels_of(prediction.shape, self.dims)[1])
+        # Settings that are the same for all nodes are those of the drawn ones.
+        drawn = None if scaling.num_nodes_of(settings) == 1 else node
+        key = prediction.shape, drawn is None, null, self.normalized_target, prediction.dtype, target.dtype, prediction.device
+        rows = self._affine_rows.get(key, settings, lambda: self._rows(prediction, target, drawn is not None))
+        return rows if drawn is None else scaling.as_columns(rows, drawn, channels_of(prediction.shape, self.dims)[1])
 
     def _rows(self, prediction: torch.Tensor, target: torch.Tensor, drawn: bool) -> torch.Tensor:
         """The affine of all windows [5 or 7, 1, F]; or, where nodes are drawn, of all nodes that the settings speak of."""

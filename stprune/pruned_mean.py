@@ -90,7 +90,7 @@ class PrunedMean(Criterion):
             values: [B] or [B, ...] losses of any sign, float32, float64, bfloat16 or float16; with node [B, m, ...]. Not
                 modified.
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
-            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window.
+            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window; needed in training where the sampler draws.
             mask: bool, False where an entry is to be left out: [B], or with more of the first dimensions of `values`, each of
                 its size or 1.
             weight: your own weights, floating, shaped by the same rule. Of any sign; a gradient flows into them. They are a
@@ -106,8 +106,9 @@ class PrunedMean(Criterion):
 
         Raises:
             TypeError, ValueError: shapes or dtypes do not fit, `index` is missing in training, or holds an id that is not in
-                the plan; nothing is changed. On a GPU the ids are not looked at, as that would wait for it: the loss is NaN
-                for an id that is not in the plan. Under torch.compile it is a RuntimeError.
+                the plan; nothing is changed. On a GPU, where looking at the ids would wait for it, the loss is NaN for such an
+                id, nothing is stored for it, and the sampler's next `set_epoch`, `state_dict` or `finish` raises the
+                ValueError. Under torch.compile it is a RuntimeError.
         """
         values = _check.floating(self.op, "values", values)
         if values.dim() == 0:

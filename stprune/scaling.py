@@ -125,15 +125,10 @@ def as_columns(rows: torch.Tensor, node: torch.Tensor | None, counts_nodes: list
 
     Args:
         rows: not modified.
-        node: [B, m] drawn nodes, on the device of `rows`, or None. One value for all nodes is taken for each of them.
+        node: [B, m] drawn nodes, on the device of `rows`, or None.
         counts_nodes: which of the batch's dimensions count nodes, in their order; at most one other counts channels.
     """
-    if node is None:
-        rows = rows.unsqueeze(1)
-    elif rows.shape[1] == 1:
-        rows = rows.unsqueeze(1).expand(-1, -1, node.shape[1], *rows.shape[2:])
-    else:
-        rows = rows[:, node]
+    rows = rows.unsqueeze(1) if node is None else rows[:, node]
     if len(counts_nodes) > 1 and counts_nodes[-1] and not all(counts_nodes):
         # Channels come before nodes in the tensors.
         rows = rows.movedim(-1, 2 + counts_nodes.index(False))

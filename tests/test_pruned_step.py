@@ -1,6 +1,7 @@
 """A step of training by one op: what it stands for, plans and tables, its errors, and a second pass over a batch."""
 
 import contextlib
+import importlib
 
 import pytest
 import torch
@@ -130,6 +131,23 @@ def test_a_plan_of_all_needs_no_ids():
             looked_up(run, torch.tensor([0]), torch.zeros(0, dtype=torch.int64), torch.ones(0), None, 10)
         with pytest.raises(RuntimeError, match="plan_weights must have one element or one for each of 10 ids"):
             looked_up(run, torch.tensor([0]), None, torch.ones(9), None, 10)
+
+
+def test_what_a_gpu_does_with_a_batch_of_no_entries_and_with_one_that_does_not_fit():
+    """The kernels are launched for neither; tests/test_step_triton.py has the others."""
+    cuda = importlib.import_module("stprune.ops.pruned_step")._cuda
+    index = torch.arange(2)
+    results = []
+    for run in (cuda, OP):
+        arguments = copied(sampler("full").step_arguments(per_step=True))
+        empty = torch.zeros(2, 0, 3)
+        outputs = run(empty, empty, *[None] * 4, index, *arguments, None, 0.0, 0, 1.0, 0.5, 0.5, True)
+        results.append([*outputs, *(x for x in arguments[4:8] if x is not None)])
+        results[-1][5] &= 15
+        results[-1][-1][1] = 0
+    assert_same_bits(results)
+    with pytest.raises(RuntimeError, match="pruned_step: prediction, target, mask and index must fit each other"):
+        cuda(torch.zeros(2, 1), torch.zeros(2, 2), *[None] * 4, index, *arguments, None, 0.0, 0, 1.0, 0.5, 0.5, True)
 
 
 def test_opcheck():

@@ -1,6 +1,13 @@
 """The Triton kernels of a training step under Triton's interpreter: lookup, loss, scores into the table, and their launches."""
 
+import pytest
+import torch
 from own_process import needs_triton, run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import stprune
+from stprune.reference import plan_lookup as lookup_reference
+from stprune.reference import table_update as reference
 
 START = """
 import contextlib
@@ -54,12 +61,12 @@ for width in (4, 128):
         torch.tensor([7]),
         torch.zeros(0, dtype=torch.int64),
     ):
-        weights, order = draw(len(ids)), torch.randperm(len(ids), generator=generator)[:40]
+        weights, order = draw(len(ids)), torch.randperm(len(ids), generator=generator)[:12]
         for mean in (None, torch.tensor(1.7)):
             for of_plan in (weights, torch.tensor([2.5])):
                 found = lookup.plan_lookup(ids[order], ids, of_plan, mean, 2**62)
                 same(found, lookup_reference.plan_lookup(ids[order], ids, of_plan, mean, 2**62))
-            wrong = {-1, -(2**62), 2**62, *(i + d for i in ids[::7].tolist() for d in (-1, 1))} - set(ids.tolist())
+            wrong = {-1, -(2**62), 2**62, *(i + d for i in ids[::30].tolist() for d in (-1, 1))} - set(ids.tolist())
             found = lookup.plan_lookup(torch.tensor(sorted(wrong)), ids, weights, mean, 2**62)
             assert bool(found.isnan().all())
     of_all = draw(10)
@@ -73,7 +80,7 @@ for width in (4, 128):
         assert "plan_weights must have one element or one for each of 10 ids" in str(error)
 
 table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
-for n, size, variance, stored in ((1, 1, 1, 1), (30, 70, 1, 1), (99, 70, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
+for n, size, variance, stored in ((1, 1, 1, 1), (20, 40, 1, 1), (99, 20, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
     state = table_of(n, variance=variance, stored=stored)
     index = torch.randint(0, n, (size,), generator=generator)
     values = draw(size)
@@ -211,9 +218,24 @@ with watched() as watch:
     weight = lookup.plan_lookup(index, ids, weights, weights[:1], 9)
     table.table_update(*state, index, weights[:1], None, weight, 0.3, True)
 assert (watch.ours, watch.torchs) == (2, [])
+cut, draws = load("gather_windows"), load("draw_nodes")
+x, y, series, index = torch.empty(3, 4, 2, 1), torch.empty(3, 2, 2, 1), draw(20, 9, 1), torch.arange(3)
+with watched() as watch:
+    node = draws.draw_nodes(index, 9, 2, 1, 2)
+    cut.gather_windows(series, index, node, *[None] * 7, [0], False, True, x, y)
+assert (watch.ours, watch.torchs) == (2, [])
 print("ok")
 """
 )
+LAUNCHES = {
+    "gather_windows": 1,
+    "draw_nodes": 1,
+    "pruned_step": 3,
+    "pruned_loss_backward": 1,
+    "plan_lookup": 1,
+    "table_update": 1,
+}
+"""Of each op, as the two scripts count them."""
 
 
 @needs_triton
@@ -224,3 +246,101 @@ def test_lookup_and_update_are_the_reference_bit_for_bit() -> None:
 @needs_triton
 def test_a_step_is_the_reference_in_three_launches_and_one_back() -> None:
     assert run(STEP, TRITON_INTERPRET="1").strip() == "ok"
+
+
+class Ops(TorchDispatchMode):
+    """Notes the ops that do something on the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        on_host = args and isinstance(args[0], torch.Tensor) and args[0].is_cpu and op._schema.name != "aten::_to_copy"
+        if op._schema.name != "aten::empty" and not op.is_view and not on_host:
+            self.names.append(op._schema.name.removeprefix("stprune::"))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> None:  # type: ignore[no-untyped-def]
+    """On torch's device without memory, where whatever asks for a value is an error, as what waits for a GPU would be."""
+    sampler = stprune.PruningSampler(300, num_epochs=4, num_nodes=33, node_ratio=0.3 if drawn else 1.0)
+    sampler.set_epoch(1)
+    sampler.to("meta")
+    series = torch.rand(323, 33, 1, device="meta")
+    loader = iter(stprune.WindowLoader(series, sampler, batch_size=16))
+    criterion = stprune.PrunedLoss(sampler, null_value=0.0, mean=1.0, std=2.0, horizon_weights=torch.ones(12))
+    for _ in range(2):  # what the first one finds out is remembered
+        with Ops() as cut:
+            index, *node, x, y = next(loader)
+        prediction = x[..., :1].requires_grad_()
+        with Ops() as forward:
+            value = criterion(prediction, y, index, *node)
+    one = torch.ones_like(value)
+    with Ops() as back:
+        torch.autograd.grad(value, prediction, one)
+    assert cut.names == ["aten::_to_copy", *["draw_nodes"] * drawn, "gather_windows"]  # ids and rows come from the host
+    assert forward.names == ["pruned_step"]
+    assert back.names == ["pruned_loss_backward"]
+    assert sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + drawn
+    values = torch.rand(16, device="meta", requires_grad=True)
+    with Ops() as mean:
+        stprune.PrunedMean(sampler)(values, index)
+    assert mean.names == ["plan_lookup", "aten::mul", "aten::mean", "table_update"]
+
+
+# on a GPU -------------------------------------------------------------------------------------------------
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def on_gpu(tensors):  # type: ignore[no-untyped-def]
+    return [x.cuda() if isinstance(x, torch.Tensor) else x for x in tensors]
+
+
+@gpu
+@needs_triton
+@pytest.mark.parametrize("size", [64, 2048, 2049, 16_384])
+def test_gpu_lookup_and_update_are_the_reference_bit_for_bit(size: int) -> None:
+    g = torch.Generator().manual_seed(size)
+    n = 3 * size
+    scores = torch.rand(n, generator=g).masked_fill(torch.rand(n, generator=g) < 0.2, torch.inf)
+    table = [scores, torch.zeros(n, dtype=torch.uint8), torch.rand(n, generator=g), torch.tensor([3, 0, 5, 0])]
+    index = torch.randint(-1, n + 1, (size,), generator=g)
+    ids = torch.randperm(n, generator=g)[: n // 2].sort().values
+    plan = (ids, torch.rand(len(ids), generator=g) + 0.5, torch.tensor(1.7), n)
+    weight = torch.full((size,), torch.nan)
+    known = torch.isin(index, ids)
+    weight[known] = lookup_reference.plan_lookup(index[known], *plan)
+    found = torch.ops.stprune.plan_lookup(index.cuda(), *on_gpu(plan))
+    torch.testing.assert_close(found.cpu(), weight, rtol=0, atol=0, equal_nan=True)
+    batch = (index, torch.rand(size, generator=g), torch.randint(0, 3, (size,), generator=g), weight)
+    ours = on_gpu(table)
+    torch.ops.stprune.table_update(*ours, *on_gpu(batch), 0.3, True)
+    reference.update_known(*table, *batch, 0.3, True)
+    for a, b in zip(ours, table, strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+@gpu
+@pytest.mark.parametrize("wrong", [10**12, -1, "not in the plan"])
+@pytest.mark.parametrize("kind", [stprune.PrunedLoss, stprune.PrunedMean])
+def test_gpu_a_wrong_id_makes_the_loss_nan_is_not_stored_and_is_told(kind, wrong) -> None:  # type: ignore[no-untyped-def]
+    sampler = stprune.PruningSampler(40, num_epochs=4, keep_ratio=0.5, method="top-k")  # keeps the upper half
+    sampler.update(torch.arange(40), torch.arange(40.0))
+    sampler.set_epoch(1)
+    criterion, before = kind(sampler), sampler.table.scores.clone()
+    wrong = 3 if wrong == "not in the plan" else wrong
+    index = torch.tensor([30, wrong, 31], device="cuda")
+    values = torch.rand(3, 2, 5, device="cuda", requires_grad=True)
+    call = (values, torch.zeros_like(values)) if kind is stprune.PrunedLoss else (values,)
+    assert bool(criterion(*call, index).isnan())
+    torch.cuda.synchronize()
+    after = sampler.table.scores.cpu()
+    assert (after != before).nonzero().flatten().tolist() == [30, 31]
+    with pytest.raises(ValueError, match=f"index must hold ids of .*, got {wrong} in a batch on cuda"):
+        sampler.state_dict()
+    index[1] = 32
+    assert bool(criterion(*call, index).isfinite())
+    assert sampler.state_dict()["position"] == 3

@@ -20,10 +20,10 @@ def load(name):
     return importlib.import_module(f"kernels.{name}")
 
 
-def assembly(function, types, constants, *, num_warps, capabilities=(80, 90, 100), **options):
+def assembly(function, types, constants, *, num_warps, capabilities=(80, 90, 100), stack=0, **options):
     """Compile a kernel for GPUs; a line is printed for each, and its PTX returned. Parameters without a type are 32-bit.
 
-    Nothing may be spilled: what a thread holds fits into its registers.
+    No more than `stack` bytes may be spilled: what a thread holds fits into its registers.
     """
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     signature |= {p.name: p.annotation_type for p in function.params if p.annotation_type and not p.is_constexpr}
@@ -34,7 +34,7 @@ def assembly(function, types, constants, *, num_warps, capabilities=(80, 90, 100
         assert made.metadata.shared <= 227 * 1024
         assert len(made.asm["cubin"]) > 1000
         texts.append(made.asm["ptx"])
-        assert stack_of(made.asm["cubin"]) == 0, f"{function.__name__} for {capability} spills"
+        assert stack_of(made.asm["cubin"]) <= stack, f"{function.__name__} for {capability} spills"
         print(function.__name__, capability)
     return texts
 

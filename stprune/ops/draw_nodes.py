@@ -10,7 +10,8 @@ from stprune.reference import draw_nodes as reference
 
 _WINDOWS = 1 << 56
 _NODES = 1 << 31
-# Keys of one window that 16 warps hold in registers, 32 a thread. Chosen by that arithmetic, not yet timed on a GPU.
+# Keys of one window that 16 warps hold in registers, 32 a thread; beside weights only half as many, and some are spilled then.
+# Chosen by that arithmetic, not yet timed on a GPU.
 _MOST_NODES = 16384
 
 

@@ -88,7 +88,8 @@ def pruned_step(prediction: torch.Tensor, target: torch.Tensor, *others: Any) ->
         [] float64 for float64 inputs, else float32; and the columns' means as `pruned_loss` gives them, None if not asked for.
 
     Raises:
-        RuntimeError: arguments do not fit, or an id is not in the plan (on a GPU the loss is NaN then); nothing was changed.
+        RuntimeError: arguments do not fit, or an id is not in the plan; nothing was changed. On a GPU, where asking would wait
+            for it, the loss is NaN, and wrong ids alone are left out and noted, as in `table_update`.
 
     Source:
         Eq. 1-5, 9, 10, 13.
