@@ -5,10 +5,10 @@
 // the keys by cub::DeviceReduce. CUB has no ordered selection of the k largest: its rows are the parts one would build
 // from, each beside ours for the same job: the sort, the compaction of marks (their words given), the prefix sum over
 // the chunks, the prefix sum in a block. Where ours is not the faster one it goes, and what that would take out of
-// csrc/cuda is: sort.h (the sort, 190 lines); ScanChunks, list_bits and EmitChunks of compact.h (110 lines, and a pass
+// csrc/cuda is: sort.h (the sort, 180 lines); ScanChunks, list_bits and EmitChunks of compact.h (110 lines, and a pass
 // more to turn marks of ties into marks); exclusive_scan of collective.h (25 lines). The host's test of the kernels
-// (csrc/cuda/emulate.h) needs a stand-in for whatever takes their place. DeviceTopK is no rival: it keeps no order, and
-// CUDA 13.0's has races.
+// (csrc/cuda/emulate.h) needs a stand-in for whatever takes their place. DeviceTopK is no rival: CUDA 13.0 has none,
+// and later ones keep no order.
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/iterator/transform_iterator.h>
 

@@ -1,7 +1,7 @@
 // plan_budget: the kept samples of the budget rule and their weights (eq. 7 and 10). Probabilities are never stored:
 // they are made of the scores where a sum of them and where the draw asks for them.
 //
-// Launches of a plan: 5 for the constant (3 below 2^17 scores), 2 that draw, 2 for the mean weight; its order is one
+// Launches of a plan: 5 for the constant (2 below 2^17 scores), 2 that draw, 2 for the mean weight; its order is one
 // more (shuffle). The host waits once for the number of samples, where it has to allocate their memory, and once for
 // the mean.
 #include "cuda/budget.h"
