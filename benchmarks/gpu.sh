@@ -116,7 +116,7 @@ stage_library() {
       --no-deps --no-index --upgrade --target "$site" . || return
   fi
   # Its Python files are not used, and a library that was built for other op schemas is not loaded.
-  if [ -d "$site" ]; then export STPRUNE_LIBRARY_DIR=$site/stprune; fi
+  if [ -z "$dry" ] || [ -n "$wheel" ]; then export STPRUNE_LIBRARY_DIR=$site/stprune; fi
   if [ -z "$dry" ] && command -v nvidia-smi >/dev/null; then run nvidia-smi; fi
   run "$python" -c "
 import stprune, torch
