@@ -229,7 +229,8 @@ class ScoreTable:
         """
         op = f"{_OP}.forget"
         index = _check.index(op, "index", index)
-        _check.ids(op, "index", index, self.num_samples - 1)
+        # Also on a GPU, which is waited for: indexing there would end the process's use of it.
+        _check.ids(op, "index", index.cpu(), self.num_samples - 1)
         index = index.to(self.device)
         if self._scores is not None and self._marks is not None:
             self._scores[index] = torch.inf

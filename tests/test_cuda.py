@@ -169,10 +169,10 @@ def test_draw_nodes_by_the_triton_kernel(num_nodes):
 
 # Each in a process of its own: the device's assertion ends its context.
 WRONG = {
-    "stprune.gather_nodes(x, torch.tensor([[0, 5]]))": ("gather_nodes: node",),
-    "stprune.gather_windows(x[0], start + 7, history=1, horizon=1)": ("gather_windows: start",),
-    "stprune.gather_windows(x[0], start, node=start[None] - 1, history=1, horizon=1)": ("gather_windows: node",),
-    "stprune.Priority().bind(num_windows=9, num_nodes=5, count=2, seed=0).draw(start + 9, 0)": ("Priority.draw: index",),
+    "stprune.gather_nodes(x, torch.tensor([[0, 5]]))": "gather_nodes: node must lie in [0, ",
+    "stprune.gather_windows(x[0], start + 7, history=1, horizon=1)": "gather_windows: start must lie in [0, ",
+    "stprune.gather_windows(x[0], start, node=start[None] - 1, history=1, horizon=1)": "gather_windows: node must lie in [0, ",
+    "stprune.Priority().bind(num_windows=9, num_nodes=5, count=2, seed=0).draw(start + 9, 0)": "Priority.draw: index must",
 }
 
 
@@ -182,7 +182,7 @@ def test_an_id_out_of_range_stops_the_device_with_its_name(call):
     program = f"{setup}\n{call}\ntorch.cuda.synchronize()\n"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert any(name in result.stderr + result.stdout for name in WRONG[call])
+    assert WRONG[call] in result.stderr + result.stdout
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -163,6 +163,20 @@ def test_an_id_out_of_range_is_named_by_the_ops_that_index_on_a_gpu():
                 bound.draw(wrong.as_subclass(OnGpu), 1)
 
 
+def test_forgetting_looks_at_ids_on_a_gpu_before_it_changes_anything():
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda:0")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    table = stprune.ScoreTable(9)
+    table.update(torch.arange(9), torch.ones(9))
+    with pytest.raises(ValueError, match=r"ScoreTable.forget: index must lie in \[0, 8\], got 9"):
+        table.forget(torch.tensor([0, 9]).as_subclass(Elsewhere))
+    assert torch.equal(table.scores, torch.ones(9))
+
+
 class OnSecondGpu(torch.Tensor):
     """A tensor that says it lives on the second GPU; its memory is the host's."""
 

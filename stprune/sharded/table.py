@@ -141,7 +141,7 @@ class ShardedTable:
     def forget(self, index: torch.Tensor) -> None:
         """As `ScoreTable.forget`; every rank is given the same ids, and forgets those that it owns or trains on."""
         index = _check.index(f"{_OP}.forget", "index", index)
-        _check.ids(f"{_OP}.forget", "index", index, self.num_samples - 1)
+        _check.ids(f"{_OP}.forget", "index", index.cpu(), self.num_samples - 1)
         index = index.to(self.device)
         place = self.places(index)
         self.share.forget(place[place < len(self.ids)])
