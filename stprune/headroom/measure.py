@@ -110,7 +110,7 @@ def headroom(
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.rand(32, 12, 10, 3, generator=generator)
         >>> model = stprune.models.STID(10, dim=4)
-        >>> found = stprune.headroom(model, [(x, x[..., :1])], seconds=1.0)
+        >>> found = stprune.headroom(model, [(x, x[..., :1])], seconds=10.0)
         >>> found.num_windows, 1 / found.num_nodes <= found.node_ratio <= 1, len(found.verdict) >= 3
         (32, True, True)
 
