@@ -3,7 +3,15 @@
 //     build/cuda_library [largest power of ten]
 // One JSON row a contender: median of 20 runs by device events, taking turns, after two warm-up runs. "one read" sums
 // the keys by cub::DeviceReduce. CUB has no ordered selection of the k largest: its rows are the parts one would build
-// from.
+// from, each beside ours for the same job: the sort, the compaction of marks (their words given), the prefix sum over
+// the chunks, the prefix sum in a block. Where ours is not the faster one it goes, and what that would take out of
+// csrc/cuda is: sort.h (the sort, 190 lines); ScanChunks, list_bits and EmitChunks of compact.h (110 lines, and a pass
+// more to turn marks of ties into marks); exclusive_scan of collective.h (25 lines). The host's test of the kernels
+// (csrc/cuda/emulate.h) needs a stand-in for whatever takes their place. DeviceTopK is no rival: it keeps no order, and
+// CUDA 13.0's has races.
+#include <thrust/iterator/counting_iterator.h>
+#include <thrust/iterator/transform_iterator.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -45,6 +53,47 @@ struct Above {
   float threshold;
   __device__ bool operator()(int64_t i) const { return keys[i] > threshold; }
 };
+
+// Whether the marks of our selection name an index.
+struct Marked {
+  const uint32_t* marks;
+  __device__ bool operator()(int64_t i) const { return (marks[i >> 5] >> (i & 31) & 1u) != 0; }
+};
+
+struct CertainOf {
+  __device__ int64_t operator()(uint32_t packed) const { return certain_of(packed); }
+};
+
+// Prefix sums of tiles of 1,024 words, many a block, by our function and by CUB's.
+constexpr int SCANNED = 1024;
+struct OurScan {
+  static constexpr int THREADS = SCANNED;
+  struct Shared {
+    SharedArray<uint32_t, WARP> warps;
+  };
+  const uint32_t* from;
+  uint32_t* to;
+  int64_t tiles;
+
+  __device__ void operator()(Block<THREADS>& block, Shared& shared) const {
+    for (int64_t tile = block.index(); tile < tiles; tile += block.count()) {
+      PerThread<uint32_t> value;
+      block.own([&](int t) { value[t] = from[tile * THREADS + t]; });
+      exclusive_scan(block, shared.warps, value);
+      block.own([&](int t) { to[tile * THREADS + t] = value[t]; });
+    }
+  }
+};
+__global__ void __launch_bounds__(SCANNED) cub_scan(const uint32_t* from, uint32_t* to, int64_t tiles) {
+  using Scan = cub::BlockScan<uint32_t, SCANNED, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ typename Scan::TempStorage shared;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    uint32_t value = from[tile * SCANNED + threadIdx.x];
+    Scan(shared).ExclusiveSum(value, value);
+    to[tile * SCANNED + threadIdx.x] = value;
+    __syncthreads();
+  }
+}
 
 struct Contender {
   std::string name;
@@ -104,15 +153,26 @@ void compare(int64_t n, const char* keys_name, int kind) {
   uint32_t* sorted_codes = device_array<uint32_t>(n);
   const auto from_zero = thrust::counting_iterator<int64_t>(0);
   const Above above{keys, kind == 2 ? static_cast<float>(n / 2) : 2.0f};
+  // What a selection of every other key leaves: marks and the chunks' counts.
+  check(select_largest(stored, n, k, k, memory, sink, nullptr));
+  const Marked marked{memory.certain};
+  const int64_t chunks = blocks_of(n, CHUNK_KEYS), tiles = n / SCANNED;
+  const EmitChunks<IndexSink> emit{memory.certain, nullptr, nullptr, memory.places, sink};
+  const auto counts = thrust::make_transform_iterator(memory.counts, CertainOf{});
+  int64_t processors = 0;
+  check(multiprocessors(&processors));
+  const unsigned resident = static_cast<unsigned>(2 * processors);
   // CUB's temporary memory: asked for with a null pointer, then kept.
-  size_t reduce_bytes = 0, select_bytes = 0, keys_bytes = 0, pairs_bytes = 0;
+  size_t reduce_bytes = 0, select_bytes = 0, keys_bytes = 0, pairs_bytes = 0, marked_bytes = 0, scan_bytes = 0;
+  check(cub::DeviceSelect::If(nullptr, marked_bytes, from_zero, indices, selected, n, marked));
+  check(cub::DeviceScan::ExclusiveSum(nullptr, scan_bytes, counts, memory.places.certain, chunks));
   check(cub::DeviceReduce::Sum(nullptr, reduce_bytes, keys, sum, n));
   check(cub::DeviceSelect::If(nullptr, select_bytes, from_zero, indices, selected, n, above));
   check(cub::DeviceRadixSort::SortKeys(nullptr, keys_bytes, keys, sorted_keys, n));
   check(cub::DeviceRadixSort::SortPairs(nullptr, pairs_bytes, sort.pairs.codes, sorted_codes, sort.pairs.indices,
                                         indices, n));
-  void* temporary =
-      device_array<char>(static_cast<int64_t>(std::max({reduce_bytes, select_bytes, keys_bytes, pairs_bytes})));
+  void* temporary = device_array<char>(
+      static_cast<int64_t>(std::max({reduce_bytes, select_bytes, keys_bytes, pairs_bytes, marked_bytes, scan_bytes})));
   check(cudaMemset(sort.pairs.codes, 0x5A, static_cast<size_t>(n) * sizeof(uint32_t)));
 
   race(keys_name, n,
@@ -125,6 +185,26 @@ void compare(int64_t n, const char* keys_name, int kind) {
          [&] { return int(cub::DeviceSelect::If(temporary, select_bytes, from_zero, indices, selected, n, above)); }},
         {"cub::DeviceRadixSort::SortKeys",
          [&] { return int(cub::DeviceRadixSort::SortKeys(temporary, keys_bytes, keys, sorted_keys, n)); }},
+        {"compaction of marks",
+         [&] {
+           const int error = launch(ScanChunks{memory.counts, chunks, memory.places}, 1, nullptr);
+           return error != 0 ? error : launch(emit, chunks, nullptr);
+         }},
+        {"cub::DeviceSelect::If, marks given",
+         [&] { return int(cub::DeviceSelect::If(temporary, marked_bytes, from_zero, indices, selected, n, marked)); }},
+        {"prefix sum of the chunks",
+         [&] { return launch(ScanChunks{memory.counts, chunks, memory.places}, 1, nullptr); }},
+        {"cub::DeviceScan::ExclusiveSum of the chunks",
+         [&] {
+           return int(cub::DeviceScan::ExclusiveSum(temporary, scan_bytes, counts, memory.places.certain, chunks));
+         }},
+        {"prefix sums of blocks",
+         [&] { return launch(OurScan{sort.pairs.codes, sorted_codes, tiles}, resident, nullptr); }},
+        {"cub::BlockScan",
+         [&] {
+           cub_scan<<<resident, SCANNED>>>(sort.pairs.codes, sorted_codes, tiles);
+           return int(cudaGetLastError());
+         }},
         {"sort of n pairs", [&] { return sort_pairs_by_code(n, sort, nullptr); }},
         {"cub::DeviceRadixSort::SortPairs", [&] {
            return int(cub::DeviceRadixSort::SortPairs(temporary, pairs_bytes, sort.pairs.codes, sorted_codes,

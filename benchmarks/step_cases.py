@@ -22,6 +22,9 @@ SHARES = (0.3, 0.1, 0.02)
 KINDS = (("STID", 8600), ("STID", 170), ("GraphWaveNet", 170), ("GraphWaveNet", 716), ("STID", 716), ("STID", 2352))
 """Models and numbers of nodes; on 8,600 nodes the graph model's supports of 8,600 x 8,600 take longer than all of these."""
 COMPILED = KINDS[:2]
+EAGER, CAPTURED, BEHIND_LOADER = "", ", captured", ", captured behind WindowLoader"
+"""How a step runs: as it is; with its batch as one CUDA graph, into which only ids are copied; or, as in
+examples/captured_step.py, as a graph into which a loader's batch is copied."""
 WARM_UPS = 3
 """Steps before a capture: kernels are compiled and the optimizer's state is made outside of it."""
 
@@ -67,14 +70,14 @@ class Training:
         kind = f"{self.model} step, {self.nodes} nodes, {str(self.dtype).removeprefix('torch.')}"
         return f"{kind}, compiled" if self.compiled else kind
 
-    def steps(self, series: Tensor, clock: Tensor, *, captured: bool) -> Call:
+    def steps(self, series: Tensor, clock: Tensor, mode: str) -> Call:
         """A call that takes one step: made with the call, as a model of its own takes time and memory."""
         make = _usual if self.share is None else _pruned
         made: list[Call] = []
 
         def call() -> None:
             if not made:
-                made.append(make(self, series, clock, captured))
+                made.append(make(self, series, clock, mode))
             made[0]()
 
         setattr(call, "compiles", True)  # noqa: B010 (a function has no such attribute)
@@ -94,11 +97,13 @@ class Training:
         return torch.compile(model, dynamic=False) if self.compiled else model  # type: ignore[return-value]
 
     def learn(self, model: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., None]:
-        """What a step does with its batch: `loss` of the model's forecast and of what else it is given, backward, Adam."""
+        """What a step does with a loader's batch: forecast, `loss(forecast, y, index, node)`, backward, Adam."""
         on_gpu = self.device.type == "cuda"
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=on_gpu)
 
-        def step(x: Tensor, y: Tensor, index: Tensor, node: Tensor | None = None) -> None:
+        def step(index: Tensor, *rest: Tensor) -> None:
+            *drawn, x, y = rest
+            node = drawn[0] if drawn else None
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
                 forecast = model(x) if node is None else model(x, node=node)
             value = loss(forecast.float(), y, index, node)
@@ -122,27 +127,28 @@ def _case(training: Training) -> Case:
         for share in SHARES:
             few = max(1, round(share * training.batch))
             usual[f"usual loop, batch {few}"] = replace(training, batch=few)
-    everything = replace(training, share=1.0)
+    ours[""] = everything = replace(training, share=1.0)
 
-    def both(contenders: dict[str, Training]) -> dict[str, Call]:
-        return {
-            name + (", captured" if captured else ""): each.steps(series, clock, captured=captured)
-            for captured in (False, True)
+    def every(contenders: dict[str, Training], *modes: str) -> dict[str, Call]:
+        named = {
+            (name + mode).removeprefix(", "): each.steps(series, clock, mode)
+            for mode in modes
             for name, each in contenders.items()
         }
+        return {name: call for name, call in named.items() if name}
 
     return Case(
         "window_loader",
         training.job,
         training.batch * training.nodes,
         training.batch * (HISTORY + HORIZON) * training.nodes * series.element_size(),
-        everything.steps(series, clock, captured=False),
-        both(usual),
-        {**both(ours), "captured": everything.steps(series, clock, captured=True)},
+        everything.steps(series, clock, EAGER),
+        every(usual, EAGER, CAPTURED),
+        every(ours, EAGER, CAPTURED, BEHIND_LOADER),
     )
 
 
-def _usual(training: Training, series: Tensor, clock: Tensor, captured: bool) -> Call:
+def _usual(training: Training, series: Tensor, clock: Tensor, mode: str) -> Call:
     """The loop of the field's repositories, with the series on the device: value and time as channels, indexing, masked MAE."""
     data = torch.cat([series, clock[:, None].expand(-1, training.nodes, -1)], dim=-1)
     span = torch.arange(HISTORY + HORIZON, device=training.device)
@@ -150,14 +156,14 @@ def _usual(training: Training, series: Tensor, clock: Tensor, captured: bool) ->
 
     def step(start: Tensor) -> None:
         rows = start[:, None] + span
-        learn(data[rows[:, :HISTORY]], data[rows[:, HISTORY:], :, :1], start)
+        learn(start, data[rows[:, :HISTORY]], data[rows[:, HISTORY:], :, :1])
 
     order = torch.randperm(training.times - HISTORY - HORIZON + 1, generator=torch.Generator().manual_seed(0))
-    starts = itertools.cycle(order.to(training.device).split(training.batch)[:-1])
-    return _captured(step, starts) if captured else lambda: step(next(starts))
+    starts = itertools.cycle((each,) for each in order.to(training.device).split(training.batch)[:-1])
+    return _captured(step, starts) if mode == CAPTURED else lambda: step(*next(starts))
 
 
-def _pruned(training: Training, series: Tensor, clock: Tensor, captured: bool) -> Call:
+def _pruned(training: Training, series: Tensor, clock: Tensor, mode: str) -> Call:
     """Sampler, WindowLoader and PrunedLoss."""
     share = training.share if training.share != 1.0 else None
     sampler = stprune.PruningSampler(
@@ -170,47 +176,47 @@ def _pruned(training: Training, series: Tensor, clock: Tensor, captured: bool) -
     learn = training.learn(training.network(series), criterion)
     lengths = {"history": HISTORY, "horizon": HORIZON, "time_features": clock}
 
-    def step(index: Tensor) -> None:
-        node = None if share is None else sampler.nodes(index)
-        learn(*stprune.gather_windows(series, index, node=node, **lengths), index, node)
-
     loader = stprune.WindowLoader(series, sampler, batch_size=training.batch, prefetch=0, drop_last=True, **lengths)
+    loader.set_epoch(0)
+
+    def whole(index: Tensor) -> None:
+        node = None if share is None else sampler.nodes(index)
+        learn(index, *(() if node is None else (node,)), *stprune.gather_windows(series, index, node=node, **lengths))
+
+    if mode == CAPTURED:
+        ids = (torch.from_numpy(each.copy()).to(training.device) for each in sampler.batches(training.batch, drop_last=True))
+        return _captured(whole, itertools.cycle((each,) for each in ids))
+    if mode == BEHIND_LOADER:
+        # Of one epoch, whose plan the graph reads.
+        return _captured(learn, itertools.chain.from_iterable(itertools.repeat(loader)))
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
-        for epoch in itertools.count():
-            loader.set_epoch(epoch)
+        for epoch in itertools.count(1):
             yield from loader
+            loader.set_epoch(epoch)
 
-    if captured:
-        sampler.set_epoch(0)
-        ids = (torch.from_numpy(each.copy()).to(training.device) for each in sampler.batches(training.batch, drop_last=True))
-        return _captured(step, itertools.cycle(ids))
     source = batches()
-
-    def eager() -> None:
-        index, *node, x, y = next(source)
-        learn(x, y, index, *node)
-
-    return eager
+    return lambda: learn(*next(source))
 
 
-def _captured(step: Callable[[Tensor], None], ids: Iterator[Tensor]) -> Call:
-    """Replays of a step as a CUDA graph, into which only the ids are copied; without a GPU the step itself."""
-    index = next(ids).clone()
-    if not index.is_cuda:
-        return lambda: step(index.copy_(next(ids)))
+def _captured(step: Callable[..., None], batches: Iterator[tuple[Tensor, ...]]) -> Call:
+    """Replays of a step as a CUDA graph, into which the next batch is copied; without a GPU the step itself."""
+    batch = [part.clone() for part in next(batches)]
+    if not batch[0].is_cuda:
+        return lambda: step(*next(batches))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
-            step(index)
+            step(*batch)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step(index)
+        step(*batch)
 
     def replay() -> None:
-        index.copy_(next(ids))
+        for held, part in zip(batch, next(batches), strict=True):
+            held.copy_(part)
         graph.replay()
 
     return replay

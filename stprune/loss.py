@@ -163,7 +163,7 @@ class PrunedLoss(Criterion):
                 if mean and std are given). Of one dtype; or prediction bfloat16 or float16 beside a float32 target, as
                 under autocast.
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
-            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window.
+            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window; needed in training where the sampler draws.
             mask: bool of the shape of `target`, False where an entry is to be left out.
             weight: your own weights, floating: [B], or with more of the first dimensions of `prediction`, each of its size or,
                 after the first, 1. Of any sign. They are a part of the loss, in evaluation too, and of no score. Weights that

@@ -137,9 +137,9 @@ class EpochPlan(_Whole):
         return len(self) == self.num_samples
 
     @functools.cached_property
-    def _on_host(self) -> torch.Tensor:
-        """The kept ids on the host: from another device they come over once."""
-        return self.indices.cpu()
+    def _on_host(self) -> EpochPlan:
+        """The same plan on the host: from another device it comes over once."""
+        return self.to("cpu")
 
     def order(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Ids at positions [start, stop) of the epoch's shuffled order, [stop - start] int64; None: where `indices` lie.
@@ -150,7 +150,7 @@ class EpochPlan(_Whole):
         device = self.indices.device if device is None else device
         if self.is_full:
             return permute(len(self), start, stop, seed=self.seed, epoch=self.epoch, device=device)
-        ids = self._on_host if device.type == "cpu" else self.indices
+        ids = self._on_host.indices if device.type == "cpu" else self.indices
         if start == 0 and stop == len(self):
             return shuffle(ids, seed=self.seed, epoch=self.epoch).to(device)
         positions = permute(len(self), start, stop, seed=self.seed, epoch=self.epoch, device=ids.device)
@@ -163,9 +163,12 @@ class EpochPlan(_Whole):
         return order_positions(rank, len(self), seed=self.seed, epoch=self.epoch)
 
     def lookup(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not)."""
-        weights, known = weights_in(self.indices, self.weights, index.to(self.indices.device))
-        return weights.to(index.device), known.to(index.device)
+        """Weights [B] of sample ids [B], and whether each id is in the plan [B] bool (the weight is 0 where not).
+
+        Ids on the host are looked up there.
+        """
+        plan = self._on_host if index.is_cpu else self
+        return weights_in(plan.indices, plan.weights, index)
 
     def columns(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a training step looks weights up in: kept ids, or None where every id is kept, and weights [K] or [1]."""

@@ -90,7 +90,7 @@ class PrunedMean(Criterion):
             values: [B] or [B, ...] losses of any sign, float32, float64, bfloat16 or float16; with node [B, m, ...]. Not
                 modified.
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
-            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window.
+            node: [B, m] int64 drawn nodes, if the batch holds m nodes per window; needed in training where the sampler draws.
             mask: bool, False where an entry is to be left out: [B], or with more of the first dimensions of `values`, each of
                 its size or 1.
             weight: your own weights, floating, shaped by the same rule. Of any sign; a gradient flows into them. They are a

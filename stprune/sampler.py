@@ -156,8 +156,7 @@ class PruningSampler(DistributedSampler[int]):
         # Pairs are too many to keep scores that nobody reads.
         lean = self.sharded or self.granularity == "pair"
         self.table: Any = self._planner.table(units.num_samples, self._ranks, lean=lean)
-        self.epoch = 0
-        self.shuffle = True
+        self.epoch, self.shuffle = 0, True
         self._memory = PlanMemory(units.num_samples)
         # How many passes have begun; of the last one, at which position of the order, and in which other order if in one.
         self.last_pass: tuple[int, int, torch.Tensor | None] = 0, 0, None
@@ -409,7 +408,7 @@ class PruningSampler(DistributedSampler[int]):
 
     @property
     def plan(self) -> Plan:
-        """The current epoch's plan; epoch 0 is planned at first use. It never changes: keep it as long as you like."""
+        """The current epoch's plan, on the device of its scores; epoch 0 is planned at first use. It never changes."""
         plan = self._now.plan
         self._memory.keep()
         return plan
@@ -672,8 +671,7 @@ class PruningSampler(DistributedSampler[int]):
         """
         if node is not None and pair_scores is not None:
             self.node_sampler.update(index, node, pair_scores)
-        word = self._now.take_in(index)
-        if word is not None:
+        if (word := self._now.take_in(index)) is not None:
             self._warn(*word)
 
     def _warn(self, name: str, message: str) -> None:

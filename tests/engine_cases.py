@@ -10,7 +10,8 @@ from special_inputs import SPECIAL, WIDE
 
 import stprune
 from stprune import testing
-from stprune.ops.strata import checked_strata
+from stprune.ops.plan_budget import plan_budget as budget_plan
+from stprune.ops.strata import Strata, checked_strata
 from stprune.reference import plan_budget
 from stprune.reference.random import SHUFFLE
 
@@ -157,13 +158,33 @@ SIZED = {
 
 # --- running a case ----------------------------------------------------------------------------------------------------
 
+
+def _budget_plan(scores, alpha, count, minimum, strata, sizes, seed, epoch):
+    cut = None if strata is None else Strata(strata, sizes)
+    settings = {"alpha": alpha, "count": count, "minimum": minimum, "seed": seed, "epoch": epoch, "strata": cut}
+    kept = budget_plan(scores, **settings)
+    return kept.indices, kept.weights, torch.tensor([kept.indices.numel(), kept.mean_weight], dtype=torch.float64)
+
+
 DOORS = {
+    # Weights are calibrated by stratum behind the op of a GPU.
+    "plan_budget": _budget_plan,
     # The functions bring 16-bit keys to what the kernels of a GPU take.
     "select": stprune.select,
     "topk": lambda keys, k, is_sorted: stprune.topk(keys, k, sorted=is_sorted),
 }
 ON_A_GPU = ("select", "topk", "check_range", "finite_stats", "inclusion_budget", "draw", "draw_weighted", "draw_threshold")
-ON_A_GPU += ("shuffle", "permute", "draw_nodes", "draw_nodes_weighted", "gather_nodes", "gather_nodes_backward")
+ON_A_GPU += (
+    "table_age",
+    "count_nonfinite",
+    "plan_budget",
+    "shuffle",
+    "permute",
+    "draw_nodes",
+    "draw_nodes_weighted",
+    "gather_nodes",
+    "gather_nodes_backward",
+)
 
 
 def inputs(name, sizes):

@@ -21,6 +21,7 @@ P = probabilities("mixed", 50_000, torch.float64)
 COUNT = round(float(P.sum()))
 KEYS, MORE = (testing.named_keys(name, 50_000) for name in ("normal", "tie_at_k"))
 W = weights_of("lognormal", 50_000)
+SCORES = testing.named_keys("normal", 200_000).exp()  # enough for the budget's sample
 IDS = torch.arange(50_000)
 INDEX = torch.arange(64)
 SERIES = random(300, 33, 2)
@@ -86,6 +87,7 @@ JOBS = {
     "draw": (simple(lambda x: OPS.draw(x, COUNT, 1, 2, None)[0]), P, P.flip(0).contiguous()),
     "draw_weighted": (simple(lambda x: OPS.draw_weighted(x, 20_000, 1, 2, False, None, None)[1]), W, W.flip(0).contiguous()),
     "check_range": (simple(lambda x: OPS.check_range(x, 1.0, True)), P, P.square()),
+    "inclusion_budget": (simple(lambda x: OPS.inclusion_budget(x, 0.5, 60_000.0, 0.1)), SCORES, SCORES.flip(0).square()),
     "shuffle": (simple(lambda x: OPS.shuffle(x, 1, 2, None)[0]), IDS, IDS.flip(0).contiguous()),
     "draw_nodes": (simple(lambda x: stprune.draw_nodes(x, num_nodes=170, count=50, seed=1, epoch=2)), INDEX, INDEX + 100),
     "draw_nodes_weighted": (weighted, CHANCES, CHANCES.flip(0)),

@@ -133,13 +133,15 @@ class StandIn(TorchDispatchMode):
 
 # Launches and waits of ops with a CUDA kernel, of more than 2^17 elements: tests/test_cuda_host.py counts them.
 COSTS = {
-    "select": (9, 0),
+    "select": (6, 0),
     "finite_stats": (2, 0),
     "draw": (2, 0),
     "draw_threshold": (7, 1),
     "plan_budget": (9, 2),
     "shuffle": (1, 0),
     "permute": (1, 0),
+    "table_age": (1, 0),
+    "count_nonfinite": (1, 0),
 }
 # Which of their results ops write on the host.
 ON_HOST = {1: ("select", "draw", "shuffle"), 2: ("plan_budget", "draw_threshold")}

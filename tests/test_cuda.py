@@ -10,6 +10,8 @@ import sys
 
 import pytest
 import torch
+from costly_inputs import costly_inputs
+from engine_cases import flat, kernel, on
 from graph_jobs import JOBS
 
 import stprune
@@ -103,6 +105,16 @@ def test_inclusion_budget_of_many(dtype):
     for alpha, ratio in ((0.5, 0.3), (1.0, 0.9), (0.0, 0.5)):
         settings = {"alpha": alpha, "count": float(round(ratio * n)), "minimum": ratio / 5}
         same(inclusion_budget(scores.to(CUDA), **settings), inclusion_budget(scores, **settings))
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in costly_inputs(1 << 17)])
+def test_costly_inputs_of_many(name):
+    """What no shortcut helps with at 10^8 scores: the passes over all of them take the whole device."""
+    op, arguments = next((op, arguments) for found, op, arguments in costly_inputs(10**8) if found == name)
+    run = kernel(op)
+    expected = run(*arguments)
+    for one, other in zip(flat(run(*on(CUDA, arguments))), flat(expected), strict=True):
+        testing.assert_same(one.cpu(), other)
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["each", "exact"])

@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib.util
 import math
+import pathlib
 import pickle
 
 import numpy as np
@@ -20,6 +21,7 @@ from stprune.headroom.cost import StepCost, StepTimes, fit_cost, fit_error, size
 from stprune.headroom.gradients import GradientStats
 from stprune.headroom.law import ENOUGH_STEPS, Law, choose, grid_of, share_of_run
 from stprune.headroom.losses import LOSSES, entries, pair_means
+from stprune.headroom.report import OFF_BY
 from stprune.models import STID, STAEformer
 
 NODES, STEPS = 6, 12
@@ -321,6 +323,22 @@ def test_stalls_do_not_move_the_typical_time():
     assert typical(seconds).tolist() == [1.0, 1.0]
 
 
+def test_timed_draws_read_the_drawn_nodes_only(monkeypatch):
+    """A batch with its channels first in memory, which gather_nodes would copy whole in every step."""
+    x, y = calendar_batch()
+    x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    seen, gather = [], stprune.gather_nodes
+    monkeypatch.setattr(cost_module, "gather_nodes", lambda part, node: seen.append(part) or gather(part, node))
+    found = cost_module.time_steps(
+        stid(), [(x, y)], loss=LOSSES["mae"], null_value=None, optimizer=torch.optim.Adam, seed=0, deadline=0.0,
+        progress=lambda done: None,
+    )  # fmt: skip
+    assert not x.is_contiguous()
+    assert len(found.seconds) == cost_module.FEWEST_ROUNDS
+    assert len(seen) > 0
+    assert all(part.is_contiguous() for part in seen)
+
+
 # --- the law -------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +435,26 @@ def test_alike_nodes_with_a_cost_per_node_pay_and_the_interval_holds_the_ratio()
     assert choice.smaller_batch < 0.6
 
 
+def test_the_ratio_is_made_of_the_times_of_the_two_best_steps():
+    pairs, asked = drawn_pairs(0.5, nodes=100, signal=0.1), []
+    some = {"full": [8], "drawn": [(64, 5)]}
+
+    def time_again(sizes):
+        asked.append(sizes.tolist())
+        return StepTimes(sizes, np.tile([2.0, 3.0], (4, 1)))
+
+    plain, timed_again = settled(pairs, **some), settled(pairs, **some, time_again=time_again)
+    assert asked == [[[8, 100], [64, 5]]]
+    assert timed_again.times.seconds.shape == (4, 2)
+    fitted = float(COST.at(64, 5) / COST.at(8, 100))
+    assert timed_again.ratio == pytest.approx(plain.ratio * 1.5 / fitted)
+    assert timed_again.interval[0] <= timed_again.ratio <= timed_again.interval[1]
+    # The windows of one batch are not enough for this step, and a step needs no timing against itself.
+    for drawn in ((65, 5), (8, 100)):
+        assert settled(pairs, full=[8], drawn=[drawn], time_again=time_again).times is None
+    assert len(asked) == 1
+
+
 def test_long_training_leaves_less_to_gain():
     pairs = drawn_pairs(0.5, nodes=100, signal=0.1)
     ratios = [settled(pairs, budget=budget).ratio for budget in (1, 10_000, 100_000, 10**7)]
@@ -465,7 +503,13 @@ def test_result_fits_together():
     assert 0 < found.smaller_batch <= 1.02
     assert 0 <= found.window_bound <= 1
     law = found.law
-    assert found.time_ratio == pytest.approx(float(law.time(*found.best_drawn) / law.time(found.best_full_batch, NODES)))
+    full = found.best_full_batch, NODES
+    seconds = [law.cost.at(*full), law.cost.at(*found.best_drawn)]
+    if found.best_times is not None:
+        assert found.best_times.sizes.tolist() == [list(full), list(found.best_drawn)]
+        seconds = typical(found.best_times.seconds)
+    expected = float(seconds[1] / seconds[0] * law.steps(*found.best_drawn) / law.steps(*full))
+    assert found.time_ratio == pytest.approx(expected)
     assert (found.batch_size, found.num_drawn) in ((found.best_full_batch, NODES), found.best_drawn)
     assert float(law.time(16, found.nodes_for(16))) == pytest.approx(
         float(law.time(16, np.arange(1, NODES + 1)).min()), rel=0.03
@@ -475,6 +519,13 @@ def test_result_fits_together():
     assert str(again) == str(found)
     sampler = stprune.PruningSampler(8, num_epochs=1, num_nodes=NODES, node_ratio=found.node_ratio)
     assert sampler.nodes(torch.arange(2)).shape[1] == found.num_drawn
+
+
+def test_the_verdict_says_how_far_off_it_was_beside_a_study():
+    said = f"off by a factor of {OFF_BY} (root mean square)"
+    assert sum(said in text for text in quick(stid(), [calendar_batch()]).verdict) == 1
+    rows = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "README.md"  # made from the rows, see test_readme.py
+    assert f"by a factor of {OFF_BY} on the root mean square" in rows.read_text(encoding="utf-8")
 
 
 def test_table_names_the_numbers_and_keeps_its_width():

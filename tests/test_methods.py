@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import stprune
+from stprune.methods.greedy import TopK
 from stprune.methods.seta import kmeans_1d
 from stprune.ops.budget import budget_probability
 
@@ -294,3 +295,15 @@ def test_spaced_moves_with_the_epoch_and_keeps_what_is_unknown():
     assert not torch.equal(plans[0].indices, plans[1].indices)
     for plan in plans:
         assert set(range(500, 700)) <= set(plan.indices.tolist())
+
+
+def test_a_subclass_may_weigh_what_its_base_does_not():
+    """Of methods whose samples all weigh 1 the mean weight is not computed."""
+
+    class Halves(TopK):
+        def weights(self, probability):
+            return torch.full_like(probability, 0.5)
+
+    settings = {"keep_ratio": 0.5, "epoch": 1, "seed": 0}
+    assert stprune.plan_epoch(torch.rand(50), method=Halves(), **settings).mean_weight == 0.5
+    assert stprune.plan_epoch(torch.rand(50), method="top-k", **settings).mean_weight == 1.0

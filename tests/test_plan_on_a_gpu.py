@@ -1,6 +1,8 @@
 """An epoch on a GPU without one: launches and waits of its plan, and where its ids live (tests/stand_in.py)."""
 
 import itertools
+import pathlib
+import re
 
 import pytest
 import torch
@@ -23,12 +25,18 @@ COSTS = {
     "st-prune": (10, 2),
     "infobatch": (10, 2),
     "soft-random": (11, 2),
-    "rs2": (14, 2),
-    "top-k": (23, 3),
-    "epsilon-greedy": (23, 3),
-    "ucb": (23, 3),
+    "rs2": (12, 1),
+    "top-k": (18, 2),
+    "epsilon-greedy": (18, 2),
+    "ucb": (18, 2),
     "full": (3, 0),
 }
+
+
+def test_the_published_table_is_this_one():
+    table = (pathlib.Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "README.md").read_text()
+    rows = re.findall(r"\| `([\w-]+)` \| (\d+) \| (\d+) \|", table)
+    assert {name: (int(launches), int(waits)) for name, launches, waits in rows} == COSTS
 
 
 @pytest.mark.parametrize("method", COSTS)
@@ -53,7 +61,9 @@ def test_ids_go_to_the_host_once_where_a_loader_wants_them_there(gpu):
     plan = stprune.plan_epoch(scores.to(CUDA), keep_ratio=0.8, epoch=1, seed=0)
     gpu.forget()
     stretches = [plan.share(start, 40_000, 0, 1, torch.device("cpu")) for start in range(0, 160_000, 40_000)]
-    assert gpu.waits == ["_to_copy"]
+    assert gpu.waits == ["_to_copy"] * 2  # ids and weights
+    assert plan.lookup(stretches[0])[1].all()
+    assert gpu.waits == ["_to_copy"] * 2
     assert torch.equal(torch.cat(stretches), plan.order(0, 160_000).cpu())
 
 
@@ -87,3 +97,14 @@ def test_ids_stay_on_the_device_where_the_series_is(gpu, start, stride, gap):
         for one, two in zip(batch, other, strict=True):
             assert isinstance(one, OnCuda)
             assert torch.equal(one.inner, two)
+
+
+def test_launches_and_waits_between_epochs(gpu):
+    """All of `set_epoch` but the order: the last epoch's counts, the table's age, the plan, scores without a number."""
+    sampler = stprune.PruningSampler(N, num_epochs=4).to(CUDA)
+    scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp().to(CUDA)
+    sampler.table.update(sampler.plan.indices, scores, trained=True)
+    sampler.set_epoch(1)
+    gpu.forget()
+    sampler.set_epoch(2)
+    assert gpu.cost == (16, 6)

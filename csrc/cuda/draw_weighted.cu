@@ -42,7 +42,7 @@ int draw(const WeightedKeys<RACE>& keys, int64_t n, int64_t k, void* scratch, in
   if constexpr (RACE) {
     return select_largest(keys, n, k + 1, k, select, IndexSink{indices}, stream);
   } else {
-    const WeightSink sink{keys.weights, &select.state->ranges[ROUNDS<uint32_t>].base, indices, out, 0.0};
+    const WeightSink sink{keys.weights, &select.state->range.base, indices, out, 0.0};
     return select_largest(keys, n, k + 1, k, select, sink, stream);
   }
 }

@@ -67,53 +67,42 @@ struct Places {
 };
 constexpr int32_t NOWHERE = 0x7FFFFFFF;
 
-struct StartPlaces {
-  static constexpr int THREADS = PIECE_THREADS;
-  struct Shared {};
-  int64_t samples, num_nodes;
-  Places places;
-
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
-    for_units(block, samples, num_nodes, [&](int64_t row, uint32_t place) {
-      places.first[row * num_nodes + place] = NOWHERE;
-      if (place == 0) places.repeats[row] = 0;
-    });
-  }
-};
-
+// One block a sample.
 struct FirstPlaces {
-  static constexpr int THREADS = PIECE_THREADS;
+  static constexpr int THREADS = 1024;
   struct Shared {};
-  const int64_t* node;
-  int64_t samples, num_nodes, m;
+  const int64_t* node;  // [samples, m]
+  int64_t num_nodes, m;
   Places places;
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
-    for_units(block, samples, m, [&](int64_t row, uint32_t place) {
-      const int64_t index = node[row * m + place];
-      STPRUNE_DEVICE_CHECK(index >= 0 && index < num_nodes, "gather_nodes: node must lie in [0, num_nodes)");
-      global_min(places.first + row * num_nodes + index, static_cast<int32_t>(place));
+    const int64_t row = block.index();
+    const int64_t* nodes = node + row * m;
+    int32_t *first = places.first + row * num_nodes, *next = places.next + row * m;
+    block.phase([&](int t) {
+      for (int64_t i = t; i < num_nodes; i += THREADS) first[i] = NOWHERE;
     });
-  }
-};
-
-struct FindRepeats {
-  static constexpr int THREADS = PIECE_THREADS;
-  struct Shared {};
-  const int64_t* node;
-  int64_t samples, num_nodes, m;
-  Places places;
-
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
-    for_units(block, samples, m, [&](int64_t row, uint32_t place) {
-      const int32_t first = places.first[row * num_nodes + node[row * m + place]];
-      if (first != static_cast<int32_t>(place)) places.repeats[row] = 1;
+    block.phase([&](int t) {
+      for (int64_t j = t; j < m; j += THREADS) {
+        STPRUNE_DEVICE_CHECK(nodes[j] >= 0 && nodes[j] < num_nodes, "gather_nodes: node must lie in [0, num_nodes)");
+        global_min(first + nodes[j], static_cast<int32_t>(j));
+        next[j] = NOWHERE;
+      }
+    });
+    PerThread<bool> repeats;
+    block.own([&](int t) {
+      repeats[t] = false;
+      for (int64_t j = t; j < m; j += THREADS) repeats[t] = repeats[t] || first[nodes[j]] != static_cast<int32_t>(j);
+    });
+    const bool any = block.any(repeats);
+    block.own([&](int t) {
+      if (t == 0) places.repeats[row] = any;
     });
   }
 };
 
 // Rows without repeats, which is what draw_nodes makes, have no next places; others look for them in the rest of the
-// row.
+// row, with the whole device.
 struct NextPlaces {
   static constexpr int THREADS = PIECE_THREADS;
   struct Shared {};
@@ -123,12 +112,11 @@ struct NextPlaces {
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
     for_units(block, samples, m, [&](int64_t row, uint32_t place) {
+      if (places.repeats[row] == 0) return;
       const int64_t* nodes = node + row * m;
-      int64_t next = m;
-      if (places.repeats[row] != 0) {
-        for (next = place + 1; next < m && nodes[next] != nodes[place];) ++next;
-      }
-      places.next[row * m + place] = next < m ? static_cast<int32_t>(next) : NOWHERE;
+      int64_t next = place + 1;
+      while (next < m && nodes[next] != nodes[place]) ++next;
+      if (next < m) places.next[row * m + place] = static_cast<int32_t>(next);
     });
   }
 };
@@ -208,9 +196,7 @@ int stprune_cuda_gather_nodes_backward(int kind, const void* grad, const int64_t
   int64_t bytes = 0;
   const Places places = places_in(samples, num_nodes, m, static_cast<char*>(scratch), &bytes);
   const int64_t pieces = blocks_of(samples * m, PIECE);
-  STPRUNE_TRY(launch(StartPlaces{samples, num_nodes, places}, blocks_of(samples * num_nodes, PIECE), stream));
-  STPRUNE_TRY(launch(FirstPlaces{node, samples, num_nodes, m, places}, pieces, stream));
-  STPRUNE_TRY(launch(FindRepeats{node, samples, num_nodes, m, places}, pieces, stream));
+  STPRUNE_TRY(launch(FirstPlaces{node, num_nodes, m, places}, samples, stream));
   STPRUNE_TRY(launch(NextPlaces{node, samples, m, places}, pieces, stream));
   const auto go = kind == 0   ? &add_up<float>
                   : kind == 1 ? &add_up<double>

@@ -62,6 +62,12 @@ int64_t stprune_cuda_draw_weighted_scratch(int64_t n);
 int stprune_cuda_draw_weighted(const float* weights, int64_t n, int64_t k, int64_t seed, int64_t epoch, int race,
                                void* scratch, int64_t* indices, float* out_weights, void* stream);
 
+// moves: 0 leaves the scores alone.
+int stprune_cuda_table_age(float* scores, uint8_t* marks, int64_t n, int moves, double mean, double keep, void* stream);
+int64_t stprune_cuda_count_nonfinite_scratch(int64_t n);
+int stprune_cuda_count_nonfinite(const float* scores, const uint8_t* marks, int64_t n, void* scratch, int64_t* out,
+                                 void* stream);
+
 int stprune_cuda_permute(int64_t n, int64_t start, int64_t count, int64_t seed, int64_t epoch, int64_t stream_number,
                          int64_t* out, void* stream);
 // size: bytes of an element, 1, 2, 4, 8 or 16.

@@ -3,8 +3,7 @@
 // Sample-bracket selection (Floyd, Rivest 1975) as on the CPU: a sample brackets the wanted code; one pass over the
 // keys marks what lies above the bracket and sets the few codes inside aside; rounds of 11-bit digits narrow the range
 // of the wanted code among those, in their own narrow range, so two rounds mostly do; then marks become ascending
-// indices. If the bracket missed, the same rounds read all keys. Every kernel finds out on the device whether it has
-// work.
+// indices. If the bracket missed, the same rounds read all keys.
 #pragma once
 
 #include <cmath>
@@ -37,8 +36,8 @@ template <class Code>
 struct SelectState {
   Code low, high;  // bracket, both ends inside
   uint64_t above, inside;
-  Range<Code> ranges[ROUNDS<Code> + 1];
-  int64_t quota;  // how many keys of the wanted code are taken
+  Range<Code> range;  // after the rounds so far
+  int64_t quota;      // how many keys of the wanted code are taken
   uint64_t histograms[ROUNDS<Code>][BINS];
 };
 
@@ -256,29 +255,7 @@ struct Classify {
   }
 };
 
-// The range after `round` rounds: every block of a launch computes it from what the launch before left.
-template <int THREADS, class Code>
-STPRUNE_DEVICE Range<Code> range_after(Block<THREADS>& block, RankShared& shared, const SelectState<Code>* state,
-                                       int64_t rank, int round) {
-  if (round == 0) {
-    const int64_t above = static_cast<int64_t>(state->above), inside = static_cast<int64_t>(state->inside);
-    if (rank <= above) {
-      return {static_cast<Code>(state->high + 1), static_cast<Code>(~Code{0}), rank, 1};
-    }
-    if (rank > above + inside) {
-      return {Code{0}, static_cast<Code>(state->low - 1), rank - above - inside, 1};
-    }
-    return {state->low, state->high, rank - above, 0};
-  }
-  const Range<Code> range = state->ranges[round - 1];
-  if (range.base == range.last) return range;
-  int64_t rest = range.rank;
-  const int64_t bin = bin_of_rank<BINS>(
-      block, shared, [&](int b) { return static_cast<int64_t>(state->histograms[round - 1][b]); }, rest);
-  return narrowed(range, bin, rest);
-}
-
-// One round: a histogram of the codes in the range.
+// Rounds of digits until the wanted code is known: each counts the codes of its range in bins of a digit.
 template <class Keys>
 struct Refine {
   using Code = typename Keys::Code;
@@ -290,15 +267,22 @@ struct Refine {
     RankShared rank;
   };
   Keys keys;
-  int64_t n, rank;
-  int round;
+  int64_t n, rank, take;
   SelectMemory<Code> memory;
 
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
-    const Range<Code> range = range_after(block, shared.rank, memory.state, rank, round);
-    block.own([&](int t) {
-      if (t == 0 && block.index() == 0) memory.state->ranges[round] = range;
-    });
+  STPRUNE_DEVICE bool go_on() const { return memory.state->range.base != memory.state->range.last; }
+
+  // The range of the first round.
+  STPRUNE_DEVICE Range<Code> first() const {
+    const SelectState<Code>& state = *memory.state;
+    const int64_t above = static_cast<int64_t>(state.above), inside = static_cast<int64_t>(state.inside);
+    if (rank <= above) return {static_cast<Code>(state.high + 1), static_cast<Code>(~Code{0}), rank, 1};
+    if (rank > above + inside) return {Code{0}, static_cast<Code>(state.low - 1), rank - above - inside, 1};
+    return {state.low, state.high, rank - above, 0};
+  }
+
+  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared, int round) const {
+    const Range<Code> range = round == 0 ? first() : memory.state->range;
     if (range.base == range.last) return;
     const int shift = digit_shift(range);
     clear(block, shared.histogram);
@@ -312,6 +296,24 @@ struct Refine {
         const uint32_t count = shared.histogram[bin];
         if (count != 0) global_add(&memory.state->histograms[round][bin], count);
       }
+    });
+  }
+
+  // The range of the next round and, as soon as the wanted code is known, how many keys of it are taken.
+  STPRUNE_DEVICE void settle(Block<THREADS>& block, Shared& shared, int round) const {
+    Range<Code> range = round == 0 ? first() : memory.state->range;
+    if (range.base != range.last) {
+      const uint64_t* counts = memory.state->histograms[round];
+      int64_t rest = range.rank;
+      const int64_t bin =
+          bin_of_rank<BINS>(block, shared.rank, [&](int b) { return static_cast<int64_t>(counts[b]); }, rest);
+      range = narrowed(range, bin, rest);
+    }
+    block.sync();
+    block.own([&](int t) {
+      if (t != 0) return;
+      memory.state->range = range;
+      memory.state->quota = take - (rank - range.rank);
     });
   }
 
@@ -379,26 +381,6 @@ struct Refine {
   }
 };
 
-// The wanted code is known: how many keys of it are taken.
-template <class Code>
-struct Settle {
-  static constexpr int THREADS = 256;
-  struct Shared {
-    RankShared rank;
-  };
-  int64_t rank, take;
-  SelectState<Code>* state;
-
-  STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
-    const Range<Code> range = range_after(block, shared.rank, state, rank, ROUNDS<Code>);
-    block.own([&](int t) {
-      if (t != 0) return;
-      state->ranges[ROUNDS<Code>] = range;
-      state->quota = take - (rank - range.rank);
-    });
-  }
-};
-
 // Final marks and counts of every chunk: certain is what comes before the wanted code, tied what equals it.
 template <class Keys>
 struct Resolve {
@@ -413,7 +395,7 @@ struct Resolve {
   SelectMemory<Code> memory;
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
-    const Range<Code> range = memory.state->ranges[ROUNDS<Code>];
+    const Range<Code> range = memory.state->range;
     const Code wanted = range.base;
     const int64_t chunk = block.index();
     PerThread<bool> again;
@@ -489,11 +471,10 @@ struct Resolve {
 };
 
 // Emits the `take` largest of n keys in ascending order of their index; the rank-th largest decides, take is rank or
-// rank - 1, and 1 <= rank <= n. After it, memory.state->ranges[ROUNDS].base is the code of that rank.
+// rank - 1, and 1 <= rank <= n. After it, memory.state->range.base is the code of that rank.
 template <class Keys, class Sink>
 int select_largest(const Keys& keys, int64_t n, int64_t rank, int64_t take,
                    const SelectMemory<typename Keys::Code>& memory, const Sink& sink, void* stream) {
-  using Code = typename Keys::Code;
   int64_t processors = 0;
   STPRUNE_TRY(multiprocessors(&processors));
   Bracket<Keys> bracket{keys, n, least(n, SAMPLE), rank, rank, memory.state};
@@ -509,10 +490,7 @@ int select_largest(const Keys& keys, int64_t n, int64_t rank, int64_t take,
   // Enough blocks to fill every processor; each adds its two totals once.
   STPRUNE_TRY(launch(Classify<Keys>{keys, n, memory}, least(chunks, 8 * processors), stream));
   const int64_t groups = blocks_of(n, int64_t{SEGMENT} * Refine<Keys>::SEGMENTS);
-  for (int round = 0; round < ROUNDS<Code>; ++round) {
-    STPRUNE_TRY(launch(Refine<Keys>{keys, n, rank, round, memory}, least(groups, 2 * processors), stream));
-  }
-  STPRUNE_TRY(launch(Settle<Code>{rank, take, memory.state}, 1, stream));
+  STPRUNE_TRY(launch_rounds(Refine<Keys>{keys, n, rank, take, memory}, groups, stream));
   STPRUNE_TRY(launch(Resolve<Keys>{keys, n, memory}, chunks, stream));
   STPRUNE_TRY(launch(ScanChunks{memory.counts, chunks, memory.places}, 1, stream));
   return launch(EmitChunks<Sink>{memory.certain, memory.tied, &memory.state->quota, memory.places, sink}, chunks,

@@ -46,37 +46,31 @@ struct SortCount {
   }
 };
 
-// Exclusive prefix sums in place, by one block.
+// Exclusive prefix sums of every bin's tiles in place, one block a bin, and the bins' sizes.
 struct SortScan {
   static constexpr int THREADS = 1024;
-  static constexpr int EACH = 8;
   struct Shared {
     SharedArray<int64_t, WARP> warps;
   };
-  int64_t* values;  // [n]
-  int64_t n;
+  int64_t* offsets;  // [256 * tiles]
+  int64_t tiles;
+  int64_t* sizes;  // [256]
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
+    int64_t* values = offsets + block.index() * tiles;
     int64_t total = 0;
-    for (int64_t first = 0; first < n; first += THREADS * EACH) {
+    for (int64_t first = 0; first < tiles; first += THREADS) {
       PerThread<int64_t> before;
-      block.own([&](int t) {
-        before[t] = 0;
-        const int64_t from = first + t * EACH;
-        for (int64_t i = from; i < least(n, from + EACH); ++i) before[t] += values[i];
-      });
+      block.own([&](int t) { before[t] = first + t < tiles ? values[first + t] : 0; });
       const int64_t sum = exclusive_scan(block, shared.warps, before);
       block.own([&](int t) {
-        int64_t next = total + before[t];
-        const int64_t from = first + t * EACH;
-        for (int64_t i = from; i < least(n, from + EACH); ++i) {
-          const int64_t value = values[i];
-          values[i] = next;
-          next += value;
-        }
+        if (first + t < tiles) values[first + t] = total + before[t];
       });
       total += sum;
     }
+    block.own([&](int t) {
+      if (t == 0) sizes[block.index()] = total;
+    });
   }
 };
 
@@ -88,14 +82,21 @@ struct SortScatter {
   static constexpr int WARPS = THREADS / WARP;
   struct Shared {
     SharedArray<uint32_t, WARPS * SORT_BINS> counts;
+    SharedArray<int64_t, SORT_BINS> starts;
+    SharedArray<int64_t, WARP> warps;
   };
   Pairs<Code> from, to;  // [n]
   int64_t n, tiles;
   int shift;
-  const int64_t* offsets;  // [256 * tiles]
+  const int64_t* offsets;  // [256 * tiles] in the bin
+  const int64_t* sizes;    // [256] of the bins
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared& shared) const {
+    PerThread<int64_t> start;
+    block.own([&](int t) { start[t] = sizes[t]; });
+    exclusive_scan(block, shared.warps, start);
     block.phase([&](int t) {
+      shared.starts[t] = start[t] + offsets[t * tiles + block.index()];
       for (int i = t; i < WARPS * SORT_BINS; i += THREADS) shared.counts[i] = 0u;
     });
     PerThread<uint32_t> place[SORT_STEPS];
@@ -135,8 +136,7 @@ struct SortScatter {
         const int64_t i = position(t, step);
         if (i >= n) continue;
         const uint32_t bin = digit(i);
-        const int64_t j =
-            offsets[bin * tiles + block.index()] + shared.counts[t / WARP * SORT_BINS + bin] + place[step][t];
+        const int64_t j = shared.starts[bin] + shared.counts[t / WARP * SORT_BINS + bin] + place[step][t];
         to.codes[j] = from.codes[i];
         to.indices[j] = from.indices[i];
       }
@@ -148,6 +148,7 @@ template <class Code>
 struct SortMemory {
   Pairs<Code> pairs, other;  // [n] each
   int64_t* offsets;          // [256 * tiles]
+  int64_t* sizes;            // [256]
 };
 
 template <class Code>
@@ -156,6 +157,7 @@ SortMemory<Code> sort_memory(int64_t n, Scratch& scratch) {
   memory.pairs = {scratch.take<Code>(n), scratch.take<int64_t>(n)};
   memory.other = {scratch.take<Code>(n), scratch.take<int64_t>(n)};
   memory.offsets = scratch.take<int64_t>(SORT_BINS * blocks_of(n, SORT_TILE));
+  memory.sizes = scratch.take<int64_t>(SORT_BINS);
   return memory;
 }
 
@@ -167,8 +169,8 @@ int sort_pairs_by_code(int64_t n, const SortMemory<Code>& memory, void* stream) 
   Pairs<Code> from = memory.pairs, to = memory.other;
   for (int shift = 0; shift < static_cast<int>(8 * sizeof(Code)); shift += SORT_BITS) {
     STPRUNE_TRY(launch(SortCount<Code>{from.codes, n, tiles, shift, memory.offsets}, tiles, stream));
-    STPRUNE_TRY(launch(SortScan{memory.offsets, SORT_BINS * tiles}, 1, stream));
-    STPRUNE_TRY(launch(SortScatter<Code>{from, to, n, tiles, shift, memory.offsets}, tiles, stream));
+    STPRUNE_TRY(launch(SortScan{memory.offsets, tiles, memory.sizes}, SORT_BINS, stream));
+    STPRUNE_TRY(launch(SortScatter<Code>{from, to, n, tiles, shift, memory.offsets, memory.sizes}, tiles, stream));
     const Pairs<Code> sorted = to;
     to = from;
     from = sorted;

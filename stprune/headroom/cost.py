@@ -102,6 +102,8 @@ def time_steps(
         The times.
     """
     all_x, all_y = batches[0]
+    # In one piece, since `gather_nodes` copies the whole of a batch that is not, where a loader reads the drawn nodes only.
+    whole_x, whole_y = all_x.contiguous(), all_y.contiguous()
     num_nodes = all_x.shape[2]
     sizes = sizes_to_time(len(all_x), num_nodes) if sizes is None else sizes
     maker = optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -118,14 +120,14 @@ def time_steps(
         row = np.empty(len(sizes))
         for place in rng.permutation(len(sizes)):
             windows, count = sizes[place].tolist()
-            x, y = all_x[:windows], all_y[:windows]
             _wait(device)
             started = clock()
             if count == num_nodes:
-                forecast, target = model(x), y
+                forecast, target = model(all_x[:windows]), all_y[:windows]
             else:
                 node = draw_nodes(index[:windows], num_nodes=num_nodes, count=count, seed=seed, epoch=number)
-                forecast, target = model(gather_nodes(x, node), node=node), gather_nodes(y, node)
+                forecast = model(gather_nodes(whole_x[:windows], node), node=node)
+                target = gather_nodes(whole_y[:windows], node)
             value = batch_mean(*entries(forecast, target, loss, null_value, null_tolerance))
             maker.zero_grad(set_to_none=True)
             value.backward()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stprune.headroom.cost import StepCost, StepTimes, fit_cost
+from stprune.headroom.cost import StepCost, StepTimes, fit_cost, typical
 from stprune.headroom.gradients import Array, GradientStats, Numbers
 from stprune.headroom.variance import Moments, moments
 
@@ -108,6 +109,8 @@ class Choice:
         interval: 95% bootstrap interval of `ratio`, over windows and timing rounds.
         smaller_batch: time of `full` by that of the batch in use, all nodes in both.
         r_interval: 95% bootstrap interval of r, over windows.
+        times: of the steps of `full` and of `drawn`, in this order, of which `ratio` is made; None where the
+            fitted cost is.
     """
 
     full: int
@@ -116,6 +119,7 @@ class Choice:
     interval: tuple[float, float]
     smaller_batch: float
     r_interval: tuple[float, float]
+    times: StepTimes | None = None
 
 
 def choose(
@@ -128,6 +132,7 @@ def choose(
     budget: int | None = None,
     full: Sequence[int] | None = None,
     drawn: Sequence[Candidate] | None = None,
+    time_again: Callable[[NDArray[np.int64]], StepTimes] | None = None,
 ) -> Choice:
     """Find the best steps of full training and of node draws; bootstrap over windows and timing rounds together.
 
@@ -141,6 +146,9 @@ def choose(
         full: batches of full training to choose from; None for powers of two up to the batch in use, and itself.
         drawn: (windows, nodes) to choose from; None for some 30 numbers of nodes, each with powers of two of windows up to as
             many pairs as the batch in use has.
+        time_again: times the steps of [2, 2] windows and nodes against each other: `ratio` is made of their times, as a cost
+            fitted to steps of very different sizes is off by up to a half for single ones. None for the fitted cost, which
+            also serves where `drawn` has more windows than the batch in use.
 
     Returns:
         The choice.
@@ -153,28 +161,41 @@ def choose(
     best_full = law.best([(windows, num_nodes) for windows in full or powers(batch_size)])
     best_drawn = law.best(drawn or [best_full, *grid_of(batch_size, num_nodes)])
 
-    def ratio_by(law: Law) -> float:
-        ratio = float(law.time(*best_drawn) / law.time(*best_full))
+    pair: StepTimes | None = None
+    if time_again is not None and best_drawn != best_full and best_drawn[0] <= batch_size:
+        pair = time_again(np.array([best_full, best_drawn], dtype=np.int64))
+
+    def ratio_by(law: Law, pair: StepTimes | None) -> float:
+        seconds = [float(law.cost.at(*each)) for each in (best_full, best_drawn)] if pair is None else typical(pair.seconds)
+        ratio = float(seconds[1] / seconds[0] * law.steps(*best_drawn) / law.steps(*best_full))
         progress = 0.0 if budget is None else (budget / best_full[0] / float(law.steps(*best_full)) / ENOUGH_STEPS) ** 2
         return share_of_run(ratio, progress) if ratio < 1.0 else ratio
 
     # Two streams: how many rounds there was time for must not change which windows are drawn.
     of_windows, of_rounds = (np.random.default_rng([seed, stream]) for stream in (2, 3))
-    size, rounds = len(stats.gram), len(times.seconds)
+    size = len(stats.gram)
     ratios, correlations = [], []
     for _ in range(_SAMPLES):
         again = moments(stats, np.bincount(of_windows.integers(size, size=size), minlength=size))
-        some = StepTimes(times.sizes, times.seconds[of_rounds.integers(rounds, size=rounds)])
-        ratios.append(ratio_by(Law(again, fit_cost(some), gamma)))
+        if pair is None:
+            ratios.append(ratio_by(Law(again, fit_cost(_resampled(times, of_rounds)), gamma), None))
+        else:
+            ratios.append(ratio_by(Law(again, law.cost, gamma), _resampled(pair, of_rounds)))
         correlations.append(again.r)
     return Choice(
         full=best_full[0],
         drawn=best_drawn,
-        ratio=ratio_by(law),
+        ratio=ratio_by(law, pair),
         interval=_interval(ratios),
         smaller_batch=float(law.time(*best_full) / law.time(batch_size, num_nodes)),
         r_interval=_interval(correlations),
+        times=pair,
     )
+
+
+def _resampled(times: StepTimes, rng: np.random.Generator) -> StepTimes:
+    rounds = len(times.seconds)
+    return StepTimes(times.sizes, times.seconds[rng.integers(rounds, size=rounds)])
 
 
 def powers(most: int) -> list[int]:

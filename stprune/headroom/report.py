@@ -7,6 +7,8 @@ from stprune.headroom.law import PAYS_BELOW, Choice
 # A squared length: a mean gradient that is off by a tenth of its length.
 _SMALL_BIAS = 0.01
 _LARGE_ERROR = 0.15
+OFF_BY = "1.6"
+"""Factor by which `time_ratio` was off beside the runs of a study, root mean square of the logarithm (benchmarks/README.md)."""
 
 
 def sentences(
@@ -55,6 +57,10 @@ def sentences(
             f"gradient is off by {bias_share:.1%} of the full one's squared length, which no number of steps averages out "
             f"({size}). Check it with a short run."
         )
+    found.append(
+        f"Beside the runs of a study, such shares of time were off by a factor of {OFF_BY} (root mean square), whatever their "
+        "interval, and in some series node draws never got as far: make one short run of each before you rely on it."
+    )
     if error > _LARGE_ERROR:
         found.append(
             f"The timed steps lie up to {error:.0%} off the cost fitted to them, as on a busy machine: times are rough, "
@@ -62,7 +68,7 @@ def sentences(
         )
     if stopped_early:
         found.append("Time ran out before all windows were measured: the intervals are wider than they could be.")
-    found.append("Each batch needs its own learning rate. The answer changes while the model learns: noise grows.")
+    found.append("Each batch needs its own learning rate. The answer changes while the model learns.")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from stprune.headroom.cost import StepTimes
+from stprune.headroom.cost import StepTimes, typical
 from stprune.headroom.law import Candidate, Law, grid_of
 from stprune.headroom.report import time_text
 
@@ -23,7 +23,8 @@ class Headroom:
         best_drawn: windows a step and nodes a window of the least time, whether or not that pays.
         time_ratio: predicted time of `best_drawn` to the loss that full training at `best_full_batch` reaches, by the time of
             that.
-        interval: 95% bootstrap interval of `time_ratio`, over windows and timing rounds.
+        interval: 95% bootstrap interval of `time_ratio`, over windows and timing rounds; the error of eq. 15 is larger, see
+            `stprune.headroom`.
         smaller_batch: time of full training at `best_full_batch` by that at `batch_in_use`, to equal loss.
         window_bound: the same of the best choice of windows that is possible (by their true gradient lengths) by that of
             `best_full_batch`.
@@ -33,6 +34,9 @@ class Headroom:
         law: gradient variance and cost of a step, of which all this follows.
         r_interval: 95% bootstrap interval of `r` over windows.
         times: the measured steps.
+        best_times: times of the steps of `best_full_batch` and of `best_drawn`, timed against each other, of which `time_ratio`
+            is made; None where both are the same, or `best_drawn` has more windows than the batch in use, and the fitted cost
+            serves.
         interacts: a node's forecast depends on which others are given.
         bias_share: squared length by which the mean gradient moves when only `best_drawn` nodes are given, as a share of its
             own; 0 unless nodes interact. No averaging over windows removes it.
@@ -54,6 +58,7 @@ class Headroom:
     law: Law
     r_interval: tuple[float, float]
     times: StepTimes
+    best_times: StepTimes | None
     interacts: bool
     bias_share: float
     stopped_early: bool
@@ -105,7 +110,10 @@ def table(found: Headroom) -> str:
         ("best full training", found.best_full_batch, full),
         ("nodes drawn", *found.best_drawn),
     ]
-    base = float(found.law.time(found.best_full_batch, full))
+    seconds = [float(cost.at(windows, nodes)) for _, windows, nodes in rows]
+    if found.best_times is not None:
+        seconds[1:] = typical(found.best_times.seconds).tolist()
+    to_loss = [time * float(found.law.steps(*step)) for time, (_, *step) in zip(seconds, rows, strict=True)]
     cells = [["step", "windows", "nodes", "noise / signal", "time of a step", "time to equal loss"]]
     cells += [
         [
@@ -113,10 +121,10 @@ def table(found: Headroom) -> str:
             str(windows),
             str(nodes),
             f"{float(found.law.gradient.noise(windows, nodes)):.3g}",
-            time_text(float(cost.at(windows, nodes))),
-            f"{float(found.law.time(windows, nodes)) / base:.2f}",
+            time_text(time),
+            f"{whole / to_loss[1]:.2f}",
         ]
-        for name, windows, nodes in rows
+        for (name, windows, nodes), time, whole in zip(rows, seconds, to_loss, strict=True)
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     texts = [

@@ -26,6 +26,7 @@ class Method:
         needs_scores: the first epoch must see every sample, because nothing is known yet.
         exact_count: every epoch keeps exactly round(keep_ratio * num_samples) samples.
         uniform: every sample is as likely as any other, whatever its score.
+        weighs: kept samples have weights of their own; False: all weigh 1.
         beta, decay, track_variance: the `ScoreTable` settings the method was published with.
     """
 
@@ -34,6 +35,7 @@ class Method:
     needs_scores = True
     exact_count = True
     uniform = False
+    weighs = True
     beta = 0.0
     decay = 1.0
     track_variance = False
@@ -53,7 +55,7 @@ class Method:
 
     def weights(self, probability: torch.Tensor) -> torch.Tensor:
         """[K] weight of each kept sample, from its probability [K]. Horvitz-Thompson: 1 / probability (eq. 10)."""
-        return probability.reciprocal()
+        return probability.reciprocal() if self.weighs else torch.ones_like(probability)
 
     def ratio(self, keep_ratio: float) -> float:
         """The share of the samples that is kept when `keep_ratio` is asked for: just that."""
@@ -98,8 +100,10 @@ class Method:
         """Kept samples and weights [K], the latter calibrated in place by stratum where they are unbiased."""
         if strata is not None and self.unbiased:
             weights = calibrate(weights, indices, strata)
+        # A subclass may weigh what its base does not. The mean waits for a GPU.
+        all_one = not self.weighs and type(self).weights is Method.weights
         # Exact for equal weights, so that dividing by it gives exactly 1.
-        return Budgeted(indices, weights, finite_mean(weights) if weights.numel() else 1.0)
+        return Budgeted(indices, weights, 1.0 if all_one or not weights.numel() else finite_mean(weights))
 
 
 class UserMethod(Method):

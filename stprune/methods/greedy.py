@@ -26,6 +26,7 @@ class EpsilonGreedy(Method):
     epsilon: float = 0.1
 
     name = "epsilon-greedy"
+    weighs = False
     beta = 0.5
 
     def __post_init__(self) -> None:
@@ -40,23 +41,18 @@ class EpsilonGreedy(Method):
         probability = torch.full_like(scores, other, dtype=torch.float32)
         return probability.index_fill_(0, select(scores, top), 1.0)
 
-    def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(probability)
-
 
 @dataclass(frozen=True)
 class TopK(Method):
     """The K samples of largest score. Biased: weights are 1, and easy samples are never seen again until they age."""
 
     name = "top-k"
+    weighs = False
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         unknown = scores.numel() - finite_stats(scores).count
         probability = torch.zeros_like(scores, dtype=torch.float32)
         return probability.index_fill_(0, select(scores, max(asked_count(keep_ratio, scores.numel()), unknown)), 1.0)
-
-    def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(probability)
 
 
 @dataclass(frozen=True, kw_only=True)

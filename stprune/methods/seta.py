@@ -30,6 +30,7 @@ class SeTa(Method):
     window: float = 0.5
 
     name = "seta"
+    weighs = False
     exact_count = False
 
     def __post_init__(self) -> None:
@@ -50,9 +51,6 @@ class SeTa(Method):
         start = epoch % (num_groups - width + 1)
         probability[known[(label >= start) & (label < start + width)]] = 1.0
         return probability
-
-    def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(probability)
 
 
 def kmeans_1d(values: torch.Tensor, groups: int, *, max_steps: int = 100) -> torch.Tensor:

@@ -34,6 +34,7 @@ class Spaced(Method):
     spacing: int = 24
 
     name = "spaced"
+    weighs = False
     exact_count = False
 
     def __post_init__(self) -> None:

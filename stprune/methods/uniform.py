@@ -83,6 +83,7 @@ class RS2(Method):
 
     name = "rs2"
     needs_scores = False
+    weighs = False
 
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         n = scores.numel()
@@ -93,6 +94,3 @@ class RS2(Method):
         head = permute(n, start, min(n, start + count), seed=seed, epoch=0, device=scores.device)
         tail = permute(n, 0, start + count - n, seed=seed, epoch=0, device=scores.device) if start + count > n else head[:0]
         return probability.index_fill_(0, torch.cat([head, tail]), 1.0)
-
-    def weights(self, probability: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(probability)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from stprune.study.results import Setting
 from stprune.study.rows import Row
 from stprune.study.spec import Spec
 
@@ -75,9 +76,7 @@ def describe(spec: Spec) -> str:
         >>> describe(Spec("demand", "stid", "nodes-uniform", 64, 0.002, 3.0, num_drawn=28, seed=1))
         'nodes-uniform on demand, stid, batch 64, 28 nodes, rate 0.002, seed 1'
     """
-    drawn = f", {spec.num_drawn} nodes" if spec.num_drawn else ""
-    setting = f"batch {spec.batch_size}{drawn}, rate {spec.learning_rate:g}"
-    return f"{spec.family} on {spec.data}, {spec.model}, {setting}, seed {spec.seed}"
+    return f"{spec.family} on {spec.data}, {spec.model}, {Setting.of(spec)}, seed {spec.seed}"
 
 
 class Bar:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stprune.study.rows import Point, Row
+from stprune.study.spec import Spec
 
 USUAL_BATCH = 64  # windows per step in most papers of the field; their runs use all windows and all nodes
 # Two trainings of one setting with other seeds differed by up to about this much (in % of the MAE), so that a smaller
@@ -33,6 +34,11 @@ class Setting(NamedTuple):
     num_drawn: int
     keep_ratio: float
     learning_rate: float
+
+    @classmethod
+    def of(cls, spec: Spec) -> Setting:
+        """The setting of a run."""
+        return cls(spec.batch_size, spec.num_drawn, spec.keep_ratio, spec.learning_rate)
 
     def __str__(self) -> str:
         """For people.
@@ -203,9 +209,7 @@ def best(rows: Sequence[Row]) -> Result | None:
     """The best setting among the rows of one family and one budget, see `Result`; None where all of them diverged."""
     settings: dict[Setting, list[Row]] = {}
     for row in rows:
-        spec = row.spec
-        setting = Setting(spec.batch_size, spec.num_drawn, spec.keep_ratio, spec.learning_rate)
-        settings.setdefault(setting, []).append(row)
+        settings.setdefault(Setting.of(row.spec), []).append(row)
     whole = {setting: [row for row in found if not row.diverged] for setting, found in settings.items()}
     most = max((len(found) for found in whole.values()), default=0)
     if not most:
