@@ -129,7 +129,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         f"Off by at most 25% in {near} of {len(ratios)} cells, by a factor of {off_by(ratios):.1f} on the root mean square, of "
         f"{off_by([worst]):.1f} at worst ({off_by(rest):.1f} without that one). In {len(never)} more, node draws of at least "
         f"one seed never got there; a gain was predicted in {paid} of them. Batch and nodes are those of the study's best "
-        f"runs in {len(same)} of {len(rows)}; there the ratio of the times of a step is off by a factor of {off_by(steps):.1f}.\n"
+        f"runs in {len(same)} of {len(rows)}; there the ratio of times of a step is off by a factor of {off_by(steps):.1f}.\n"
         f"The runs themselves: what one seed measures is off by a factor of {off_by(others):.1f} from what the others measure "
         f"of the same cell, by at most 25% in {sum(_near(ratio) for ratio in others)} of {len(others)} cases."
     )
