@@ -284,10 +284,10 @@ def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> N
     assert forward.names == ["pruned_step"]
     assert back.names == ["pruned_loss_backward"]
     assert sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + drawn
-    values = torch.rand(16, device="meta", requires_grad=True)
+    values = torch.rand(16, x.shape[2], device="meta", requires_grad=True)
     with Ops() as mean:
-        stprune.PrunedMean(sampler)(values, index)
-    assert mean.names == ["plan_lookup", "aten::mul", "aten::mean", "table_update"]
+        stprune.PrunedMean(sampler)(values, index, *node)
+    assert mean.names == ["plan_lookup", "aten::mul", "aten::mean", "aten::mean", "table_update"]
 
 
 # on a GPU -------------------------------------------------------------------------------------------------
