@@ -53,6 +53,14 @@ def test_the_defaults_are_what_the_study_found():
         assert sum(change.outside and change.mean < 0 for change in changes) < len(changes) / 2, name
 
 
+def test_the_longest_training_gained_from_drawing_nodes_too():
+    cells = summarize(read(ROOT / "benchmarks" / "results" / "study.jsonl"), LABELS).cells
+    longest = max(cells, key=lambda cell: cell.cost)
+    assert f"{longest.cost:g} passes over {longest.num_nodes} nodes, gained from drawing nodes" in " ".join(README.split())
+    assert not longest.smallest_is_best
+    assert longest.find("nodes-uniform").result.change.better
+
+
 def test_the_table_of_headroom_is_made_from_committed_rows():
     command = [sys.executable, str(ROOT / "benchmarks" / "headroom_check.py"), "--table"]
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
