@@ -99,18 +99,20 @@ def _losses(criterion: torch.nn.Module, shape: tuple[int, ...], compiled: bool, 
 
 def every_loss(compiled: bool = False) -> Steps:
     """All losses, with everything a criterion can be told; with drawn nodes and their errors too."""
-    sampler = stprune.PruningSampler(32, num_epochs=2, num_nodes=20, node_ratio=0.5, node_sampler="priority")
+    samplers = [stprune.PruningSampler(32, num_epochs=2)]
+    samplers += [stprune.PruningSampler(32, num_epochs=2, num_nodes=20, node_ratio=0.5, node_sampler="priority")]
     index = torch.arange(32)
-    node = sampler.nodes(index)
+    node = samplers[1].nodes(index)
     whole, drawn = torch.randn(32, 12, 20, 1), torch.randn(32, 12, 10, 1)
     settings = {"null_value": 0.0, "mean": 1.0, "std": 2.0, "horizon_weights": torch.ones(12)}
-    criteria = [stprune.PrunedLoss(sampler, loss=name, **settings) for name in ("mae", "mse", "huber", "mape", "quantile")]
+    names = ("mae", "mse", "huber", "mape", "quantile")
+    criteria = [[stprune.PrunedLoss(each, loss=name, **settings) for each in samplers] for name in names]
     weight, score = torch.rand(32, 12), torch.rand(32)
-    calls = [torch.compile(each) if compiled else each for each in criteria]
-    for call in itertools.cycle(calls):
+    calls = [[torch.compile(each) if compiled else each for each in both] for both in criteria]
+    for call, of_drawn in itertools.cycle(calls):
         all_nodes, some_nodes = ((each * 0.5).requires_grad_() for each in (whole, drawn))
         call(all_nodes, whole, index).backward()
-        call(some_nodes, drawn, index, node).backward()
+        of_drawn(some_nodes, drawn, index, node).backward()
         call(all_nodes, whole, index, weight=weight, score=score).backward()
         yield
 
