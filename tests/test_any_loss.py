@@ -568,7 +568,20 @@ WRONG = {
     "list": (([1.0],), {}, TypeError, "values must be a tensor, got list"),
     "whole": ((torch.ones(5).long(),), {}, TypeError, "values must be float32, float64, bfloat16 or float16, got torch.int64"),
     "reduced": ((VALUES.mean(), INDEX), {}, ValueError, r'values must be \[B\] or \[B, ...\], a loss with reduction="none"'),
-    "no index": ((VALUES,), {}, TypeError, "index must be given in training"),
+    "no index": ((VALUES,), {}, TypeError, r"index must be given in training, got None; .* criterion\.eval\(\) .*model=model"),
+    "target": (
+        (VALUES, VALUES.detach(), INDEX),
+        {},
+        TypeError,
+        r"index must be int64 ids \[B\], got torch.float32 \(5, 4\); .*, "
+        r"not criterion\(prediction, target, index\)",
+    ),
+    "steps first": (
+        (torch.ones(5, 3, 4, 1), INDEX, torch.zeros(5, 4).long()),
+        {},
+        ValueError,
+        r"node must be int64 \[B, m\] matching values \(5, 3, 4, 1\), .* values must be laid out \[B, m, ...\]",
+    ),
     "index": ((VALUES, INDEX.int()), {}, TypeError, "index must be int64, got torch.int32"),
     "number": ((VALUES, INDEX[:4]), {}, ValueError, "index must hold one id for each of 5 samples, got 4"),
     "matrix": ((VALUES, INDEX[:, None]), {}, ValueError, "index must have one dimension"),
