@@ -573,8 +573,7 @@ WRONG = {
         (VALUES, VALUES.detach(), INDEX),
         {},
         TypeError,
-        r"index must be int64 ids \[B\], got torch.float32 \(5, 4\); .*, "
-        r"not criterion\(prediction, target, index\)",
+        r"index must be int64 ids \[B\], got torch.float32 \(5, 4\); .*, not prediction and target",
     ),
     "steps first": (
         (torch.ones(5, 3, 4, 1), INDEX, torch.zeros(5, 4).long()),
@@ -620,6 +619,12 @@ def test_bad_input_is_named_and_changes_nothing(name):
     with pytest.raises(error, match=f"^PrunedMean: {message}"):
         stprune.PrunedMean(sampler)(*arguments, **keywords)
     assert_same(state(sampler), before)
+
+
+def test_a_target_is_refused_in_evaluation_too():
+    criterion = stprune.PrunedMean(stprune.PruningSampler(40, num_epochs=4)).eval()
+    with pytest.raises(TypeError, match="not prediction and target"):
+        criterion(VALUES, VALUES.detach())
 
 
 @pytest.mark.parametrize(
