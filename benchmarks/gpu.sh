@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU is needed for, in stages of at most 100 s, each of use alone:
-#   benchmarks/gpu.sh [--dry] FOLDER [stage ...]        without a stage: all of them, at most 800 s
+#   benchmarks/gpu.sh [--dry] FOLDER [stage ...]        without a stage: all of them, at most 800 s; --help prints this
 # library    install and load the compiled library, say what runs where; always the first stage
 # tests      every test that takes a GPU, in several processes
 # sanitizer  every op once, under compute-sanitizer's memcheck and racecheck
@@ -28,6 +28,7 @@ set -uo pipefail
 STAGES=(library tests sanitizer selection loss windows step train)
 LIMIT=${STAGE_LIMIT:-100} # seconds of a stage
 
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,/^[^#]/s/^# \?//p' "$0" && exit 0; fi
 dry=
 if [ "${1:-}" = --dry ]; then dry=yes && shift; fi
 if [[ ${1:--} == -* ]]; then echo "usage: benchmarks/gpu.sh [--dry] FOLDER [stage ...], stages: ${STAGES[*]}" >&2 && exit 2; fi

@@ -91,12 +91,14 @@ def train(series, *, epochs, captured, batch_size=64, keep_ratio=0.5, node_ratio
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda where it is, or cpu")
+    parser.add_argument("--epochs", type=int, default=6, help="of training; the times leave out the first")
     parser.add_argument("--rows", type=int, default=8000, help="of the series")
     parser.add_argument("--nodes", type=int, default=170, help="of the series")
     args = parser.parse_args(argv)
     on_gpu = torch.device(args.device).type == "cuda"
+    if not on_gpu:
+        print(f"nothing is captured on {args.device}, which is no GPU: the steps run one by one")
     hour = torch.arange(args.rows, device=args.device).view(-1, 1, 1) / 12
     series = torch.sin(hour * 0.26 + torch.arange(args.nodes, device=args.device).view(1, -1, 1)) + 2
     for captured in (False, True) if on_gpu else (False,):

@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with raised_when_terminated():
             _run(options)
     except Terminated:
-        print(f"stprune {options.command}: terminated", file=sys.stderr)
+        print(f"stprune {options.command}: terminated{_how_to_go_on(options)}", file=sys.stderr)
         return EXIT_STATUS
     except KeyboardInterrupt:
-        print(f"stprune {options.command}: interrupted", file=sys.stderr)
+        print(f"stprune {options.command}: interrupted{_how_to_go_on(options)}", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
         return _report(options.command, error, _BAD_INPUT)
@@ -78,6 +78,15 @@ def _run(options: argparse.Namespace) -> None:
         _study(options)
     else:
         _demo(options)
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    if options.command not in ("demo", "study"):
+        return ""
+    return (
+        f"; finished runs are kept in {options.output}: the same command goes on, and with --minutes 0 it only writes the "
+        "report of what is there"
+    )
 
 
 def _restart_with_waiting_threads() -> None:
@@ -100,6 +109,13 @@ def _report(command: str, error: Exception, status: int) -> int:
     return status
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are values: of None the help says in words what it means."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(prog="stprune", description="Dynamic sample pruning for spatio-temporal training.")
@@ -118,7 +134,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="a small study: full training at several batches against pruned training on a real series",
         description="Train one model on one series, in full and pruned, each kind at several batch sizes; print a table, write "
         "a report. A stopped demo goes on where it was.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     defaults = presets.DEMO
     demo.add_argument("--data", default=defaults.data[0], metavar="NAME|PATH", help=_DATA)
@@ -145,7 +161,7 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="trains a grid of series, models, families and settings; rows, tables and a report",
         description="Make every run of a grid, tuned with equal care; finished runs are rows on disk, and a stopped study goes "
         "on where it was. GRID is a JSON file; benchmarks/README.md lists its keys, benchmarks/studies has some.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     study.add_argument("grid", type=pathlib.Path, metavar="GRID", help="JSON file of the grid")
     _add_running(study, pathlib.Path("stprune-study"))
@@ -153,7 +169,9 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_running(parser: argparse.ArgumentParser, output: pathlib.Path) -> None:
     parser.add_argument("--processes", type=int, metavar="N", help="runs side by side (default: one per core, at most 8)")
-    parser.add_argument("--minutes", type=float, metavar="M", help="begin no run after so many; 0 only writes the report")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="begin no run after so many; 0 only writes the report (default: no limit)"
+    )
     parser.add_argument("--device", default="auto", help="auto (CUDA where present), cpu, cuda, ...")
     parser.add_argument("--output", type=pathlib.Path, default=output, metavar="DIR", help="folder of rows and report")
 
@@ -165,7 +183,7 @@ def _add_headroom(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="predicts what a smaller batch, and drawing nodes, would save",
         description="Train a little, measure gradients and step times, and print the best batch of full training, the best "
         "batch and number of nodes of node draws, and the ratio of times. For your model: stprune.headroom(model, loader).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     headroom.add_argument("--data", default=defaults.data, metavar="NAME|PATH", help=_DATA)
     headroom.add_argument("--model", default=defaults.model, choices=MODELS, help="model to train and measure")

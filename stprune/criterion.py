@@ -52,7 +52,8 @@ class Criterion(torch.nn.Module):
         """
         if index is None:
             raise TypeError(
-                f"{self.op}: index must be given in training; call .eval(), use torch.no_grad() or give model= to evaluate"
+                f"{self.op}: index must be given in training, got None; to evaluate, use torch.no_grad(), call "
+                f"criterion.eval() (model.eval() does not reach it), or make it by {self.op}(sampler, model=model)"
             )
         index = _check.index(self.op, "index", index).contiguous()
         if index.numel() != samples:
@@ -65,7 +66,7 @@ class Criterion(torch.nn.Module):
             index = index.to(device, non_blocking=True)
         return index, sampler.places(index), sampler.step_arguments(per_step=self.rescale == "per_step")
 
-    def check_node(self, node: Any, shape: Sequence[int | None], of: str, whole: torch.Tensor) -> None:
+    def check_node(self, node: Any, shape: Sequence[int | None], of: str, whole: torch.Tensor, hint: str = "") -> None:
         """Refuse drawn nodes that are not int64 [B, m] of this shape, which `whole` has among its dimensions."""
         if node is None:
             return
@@ -73,6 +74,7 @@ class Criterion(torch.nn.Module):
         if node.dtype != torch.int64 or len(shape) != 2 or tuple(node.shape) != tuple(shape):
             raise ValueError(
                 f"{self.op}: node must be int64 [B, m] matching {of} {tuple(whole.shape)}, got {node.dtype} {tuple(node.shape)}"
+                + hint
             )
 
     def node_shares(self, index: torch.Tensor, node: torch.Tensor | None, node_weight: Any) -> torch.Tensor | None:

@@ -44,8 +44,8 @@ class PrunedMean(Criterion):
             the other three conditions decide.
 
     Shape:
-        values [B] or [B, ...], or with node [B, m, ...]; index [B] int64; node [B, m] int64. Returns a scalar, float64 for
-        float64 values and float32 otherwise.
+        values [B] or [B, ...], or with node [B, m, ...]: losses [B, T, m, C] of steps are given as values.transpose(1, 2);
+        index [B] int64; node [B, m] int64. Returns a scalar, float64 for float64 values and float32 otherwise.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -87,8 +87,8 @@ class PrunedMean(Criterion):
         """The batch loss.
 
         Args:
-            values: [B] or [B, ...] losses of any sign, float32, float64, bfloat16 or float16; with node [B, m, ...]. Not
-                modified.
+            values: [B] or [B, ...] losses of any sign, float32, float64, bfloat16 or float16; with node laid out [B, m, ...],
+                drawn nodes second. Not modified.
             index: [B] int64 ids of the samples, which must be in the epoch's plan; not needed in evaluation.
             node: [B, m] int64 drawn nodes, if the batch holds m nodes per window; needed in training where the sampler draws.
             mask: bool, False where an entry is to be left out: [B], or with more of the first dimensions of `values`, each of
@@ -113,7 +113,13 @@ class PrunedMean(Criterion):
         values = _check.floating(self.op, "values", values)
         if values.dim() == 0:
             raise ValueError(f'{self.op}: values must be [B] or [B, ...], a loss with reduction="none", got a scalar')
-        self.check_node(node, values.shape[:2], "values", values)
+        if isinstance(index, torch.Tensor) and index.is_floating_point():
+            raise TypeError(
+                f"{self.op}: index must be int64 ids [B], got {index.dtype} {tuple(index.shape)}; the call is "
+                "criterion(values, index, node), where values are losses without reduction, not prediction and target"
+            )
+        hint = "; values must be laid out [B, m, ...], as in values.transpose(1, 2) of [B, T, m, C]"
+        self.check_node(node, values.shape[:2], "values", values, hint)
         if mask is not None:
             if _check.tensor(self.op, "mask", mask).dtype != torch.bool:
                 raise TypeError(f"{self.op}: mask must be bool, got {mask.dtype}")

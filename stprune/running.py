@@ -152,8 +152,8 @@ class Running:
 
     # --- what came in, against the plan --------------------------------------------------------------------------------
 
-    def take_in(self, index: torch.Tensor) -> tuple[str, str] | None:
-        """Notice a batch of losses; what is to be said about it, by a name and in words, or None."""
+    def take_in(self, index: torch.Tensor, draws_some: bool) -> tuple[str, str] | None:
+        """Notice a batch of losses, of drawn nodes or not; what is to be said about it, by a name and in words, or None."""
         size = index.numel()
         if size == 0:
             return None
@@ -174,8 +174,9 @@ class Running:
             if self._losses < self.share:
                 return None
             return "set_epoch", (
-                f"PruningSampler: epoch {self.plan.epoch} was trained on a second time. Nothing is pruned or scored anew until "
-                "sampler.set_epoch(epoch) begins the next epoch"
+                f"PruningSampler: epoch {self.plan.epoch} was trained on a second time. Nothing is pruned or scored anew"
+                f"{', and of each window the same nodes are drawn,' * draws_some} until sampler.set_epoch(epoch) begins the "
+                "next epoch"
             )
         # Every id was handed out, and this batch brings more than can be left of them. Where a batch has two losses or more,
         # at most half of the samples seen, and this batch, were trained on.

@@ -69,7 +69,8 @@ class PruningSampler(DistributedSampler[int]):
         fixed_length: every epoch, also the first and the annealed ones, has round(keep_ratio * num_samples) samples, for
             OneCycleLR and for trainers that cache the length. Unknown samples then rank first instead of being certain,
             and annealed epochs are uniform draws.
-        num_nodes: nodes in every window; needed for granularities other than "window".
+        num_nodes: nodes in every window, all N of the data; needed for granularities other than "window". With fewer only the
+            first so many nodes are ever trained on: `WindowLoader` refuses that, `gather_nodes` in a loop cannot notice it.
         node_ratio: share of the nodes drawn in every window, in (0, 1]; below 1 only for granularity "node". "auto": all, until
             `stprune.headroom(model, batches, sampler=sampler)` or `draw_next` chooses, from the next epoch on. In the study's
             best settings (rows "nodes-uniform") most steps have as many pairs as one window or fewer, in 16 or 64 windows.
@@ -218,7 +219,7 @@ class PruningSampler(DistributedSampler[int]):
         self._report_nonfinite()
 
     def _checked_epoch(self, op: str, epoch: Any) -> int:
-        return _check.integer(op, "epoch", epoch, 0, (self.num_epochs or 2**32) - 1)
+        return _check.integer(op, "epoch", epoch, 0, (self.num_epochs or 2**32) - 1, hint="; epochs count from 0")
 
     def finish(self) -> None:
         """End the run: hold the samples counted in its last epoch against the plan. A second call changes nothing.
@@ -673,7 +674,7 @@ class PruningSampler(DistributedSampler[int]):
         """
         if node is not None and pair_scores is not None:
             self.node_sampler.update(index, node, pair_scores)
-        if (word := self._now.take_in(index)) is not None:
+        if (word := self._now.take_in(index, self.draws_some)) is not None:
             self._warn(*word)
 
     def _warn(self, name: str, message: str) -> None:

@@ -568,7 +568,19 @@ WRONG = {
     "list": (([1.0],), {}, TypeError, "values must be a tensor, got list"),
     "whole": ((torch.ones(5).long(),), {}, TypeError, "values must be float32, float64, bfloat16 or float16, got torch.int64"),
     "reduced": ((VALUES.mean(), INDEX), {}, ValueError, r'values must be \[B\] or \[B, ...\], a loss with reduction="none"'),
-    "no index": ((VALUES,), {}, TypeError, "index must be given in training"),
+    "no index": ((VALUES,), {}, TypeError, r"index must be given in training, got None; .* criterion\.eval\(\) .*model=model"),
+    "target": (
+        (VALUES, VALUES.detach(), INDEX),
+        {},
+        TypeError,
+        r"index must be int64 ids \[B\], got torch.float32 \(5, 4\); .*, not prediction and target",
+    ),
+    "steps first": (
+        (torch.ones(5, 3, 4, 1), INDEX, torch.zeros(5, 4).long()),
+        {},
+        ValueError,
+        r"node must be int64 \[B, m\] matching values \(5, 3, 4, 1\), .* values must be laid out \[B, m, ...\]",
+    ),
     "index": ((VALUES, INDEX.int()), {}, TypeError, "index must be int64, got torch.int32"),
     "number": ((VALUES, INDEX[:4]), {}, ValueError, "index must hold one id for each of 5 samples, got 4"),
     "matrix": ((VALUES, INDEX[:, None]), {}, ValueError, "index must have one dimension"),
@@ -607,6 +619,12 @@ def test_bad_input_is_named_and_changes_nothing(name):
     with pytest.raises(error, match=f"^PrunedMean: {message}"):
         stprune.PrunedMean(sampler)(*arguments, **keywords)
     assert_same(state(sampler), before)
+
+
+def test_a_target_is_refused_in_evaluation_too():
+    criterion = stprune.PrunedMean(stprune.PruningSampler(40, num_epochs=4)).eval()
+    with pytest.raises(TypeError, match="not prediction and target"):
+        criterion(VALUES, VALUES.detach())
 
 
 @pytest.mark.parametrize(

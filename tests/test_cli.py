@@ -14,7 +14,7 @@ import torch
 
 import stprune
 from stprune import cli
-from stprune.study import machine, presets
+from stprune.study import machine, presets, series
 from stprune.study.grid import Block, Grid
 from stprune.study.headroom import HeadroomOptions
 
@@ -39,16 +39,19 @@ def refused(capsys, command, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--version"], [f"stprune {stprune.__version__}\n"]),
+        (["--version"], [f"stprune {stprune.__version__}"]),
         ([], ["demo", "study", "headroom", "info"]),
         (["demo", "--help"], ["--data", "--family", "--cost", "--seeds", "infobatch", "nodes-uniform", "simbench"]),
-        (["study", "--help"], ["GRID", "--processes", "--minutes", "--output"]),
+        (["study", "--help"], ["GRID", "--processes", "--minutes", "--output", "(default: stprune-study)"]),
+        (["headroom", "--help"], ["--epochs", "(default: 6)"]),
     ],
 )
 def test_version_and_help(capsys, arguments, words):
     status, out, _ = run(capsys, *arguments)
     assert status == 0
+    out = " ".join(out.split())  # lines are broken anywhere
     assert [word for word in words if word not in out] == []
+    assert "default: None" not in out
 
 
 def test_info_tells_versions_devices_and_libraries(capsys):
@@ -108,6 +111,16 @@ def test_what_the_parser_does_not_know_exits_with_2(capsys, arguments):
     assert "error" in err
 
 
+@pytest.mark.parametrize(("steps", "nodes", "options"), [(600, 5, ""), (900, 20, "&nodes=9&steps=700"), (900, 20, "&stride=4")])
+def test_a_quick_run_takes_all_of_a_small_series(tmp_path, steps, nodes, options):
+    path = tmp_path / "series.npz"
+    np.savez(path, data=np.ones((steps, nodes, 1), np.float32))
+    data = f"{path}?per_day=96{options}"
+    whole = series.load(data).values.shape
+    (cut,) = presets.demo(data=data, quick=True).blocks[0].data
+    assert series.load(cut).values.shape == (min(800, whole[0]), min(12, whole[1]))
+
+
 def test_files_that_cannot_serve_are_refused_before_training(capsys, tmp_path):
     bad, short, taken = (tmp_path / name for name in ("series.npz", "short.npz", "taken"))
     bad.write_bytes(b"no archive")
@@ -130,14 +143,28 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, tm
 
 @pytest.mark.parametrize(
     ("error", "status", "message"),
-    [(RuntimeError("out of\nmemory"), 1, "error: out of memory"), (KeyboardInterrupt(), 130, "interrupted")],
+    [
+        (RuntimeError("out of\nmemory"), 1, "error: out of memory\n"),
+        (KeyboardInterrupt(), 130, "interrupted; finished runs are kept in {}: the same command goes on, and with --minutes 0"),
+    ],
 )
 def test_a_failure_or_an_interrupt_while_running_has_a_status_of_its_own(capsys, tmp_path, monkeypatch, error, status, message):
     def stop(*_, **__):
         raise error
 
     monkeypatch.setattr(cli, "run_study", stop)
-    assert run(capsys, "demo", "--output", str(tmp_path)) == (status, "", f"stprune demo: {message}\n")
+    *found, said = run(capsys, "demo", "--output", str(tmp_path))
+    assert found == [status, ""]
+    assert said.startswith(f"stprune demo: {message.format(tmp_path)}")
+    assert said.count("\n") == 1
+
+
+def test_an_interrupted_headroom_has_nothing_to_go_on_with(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_headroom", stop)
+    assert run(capsys, "headroom") == (130, "", "stprune headroom: interrupted\n")
 
 
 def test_options_reach_the_command(monkeypatch, tmp_path):
@@ -192,21 +219,20 @@ def restarts(monkeypatch, argv):
 
 def test_demo_restarts_once_with_threads_that_sleep_while_waiting(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    ((program, line, environment),) = restarts(monkeypatch, ["demo", "--quick"])
+    ((program, line, environment),) = restarts(monkeypatch, ["demo", "--seeds", "2"])
     assert program == sys.executable
-    assert line == [sys.executable, "/bin/stprune", "demo", "--quick"]
+    assert line == [sys.executable, "/bin/stprune", "demo", "--seeds", "2"]
     assert environment["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_neither_info_nor_a_demo_against_the_callers_choice_restarts(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert restarts(monkeypatch, ["demo", "--quick"]) == []
+    assert restarts(monkeypatch, ["demo", "--seeds", "2"]) == []
     monkeypatch.delenv("OMP_WAIT_POLICY")
     assert restarts(monkeypatch, ["info"]) == []
 
 
-def test_the_module_can_be_run_as_a_program():
-    code = "import sys; from stprune.cli import main; sys.exit(main(['info']))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"stprune {stprune.__version__}\n")
+def test_the_package_can_be_run_as_a_program():
+    command = [sys.executable, "-W", "ignore", "-m", "stprune", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"stprune {stprune.__version__}\n"), done.stderr

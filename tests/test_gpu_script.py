@@ -170,6 +170,17 @@ def test_what_is_missing_is_told(run, tmp_path):
     assert f"missing: {tmp_path}/shared/data: no real series were trained on" in printed
 
 
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_the_comment_at_the_top(run, option):
+    status, printed, calls = run(option)
+    assert (status, calls) == (0, [])
+    assert all(re.search(rf"^{stage} +\w", printed, re.M) for stage in STAGES)
+    for words in ("FOLDER [stage ...]", "summary.txt go to FOLDER", "--dry runs every stage's commands"):
+        assert words in printed
+    assert "set -" not in printed
+    assert not re.search("^#", printed, re.M)
+
+
 def test_refusals(run, tmp_path):
     status, printed, calls = run(tmp_path / "out", "loss", "lost")
     assert (status, calls) == (2, [])

@@ -68,6 +68,7 @@ ALLOWED = {
     "checkpoint": {"ops"},
     "study": {"study", "models", ""},
     "cli": {"study", ""},
+    "__main__": {"cli"},
     "testing": {"reference", ""},
     "_contract": set(),
     "_load": {"_contract", "ops"},

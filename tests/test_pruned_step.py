@@ -352,7 +352,7 @@ def wrong(name):
             ValueError,
             r"prediction must be .* or dims must name its dimensions \('BTCHW'",
         ),
-        "no index": ((prediction, target, None), TypeError, "index must be given in training"),
+        "no index": ((prediction, target, None), TypeError, r"index must be given in training.* criterion\.eval\(\)"),
         "list": ((prediction, target, [0, 1, 2, 3, 4]), TypeError, "index must be a tensor"),
         "index": ((prediction, target, index.int()), TypeError, "index must be int64"),
         "matrix": ((prediction, target, index[:, None]), ValueError, "index must have one dimension"),

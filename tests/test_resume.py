@@ -117,6 +117,20 @@ def test_a_forgotten_set_epoch_is_said_once(method):
     assert said(lambda: train(3)) == 1
 
 
+@pytest.mark.parametrize("node_ratio", [0.5, 1.0])
+def test_a_forgotten_set_epoch_says_that_the_same_nodes_are_drawn(node_ratio):
+    sampler = stprune.PruningSampler(NUM_WINDOWS, num_epochs=NUM_EPOCHS, num_nodes=4, node_ratio=node_ratio)
+
+    def train():
+        for index in batches_of(sampler):
+            sampler.update(index, torch.ones(len(index)))
+
+    train()
+    with pytest.warns(RuntimeWarning, match="trained on a second time") as caught:
+        train()
+    assert ["of each window the same nodes are drawn" in str(each.message) for each in caught] == [node_ratio < 1]
+
+
 def test_no_word_about_set_epoch_without_a_second_trained_pass():
     def evaluate():
         run = Run()

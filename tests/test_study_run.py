@@ -269,16 +269,26 @@ def test_the_documented_keys_of_a_grid_are_its_fields(tmp_path):
     ("text", "message"),
     [
         ("{", "must be JSON"),
-        ("[]", "must hold"),
-        ('{"blocks": []}', "must hold"),
-        ('{"blocks": [{}]}', "must have keys among .*data.*, and data, got"),
+        ("[]", r"grid.json must be a JSON object with the key 'blocks', got \[\]"),
+        ("{}", "grid.json must have the key 'blocks', got no key"),
+        ('{"title": "Mine", "block": []}', "must have known keys, got 'block'; the nearest is 'blocks', all are title, blocks"),
+        ('{"title": 1, "blocks": [{"data": ["x"]}]}', "title must be text, got 1"),
+        ('{"blocks": []}', r"must be a list of at least one block, got \[\]"),
+        ('{"title": "Mine", "blocks": {"data": ["x"]}}', "must be a list of at least one block, got {'data'"),
+        ('{"blocks": ["x"]}', "a block in .* must be a JSON object with the key 'data', got 'x'"),
+        ('{"blocks": [{"seeds": 1}]}', "a block in .* must have the key 'data', got seeds"),
         ('{"blocks": [{"data": ["x"], "seeds": 1e999}]}', "seeds must be a whole number, got inf"),
         ('{"blocks": [{"data": ["x"], "dim": NaN}]}', "dim must be a whole number, got nan"),
-        ('{"blocks": [{"dta": ["x"]}]}', r"must have keys among .*data.*, got \['dta'\]"),
+        ('{"blocks": [{"dta": ["x"]}]}', "must have known keys, got 'dta'; the nearest is 'data', all are data, models"),
+        ('{"blocks": [{"data": ["x"], "batch": [4]}]}', "must have known keys, got 'batch'; the nearest is 'batches', all are"),
         ('{"blocks": [{"data": "x"}]}', "data must be a list, got 'x'"),
         ('{"blocks": [{"data": [1]}]}', "data must be text, got 1"),
         ('{"blocks": [{"data": ["x"], "seeds": 1.5}]}', "seeds must be a whole number, got 1.5"),
-        ('{"blocks": [{"data": ["x"], "node_batches": [[64]]}]}', "node_batches must hold lists of 2 numbers"),
+        ('{"blocks": [{"data": ["x"], "node_batches": [[64]]}]}', r"each element of .* must be .*, got \[64\]"),
+        (
+            '{"blocks": [{"data": ["x"], "node_batches": [64, 4]}]}',
+            r"each element of node_batches must be \[windows, multiple\], got 64",
+        ),
     ],
 )
 def test_a_file_that_is_no_grid_is_refused(tmp_path, text, message):
@@ -489,7 +499,7 @@ def test_a_terminated_study_keeps_its_rows_and_ends_in_order(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1] == "stprune study: terminated"
+    assert said.splitlines()[-1].startswith("stprune study: terminated; finished runs are kept in ")
     assert "leaked" not in said
     assert len(storage.read(path)) >= 1
 

@@ -124,8 +124,9 @@ def test_names_of_series_are_short():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("demand?size=3", r"have each of the options nodes, days, steps, seed, null at most once, got 'size=3'"),
-        ("demand?nodes=3&nodes=4", r"have each of the options .* at most once, got 'nodes=4'"),
+        ("demand?size=3", "have known options, got 'size'; the nearest is '.*', all are nodes, days, steps, seed, null"),
+        ("demand?node=3", "have known options, got 'node'; the nearest is 'nodes', all are"),
+        ("demand?nodes=3&nodes=4", "have each option at most once, got 'nodes=4'"),
         ("demand?", None),
         ("demand?nodes", r"have a whole number for nodes, got ''"),
         ("demand?nodes=3.5", r"have a whole number for nodes, got '3\.5'"),
@@ -134,10 +135,10 @@ def test_names_of_series_are_short():
         ("demand?null=much", r"have a number for null, got 'much'"),
         ("demand?null=nan", r"have null in \[-inf, inf\), got nan"),
         ("demand?days=2&steps=200", r"have days or steps, not both"),
-        ("demand?per_day=24", r"have each of the options"),
+        ("demand?per_day=24", "have known options, got 'per_day'"),
         ("traffic?r=1", r"have r in \[0, 1\), got 1"),
         ("traffic?r=-0.1", r"have r in \[0, 1\), got -0\.1"),
-        ("simbench?r=0.1", r"have each of the options nodes, steps, stride, null at most once, got 'r=0\.1'"),
+        ("simbench?r=0.1", "have known options, got 'r'; .* all are nodes, steps, stride, null"),
     ],
 )
 def test_options_that_cannot_be_are_refused(data, message):

@@ -58,14 +58,14 @@ def ids_on_device(op: str, name: str, value: torch.Tensor, high: int) -> None:
     torch._assert_async(((value >= 0) & (value <= high)).all(), f"{op}: {name} must lie in [0, {high}]")
 
 
-def integer(op: str, name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` is a whole number (no bool, no float) in [low, high]."""
+def integer(op: str, name: str, value: Any, low: int, high: int | None = None, *, hint: str = "") -> int:
+    """`value` is a whole number (no bool, no float) in [low, high]; else the message ends with the hint."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
     value = int(value)
     if value < low or (high is not None and value > high):
         rule = f"must lie in [{low}, {high}]" if high is not None else f"must be at least {low}"
-        raise ValueError(f"{op}: {name} {rule}, got {value}")
+        raise ValueError(f"{op}: {name} {rule}, got {value}{hint}")
     return value
 
 

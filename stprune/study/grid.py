@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, get_type_hints
 
 from stprune.study.families import FAMILIES
+from stprune.study.keys import check_keys, short
 from stprune.study.results import USUAL_BATCH
 from stprune.study.rows import Row
 from stprune.study.spec import MODELS, OPTIMIZERS, RATE_SCHEDULES, Spec
@@ -43,7 +44,7 @@ class Block:
         cost: budget of a run, in passes over the training part.
         seeds: runs of each family's best setting, with seeds 0, 1, ...
         batches: windows per step tried for families that take all nodes of a window.
-        node_batches: [windows, share] pairs tried for families that draw nodes: windows per step, and pairs per step as a
+        node_batches: [windows, multiple] tried for families that draw nodes: windows per step, and pairs per step as a
             multiple of one window's pairs.
         keep_ratio: share of the windows kept by families that drop windows.
         rate_factors: multiples of the base rate tried at the best of these, beside 1. Where the best rate is the largest or
@@ -183,6 +184,8 @@ class Grid:
     def read(cls, path: pathlib.Path) -> Grid:
         """Read a grid from JSON: {"title": ..., "blocks": [{"data": [...], ...}, ...]}, keys as in `Block`.
 
+        Without a title the report has the usual one.
+
         Raises:
             OSError: the file cannot be read.
             ValueError: it is not such a file.
@@ -191,20 +194,17 @@ class Grid:
             values = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"study: {path} must be JSON, got an error: {error}") from None
-        if not isinstance(values, dict) or not isinstance(values.get("blocks"), list) or set(values) - {"title", "blocks"}:
-            raise ValueError(f'study: {path} must hold {{"title": ..., "blocks": [...]}}, got {_short(values)}')
-        if not values["blocks"]:
-            raise ValueError(f"study: blocks in {path} must hold at least one, got none")
-        blocks = tuple(_block(path, each) for each in values["blocks"])
-        return cls(blocks, **({"title": str(values["title"])} if "title" in values else {}))
+        check_keys(f"{path}", values, ("title", "blocks"), needed="blocks")
+        blocks = values["blocks"]
+        if not isinstance(blocks, list) or not blocks:
+            raise ValueError(f"study: blocks in {path} must be a list of at least one block, got {short(blocks)}")
+        title = {"title": _typed("title", values["title"], str)} if "title" in values else {}
+        return cls(tuple(_block(path, each) for each in blocks), **title)
 
 
 def _block(path: pathlib.Path, values: Any) -> Block:
     kinds = get_type_hints(Block)
-    names = {each.name for each in fields(Block)}
-    if not isinstance(values, dict) or set(values) - names or "data" not in values:
-        rule = f"have keys among {', '.join(sorted(names))}, and data"
-        raise ValueError(f"study: a block in {path} must {rule}, got {_short(values)}")
+    check_keys(f"a block in {path}", values, [each.name for each in fields(Block)], needed="data")
     return Block(**{name: _typed(name, value, kinds[name]) for name, value in values.items()})
 
 
@@ -218,18 +218,15 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"study: {name} must be text, got {value!r}")
         return value
-    if not isinstance(value, list):
-        raise ValueError(f"study: {name} must be a list, got {value!r}")
     inner = kind.__args__
     if inner[-1] is Ellipsis:
+        if not isinstance(value, list):
+            raise ValueError(f"study: {name} must be a list, got {value!r}")
         return tuple(_typed(name, each, inner[0]) for each in value)
-    if len(value) != len(inner):
-        raise ValueError(f"study: {name} must hold lists of {len(inner)} numbers, got {value!r}")
+    if not isinstance(value, list) or len(value) != len(inner):
+        # The only lists in a list are those of node_batches.
+        raise ValueError(f"study: each element of {name} must be [windows, multiple], got {value!r}")
     return tuple(_typed(name, each, one) for each, one in zip(value, inner, strict=True))
-
-
-def _short(values: Any) -> str:
-    return repr(sorted(values) if isinstance(values, dict) else values)[:80]
 
 
 _RATE_STEP = 2.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stprune.study.grid import Block, Grid
+from stprune.study.series import load
 
 DEMO = Block(
     data=("simbench",),
@@ -20,13 +21,19 @@ DEMO = Block(
 
 
 def cut(data: str) -> str:
-    """The name of a series cut to 12 nodes and 800 steps, for a quick run.
+    """The name of a series cut to 12 nodes and 800 steps, or to as many as it has, for a quick run.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError, ValueError: see `stprune.study.series.load`, which reads the series.
 
     Example:
-        >>> cut("demand"), cut("demand?seed=1")
-        ('demand?nodes=12&steps=800', 'demand?seed=1&nodes=12&steps=800')
+        >>> cut("demand"), cut("demand?days=5&seed=1")
+        ('demand?nodes=12&steps=800', 'demand?seed=1&nodes=12&steps=480')
     """
-    return f"{data}{'&' if '?' in data else '?'}nodes=12&steps=800"
+    steps, nodes = load(data).values.shape
+    name, _, query = data.partition("?")
+    kept = [each for each in query.split("&") if each and each.partition("=")[0] not in ("nodes", "days", "steps")]
+    return f"{name}?{'&'.join([*kept, f'nodes={min(12, nodes)}', f'steps={min(800, steps)}'])}"
 
 
 def demo(
@@ -53,6 +60,7 @@ def demo(
 
     Raises:
         ValueError: a setting breaks its rule.
+        ModuleNotFoundError, FileNotFoundError, ValueError: `quick`, and the series cannot be read.
     """
     if quick:
         data = cut(data)

@@ -16,6 +16,7 @@ import stprune
 from stprune.study import simbench
 from stprune.study.calendars import Calendar, counted_calendar, read_calendar
 from stprune.study.graph import Edges, FloatArray, IntArray
+from stprune.study.keys import unknown
 from stprune.study.traffic import demand, traffic
 
 # Of every option: the type of its value, the least one, and where it must stay below.
@@ -163,8 +164,10 @@ def _options(kind: str, query: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for entry in query.split("&") if query else []:
         key, _, text = entry.partition("=")
-        if key not in _OPTIONS[kind] or key in options:
-            raise _refused(f"have each of the options {', '.join(_OPTIONS[kind])} at most once", repr(entry))
+        if key not in _OPTIONS[kind]:
+            raise _refused("have known options", unknown(key, _OPTIONS[kind]))
+        if key in options:
+            raise _refused("have each option at most once", repr(entry))
         kind_of_value, least, below = _VALUES[key]
         try:
             options[key] = kind_of_value(text)
