@@ -129,11 +129,13 @@ class Criterion(torch.nn.Module):
     ) -> None:
         """Take the scores [B] of a training batch into the table.
 
-        A sample with 0 entries [B] keeps the score it had, and so does one whose weight [B] is NaN: its id is wrong.
+        A sample with 0 entries [B] keeps the score it had. On a GPU so does one whose weight [B] is NaN, as its id is not in
+        the plan; elsewhere looking the weights up has refused such an id.
         """
+        known = None if weight.is_cpu else weight
         values = scores.detach().to(torch.float32).contiguous()
         table, marks, variance, count, beta = arguments[4:]
-        table_update(table, marks, variance, count, index, values, entries=entries, weight=weight, beta=beta, trained=True)
+        table_update(table, marks, variance, count, index, values, entries=entries, weight=known, beta=beta, trained=True)
 
     def leading(self, name: str, value: torch.Tensor, of: str, whole: torch.Tensor) -> torch.Tensor:
         """A view of `value` that broadcasts against `whole`: its dimensions are the first ones of `whole`.

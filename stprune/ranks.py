@@ -102,27 +102,36 @@ class Ranks:
         distributed.all_reduce(found, op=distributed.ReduceOp.MAX, group=self.group)
         return int(found)
 
-    def agree(self, settings: dict[str, Any]) -> None:
-        """Refuse, on every rank, ranks whose settings differ; a collective where scores are exchanged.
+    def agree(self, settings: dict[str, Any], fault: str = "") -> None:
+        """Refuse, on every rank, ranks whose settings differ, or what is wrong on one; a collective where scores are exchanged.
 
         One message of 16 bytes tells whether all are equal. Only where they are not, the settings themselves travel, as
         objects: with NCCL torch sends these through this process's current GPU (`torch.cuda.set_device`).
 
+        Args:
+            settings: names and values.
+            fault: what must be raised on this rank, or "".
+
         Raises:
-            ValueError: a setting differs; the message names it, and the ranks and values.
+            ValueError: a setting differs; the message names it, and the ranks and values. Or the fault of a rank.
         """
         if not self.exchange:
+            if fault:
+                raise ValueError(fault)
             return
         forgotten, self._forgotten = self._forgotten, self._forgotten[:0]
         ids = hashlib.sha256(forgotten.numpy().tobytes()).hexdigest()[:8]
-        settings = settings | {"forgotten": f"{len(forgotten)} samples (digest of ids {ids})"}
+        settings = settings | {"forgotten": f"{len(forgotten)} samples (digest of ids {ids})", "fault": fault}
         digest = int.from_bytes(hashlib.sha256(repr(settings).encode()).digest()[:7], "little")
         bounds = torch.tensor([digest, -digest], device=message_device(self.group, torch.device("cpu")))
         distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX, group=self.group)
-        if int(bounds.sum()) == 0:  # the largest digest is the smallest
+        if int(bounds.sum()) == 0 and not fault:  # the largest digest is the smallest
             return
         everyone: list[dict[str, Any]] = [{} for _ in range(self._world)]
         distributed.all_gather_object(everyone, settings, group=self.group)
+        for rank, theirs in enumerate(everyone):
+            if theirs["fault"]:
+                raise ValueError(f"{theirs['fault']} (rank {rank})")
         for name in settings:
             values = [theirs.get(name) for theirs in everyone]
             for rank, value in enumerate(values):

@@ -185,17 +185,24 @@ class Running:
             return None
         return "counts", self._words(self._seen, self._seen - size, _VALIDATION)
 
-    def fault(self, *, scores_awaited: bool) -> tuple[str, bool] | None:
-        """What the samples counted in the epoch say against its plan, and whether it is beyond doubt; None where they agree.
+    def refuse_wrong_ids(self) -> None:
+        """Raise a ValueError, once, if an id came on a GPU that is not in the plan or the table."""
+        if wrong := self.table.told_wrong_id():
+            raise ValueError(wrong)
+
+    def fault(self, needs_scores: bool, *, at_end: bool) -> tuple[str, bool]:
+        """What the samples counted in the epoch say against its plan, and whether it must be raised; "" where they agree.
 
         They agree where all that were trained on were planned and had the same number of losses (two criteria, SAM, gradient
         checkpointing), and less than a batch is missing (which loaders drop). An epoch without any loss was only looked at,
-        unless `scores_awaited` and all its samples were delivered.
+        unless the run ends, `needs_scores`, and all its samples were delivered.
         """
+        if wrong := self.table.told_wrong_id():
+            return wrong, True
         planned, losses, trained = self.planned, self.table.num_losses, self.num_trained
         if losses == 0:
-            if not scores_awaited or planned == 0 or self._end is None:
-                return None
+            if not (at_end and needs_scores) or planned == 0 or self._end is None:
+                return "", False
             return self._words(0, 0, "the criterion has another sampler, or is not in training mode"), False
         ids, missing = self._columns[0], planned - trained
         foreign = 0 if ids is None else trained - self.table.num_trained_of(ids)
@@ -212,12 +219,12 @@ class Running:
                 return (
                     f"PruningSampler: index must name every sample of epoch {self.plan.epoch} by an id of its own, got "
                     f"{trained} ids for {losses} samples. Joined data sets go inside: IndexedDataset(ConcatDataset([a, b]))"
-                ), True
+                ), not at_end
         if 0 < self._batch <= missing:
             return self._words(
                 losses, trained, f"{missing} were left out, as the epoch was cut short or a batch skipped"
             ), False
-        return (self._words(losses, trained, _VALIDATION), False) if losses % trained else None
+        return self._words(losses, trained, _VALIDATION) if losses % trained else "", False
 
     def _words(self, losses: int, trained: int, why: str) -> str:
         return (

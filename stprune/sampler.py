@@ -202,9 +202,9 @@ class PruningSampler(DistributedSampler[int]):
             if running.finished:
                 self.resume_at(0)
             return
-        self._hold_against_plan()
+        fault = self._hold_against_plan()
         scheduled = self.schedule(epoch)  # a user's function: what it raises is raised before anything has changed
-        self._agree(epoch)
+        self._agree(epoch, fault)
         if epoch != self.epoch:
             self.synchronize()
             self.node_sampler.advance()
@@ -229,16 +229,18 @@ class PruningSampler(DistributedSampler[int]):
         node_ratio="auto" was left without a choice. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
         """
-        self._hold_against_plan(at_end=True)
+        if fault := self._hold_against_plan(at_end=True):
+            raise ValueError(fault)
 
-    def _hold_against_plan(self, *, at_end: bool = False) -> None:
-        fault = None if self._running is None else self._running.fault(scores_awaited=at_end and self._needs_scores)
-        if fault is not None and fault[1] and not at_end:
-            raise ValueError(fault[0])
-        if fault is not None:
-            self._warn("counts", fault[0])
-        if self._running is not None and self.rank == 0 and self._units.untold:  # ranks take what the first one is told
-            self._warn("node_ratio", self._units.untold)
+    def _hold_against_plan(self, *, at_end: bool = False) -> str:
+        """Warn of what differs; what must be raised, or ""."""
+        text, raised = ("", False) if self._running is None else self._running.fault(self._needs_scores, at_end=at_end)
+        # Ranks take what the first one is told.
+        untold = self._units.untold * (self._running is not None and self.rank == 0)
+        for name, warning in (("counts", text * (not raised)), ("node_ratio", untold)):
+            if warning:
+                self._warn(name, warning)
+        return text * raised
 
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
@@ -272,13 +274,13 @@ class PruningSampler(DistributedSampler[int]):
     def _needs_scores(self) -> bool:
         return self.method.needs_scores or self.wants_pair_scores
 
-    def _agree(self, epoch: int) -> None:
+    def _agree(self, epoch: int, fault: str = "") -> None:
         """Compare settings, and where each rank stands, with the other ranks; a collective."""
         self._ranks.settle(needs_scores=self._needs_scores)
         # At the current epoch of every rank they go on from the same position; a rank without a plan is at its beginning.
         position = self._running.begin_position if self._running is not None and epoch == self.epoch else 0
-        if self._ranks.exchange:
-            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings())
+        if self._ranks.exchange or fault:
+            self._ranks.agree({"epoch": epoch, "epoch before": self.epoch, "position": position} | self._settings(), fault)
         self._agreed = True
 
     def grow(
@@ -713,6 +715,7 @@ class PruningSampler(DistributedSampler[int]):
         keep it beside a run that goes on. With several ranks call `synchronize` on each of them first.
         """
         running = self._now
+        running.refuse_wrong_ids()
         self._memory.keep()
         return {
             "version": _VERSION,

@@ -106,23 +106,22 @@ class ScoreTable:
     @property
     def num_trained(self) -> int:
         """Distinct samples trained on in this epoch (0 where nothing is stored). Waits for the table's device."""
-        return self._counted()[0]
+        return int(self._count[0])
 
     @property
     def num_losses(self) -> int:
         """Samples of all training batches of this epoch, each as often as it came. Waits for the table's device."""
-        return self._counted()[2]
+        return int(self._count[2])
 
-    def _counted(self) -> list[int]:
-        """The counts of this epoch; a ValueError, once, if a wrong id came since the last call."""
-        counts: list[int] = self._count.tolist()
-        wrong = wrong_id(counts[3])
+    def told_wrong_id(self) -> str:
+        """What is to be said, once, of a wrong id that came on a GPU; "" where none did. Waits for the table's device."""
+        wrong = wrong_id(int(self._count[3]))
         if wrong is None:
-            return counts
+            return ""
         self._count[3] = 0
-        raise ValueError(
+        return (
             f"table_update: index must hold ids of the table and the epoch's plan, got {wrong} in a batch on {self.device}. "
-            "The loss of that batch was NaN, and nothing was stored for the id"
+            "Nothing was stored for the id, and a loss of that batch was NaN"
         )
 
     def num_trained_of(self, index: torch.Tensor) -> int:
@@ -149,7 +148,7 @@ class ScoreTable:
         Raises:
             TypeError: `index` is not int64 or `scores` not floating.
             ValueError: shapes differ, an id lies outside the table (checked where `index` lives on the CPU; on a GPU nothing
-                is stored for it, and `num_trained` raises), or `scores` lives on another device.
+                is stored for it, and `told_wrong_id` says so), or `scores` lives on another device.
         """
         op = f"{_OP}.update"
         index = _check.index(op, "index", index)
@@ -179,14 +178,14 @@ class ScoreTable:
         if self._scores is not None and self._marks is not None:
             mean = finite_mean(self._scores) if self.decay < 1.0 else None
             table_age(self._scores, self._marks, mean=mean, keep=self.decay**num_epochs)
-        self._count.zero_()
+        self._count[:3] = 0
         self.epoch += num_epochs
 
     def restart(self) -> None:
         """Begin the epoch anew: nothing counts as trained on in it; scores stay."""
         if self._marks is not None:
             self._marks &= SCORED | FRESH | KNOWN
-        self._count.zero_()
+        self._count[:3] = 0
 
     @torch.inference_mode(False)  # or no training step could write into what is made here
     def grow(self, num_samples: int, *, rows: int = 1) -> None:
@@ -300,4 +299,4 @@ class ScoreTable:
         if self._marks is not None:
             # What was scored in the epoch is news to the other ranks where each loads a state of its own.
             self._marks &= (SCORED | TRAINED | KNOWN) | (self._marks & SCORED) * FRESH
-        self._count.zero_()
+        self._count[:3] = 0

@@ -714,3 +714,24 @@ class NoFloat64(TorchDispatchMode):
         made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.device.type == "meta"]
         assert all(x.dtype != torch.float64 for x in made), function
         return result
+
+
+class NaNWeights(stprune.methods.base.Method):
+    name = "nan-weights"
+    needs_scores = False
+
+    def inclusion(self, scores, *, keep_ratio, seed, epoch):
+        return torch.full_like(scores, keep_ratio)
+
+    def weights(self, probability):
+        return torch.full_like(probability, torch.nan)
+
+
+@pytest.mark.parametrize("kind", [stprune.PrunedLoss, stprune.PrunedMean])
+def test_a_methods_nan_weights_are_not_called_wrong_ids(kind):
+    sampler = stprune.PruningSampler(64, num_epochs=9, keep_ratio=0.5, method=NaNWeights())
+    sampler.set_epoch(0)
+    index = next(iter(sampler.batches(8)))
+    values = torch.rand(8, 2, 3, requires_grad=True)
+    call = (values, torch.zeros(8, 2, 3)) if kind is stprune.PrunedLoss else (values,)
+    assert kind(sampler)(*call, torch.as_tensor(index)).isnan()

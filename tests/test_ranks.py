@@ -13,6 +13,7 @@ from torch import distributed
 import stprune
 from stprune.exchange import message_device
 from stprune.ops.table_update import FRESH
+from stprune.reference import table_update as reference
 
 WORLD = 2
 MOST = 4
@@ -267,6 +268,22 @@ def forgotten_by_one(rank, start):
     return said
 
 
+def wrong_id_on_one(rank, start):
+    """One rank alone was given an id that is not in the plan, where asking would have waited, as on a GPU."""
+    start()
+    sampler = stprune.PruningSampler(64, num_epochs=4)
+    train(sampler, 0)
+    if rank == 1:
+        reference.update_known(*sampler.table.columns, torch.tensor([77]), torch.ones(1), None, None, 0.5, True)
+    said = ""
+    try:
+        sampler.set_epoch(1)
+    except ValueError as error:
+        said = str(error)
+    sampler.set_epoch(1)
+    return said
+
+
 # --- training ------------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +437,7 @@ CASES = {
     "dense": (4, as_dense),
     "pair scores": (3, pair_scores),
     "forgotten by one": (2, forgotten_by_one),
+    "wrong id on one": (2, wrong_id_on_one),
     **{f"training on {world}": (world, training()) for world in (1, 2, 3, 4)},
     "part 1": (1, first_part),
     "part 2": (2, next_part(6, "first.pt", "second.pt")),
@@ -542,6 +560,13 @@ def test_ranks_that_do_not_forget_alike_are_refused(results):
     first, second = results["forgotten by one"]
     assert first == second
     assert "forgotten must be the same on every rank, got '1 samples" in first, first
+
+
+def test_a_wrong_id_on_one_rank_is_an_error_on_every_rank(results):
+    first, second = results["wrong id on one"]
+    assert first == second
+    assert first.startswith("table_update: index must hold ids of the table and the epoch's plan, got 77")
+    assert first.endswith("(rank 1)")
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

@@ -53,6 +53,16 @@ def test_the_defaults_are_what_the_study_found():
         assert sum(change.outside and change.mean < 0 for change in changes) < len(changes) / 2, name
 
 
+@pytest.mark.parametrize(
+    ("series", "words"), [("LosLoop", "road speeds at 207 sensors"), ("ERA5", "temperatures at 600 to 1,617")]
+)
+def test_these_series_gained_nothing_beyond_the_seeds(series, words):
+    cells = summarize(read(ROOT / "benchmarks" / "results" / "study.jsonl"), LABELS).cells
+    found = [cell.find("nodes-uniform").result.change.better for cell in cells if series in cell.data]
+    assert found == [False] * 3
+    assert words in " ".join(README.split())
+
+
 def test_the_longest_training_gained_from_drawing_nodes_too():
     cells = summarize(read(ROOT / "benchmarks" / "results" / "study.jsonl"), LABELS).cells
     longest = max(cells, key=lambda cell: cell.cost)

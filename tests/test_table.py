@@ -366,6 +366,23 @@ def test_a_wrong_id_is_told_once_by_what_waits_for_the_table():
         ask()
 
 
+@pytest.mark.filterwarnings("ignore:stprune")
+def test_a_wrong_id_neither_ends_a_pass_nor_is_forgotten():
+    made = stprune.PruningSampler(20, num_epochs=4, keep_ratio=0.5, method="full")
+    state = copy.deepcopy(made.state_dict())
+    batches = []
+    for index in made.batches(8):
+        reference.update_known(*made.table.columns, torch.tensor([77]), torch.ones(1), None, None, 0.5, True)
+        batches.append(len(index))
+    assert batches == [8, 8, 4]
+    made.load_state_dict(state)
+    made.resume_at(0)
+    made.table.advance()
+    with pytest.raises(ValueError, match="got 77 in a batch"):
+        made.set_epoch(1)
+    made.set_epoch(1)
+
+
 def test_the_op_passes_opcheck():
     for variance in (False, True):
         entries, weight = (torch.tensor([1, 0, 2]), torch.ones(3)) if variance else (None, None)

@@ -54,6 +54,11 @@ def test_without_triton_the_reference_runs(installed, spec):
         gather_windows_as_on_a_gpu(4, torch.tensor([[0, 2]]))
 
 
+def test_a_stub_in_place_of_triton_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    assert not _registry.has_triton()
+
+
 FAULTS = pytest.mark.parametrize(
     ("fault", "reason"),
     [

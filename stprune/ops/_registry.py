@@ -58,7 +58,10 @@ def implementation(name: str, device: str) -> str:
 
 def has_triton() -> bool:
     """Whether the package triton, an optional dependency, is installed; whether it works is seen when it is imported."""
-    found = importlib.util.find_spec("triton")
+    try:
+        found = importlib.util.find_spec("triton")
+    except ValueError:  # a module that somebody made in its place has no spec
+        return False
     # A folder of this name, such as a checkout of Triton, has no origin.
     return found is not None and found.origin is not None
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from stprune.study.results import Change
 from stprune.study.summary import FULL, UNIFORM, Cell, Study, group_name
@@ -134,9 +134,10 @@ def _plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
     low, high = axis.get_view_interval()
     if high / low < 100:
+        form = ".5g" if high / low < 1.05 else ".3g"  # neighbouring ticks have texts of their own
         axis.set_minor_formatter(
             FuncFormatter(
-                lambda value, _: (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}") if _few(value, low, high) else ""
+                lambda value, _: (f"{value:,.0f}" if value >= 1000 else f"{value:{form}}") if _few(value, low, high) else ""
             )
         )
 
@@ -245,6 +246,7 @@ def changes(cells: Sequence[Cell]) -> str:
             axes.set_ylim(-0.7, len(order) - 0.3)
             axes.set_yticks(list(order.values()), [names[name] for name in order])
             axes.grid(axis="y", visible=False)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
         _name_axes(panels, "test MAE against full training")
 

@@ -78,7 +78,8 @@ def render(
         ValueError: there are no rows, or a family has no label.
     """
     study = summarize(rows, labels)
-    cards, place = _cards(study) if firm else ([], "")
+    # Of several cells the one with the largest gain would stand for all.
+    cards, place = _cards(study.cells[0]) if firm and len(study.cells) == 1 else ([], "")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -105,19 +106,13 @@ def _findings(study: Study, firm: bool) -> list[str]:
     return headline(study, firm=firm)[1:]
 
 
-def _cards(study: Study) -> tuple[list[tuple[str, str]], str]:
-    """The headline numbers of the cell with the most nodes that has them, and which cell that is."""
-    cells = [cell for cell in study.cells if cell.full and cell.drawing and cell.drawing.result and cell.drawing.result.change]
-    if not cells:
-        return [], ""
-    cell = max(cells, key=lambda one: one.num_nodes)
-    found = []
+def _cards(cell: Cell) -> tuple[list[tuple[str, str]], str]:
+    """The headline numbers of a cell, and which one it is."""
     drawing = cell.drawing
-    if drawing and drawing.result and drawing.result.change:
-        found.append(
-            (f"{percent(drawing.result.change)} MAE", f"{drawing.label}, against the best full training at equal cost")
-        )
-    if drawing and drawing.reach:
+    if not (cell.full and drawing and drawing.result and drawing.result.change):
+        return [], ""
+    found = [(f"{percent(drawing.result.change)} MAE", f"{drawing.label}, against the best full training at equal cost")]
+    if drawing.reach:
         found.append((f"{less(drawing.reach.time)} time", "to reach the best validation MAE of full training"))
     else:
         found.append(("never", "the best validation MAE of full training was not reached on every seed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -61,6 +62,8 @@ def sentences(cell: Cell, *, firm: bool = True) -> list[str]:
 def headline(study: Study, *, firm: bool = True) -> list[str]:
     """The study's first sentences: what drawing nodes gains over the best full training, with many and with few nodes.
 
+    Measured and generated series are told apart, as the structure of the latter was chosen.
+
     Args:
         study: of any number of cells.
         firm: as in `sentences`.
@@ -71,13 +74,14 @@ def headline(study: Study, *, firm: bool = True) -> list[str]:
     if not firm:
         return [scope(study)]
     found = []
-    for cells, name in (
-        ([cell for cell in study.cells if cell.num_nodes >= MANY_NODES], f"{MANY_NODES} nodes or more"),
-        ([cell for cell in study.cells if cell.num_nodes < MANY_NODES], f"fewer than {MANY_NODES} nodes"),
-    ):
+    both = any(cell.generated for cell in study.cells) and not all(cell.generated for cell in study.cells)
+    for many, generated in itertools.product((True, False), (False, True)):
+        cells = [cell for cell in study.cells if (cell.num_nodes >= MANY_NODES, cell.generated) == (many, generated)]
         drawing = [cell.drawing for cell in cells if cell.full and cell.drawing and cell.drawing.result]
         if drawing:
-            found.append(f"With {name}: {_gain(drawing)}")
+            name = f"{MANY_NODES} nodes or more" if many else f"fewer than {MANY_NODES} nodes"
+            which = f"{'Generated' if generated else 'Measured'} series of {name}" if both else f"With {name}"
+            found.append(f"{which}: {_gain(drawing)}")
     edge = sum(cell.smallest_is_best for cell in study.cells)
     dropped = [
         family.result.change
@@ -94,7 +98,8 @@ def headline(study: Study, *, firm: bool = True) -> list[str]:
     if gains:
         found.append(
             f"The batch alone changed full training's test MAE by {_range(gains)} against batches of {USUAL_BATCH} at equal "
-            "cost. Everything above is measured against full training at its best batch and rate."
+            f"cost, in the {_count(len(gains), 'comparison')} that ran both. Everything above is measured "
+            "against full training at its best batch and rate."
         )
     if edge:
         found.append(

@@ -12,6 +12,8 @@ from stprune.study.rows import Row
 
 FULL = "full"
 UNIFORM = "nodes-uniform"
+GENERATED = ("demand", "traffic")
+"""Names of the series that are generated."""
 Labels = Mapping[str, tuple[str, str]]
 
 
@@ -96,6 +98,11 @@ class Cell:
     def drawing(self) -> Family | None:
         """The family that stands for drawing nodes: uniform draws, or else the first that draws nodes."""
         return self.find(UNIFORM) or next((family for family in self.families if family.kind == "nodes"), None)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the series was generated, so that its structure was chosen, not measured."""
+        return self.data.partition("?")[0] in GENERATED
 
     @property
     def title(self) -> str:
