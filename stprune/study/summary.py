@@ -195,16 +195,19 @@ def group_name(group: Group) -> str:
     return f"{_MODELS.get(model, model)} of width {dim}, {_OPTIMIZERS.get(optimizer, optimizer)}, {schedule} schedule{where}"
 
 
+_SET = ("r", "incidents")  # options that say what was generated
+
+
 def series_names(data: Iterable[str]) -> dict[str, str]:
-    """Short names of series: the last part of the path, and the correlation r that was set; all settings where two look alike.
+    """Short names of series: the last part of the path, and r and incidents that were set; all settings where two look alike.
 
     Example:
         >>> list(series_names(["simbench?nodes=90", "flow/data.npz", "traffic?nodes=900&r=0.1&seed=0"]).values())
         ['simbench', 'flow', 'traffic r 0.1']
     """
     data = list(data)
-    short = {text: _short(text, ("r",)) for text in data}
-    taken = [_short(text, ("r",)) + str(_options(text).get("nodes")) for text in data]
+    short = {text: _short(text, _SET) for text in data}
+    taken = [_short(text, _SET) + str(_options(text).get("nodes")) for text in data]
     return {
         text: short[text] if taken.count(name) == 1 else _short(text, tuple(_options(text)))
         for text, name in zip(data, taken, strict=True)
