@@ -48,7 +48,7 @@ struct SortCount {
 
 // Exclusive prefix sums of every bin's tiles in place, one block a bin, and the bins' sizes.
 struct SortScan {
-  static constexpr int THREADS = 1024;
+  static constexpr int THREADS = 256;
   struct Shared {
     SharedArray<int64_t, WARP> warps;
   };
