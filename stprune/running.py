@@ -187,7 +187,7 @@ class Running:
 
     def refuse_wrong_ids(self) -> None:
         """Raise a ValueError, once, if an id came on a GPU that is not in the plan or the table."""
-        if wrong := self.table.told_wrong_id():
+        if wrong := self.table.counts()[2]:
             raise ValueError(wrong)
 
     def fault(self, needs_scores: bool, *, at_end: bool) -> tuple[str, bool]:
@@ -197,9 +197,10 @@ class Running:
         checkpointing), and less than a batch is missing (which loaders drop). An epoch without any loss was only looked at,
         unless the run ends, `needs_scores`, and all its samples were delivered.
         """
-        if wrong := self.table.told_wrong_id():
+        trained, losses, wrong = self.table.counts()
+        if wrong:
             return wrong, True
-        planned, losses, trained = self.planned, self.table.num_losses, self.num_trained
+        planned, trained = self.planned, trained if self.table.stored else self.num_trained
         if losses == 0:
             if not (at_end and needs_scores) or planned == 0 or self._end is None:
                 return "", False

@@ -113,16 +113,15 @@ class ScoreTable:
         """Samples of all training batches of this epoch, each as often as it came. Waits for the table's device."""
         return int(self._count[2])
 
-    def told_wrong_id(self) -> str:
-        """What is to be said, once, of a wrong id that came on a GPU; "" where none did. Waits for the table's device."""
-        wrong = wrong_id(int(self._count[3]))
+    def counts(self) -> tuple[int, int, str]:
+        """`num_trained`, `num_losses`, and what is to be said, once, of a wrong id that came on a GPU; waits once."""
+        trained, _, losses, noted = self._count.tolist()
+        wrong = wrong_id(noted)
         if wrong is None:
-            return ""
-        self._count[3] = 0
-        return (
-            f"table_update: index must hold ids of the table and the epoch's plan, got {wrong} in a batch on {self.device}. "
-            "Nothing was stored for the id, and a loss of that batch was NaN"
-        )
+            return trained, losses, ""
+        self._count[3:].zero_()
+        text = f"table_update: index must hold ids of the table and the epoch's plan, got {wrong} in a batch on {self.device}. "
+        return trained, losses, text + "Nothing was stored for the id, and a loss of that batch was NaN"
 
     def num_trained_of(self, index: torch.Tensor) -> int:
         """How many of the samples [B] int64, all distinct, were trained on in this epoch. Waits for the table's device."""
@@ -148,7 +147,7 @@ class ScoreTable:
         Raises:
             TypeError: `index` is not int64 or `scores` not floating.
             ValueError: shapes differ, an id lies outside the table (checked where `index` lives on the CPU; on a GPU nothing
-                is stored for it, and `told_wrong_id` says so), or `scores` lives on another device.
+                is stored for it, and `counts` says so), or `scores` lives on another device.
         """
         op = f"{_OP}.update"
         index = _check.index(op, "index", index)
@@ -178,14 +177,14 @@ class ScoreTable:
         if self._scores is not None and self._marks is not None:
             mean = finite_mean(self._scores) if self.decay < 1.0 else None
             table_age(self._scores, self._marks, mean=mean, keep=self.decay**num_epochs)
-        self._count[:3] = 0
+        self._count[:3].zero_()
         self.epoch += num_epochs
 
     def restart(self) -> None:
         """Begin the epoch anew: nothing counts as trained on in it; scores stay."""
         if self._marks is not None:
             self._marks &= SCORED | FRESH | KNOWN
-        self._count[:3] = 0
+        self._count[:3].zero_()
 
     @torch.inference_mode(False)  # or no training step could write into what is made here
     def grow(self, num_samples: int, *, rows: int = 1) -> None:
@@ -299,4 +298,4 @@ class ScoreTable:
         if self._marks is not None:
             # What was scored in the epoch is news to the other ranks where each loads a state of its own.
             self._marks &= (SCORED | TRAINED | KNOWN) | (self._marks & SCORED) * FRESH
-        self._count[:3] = 0
+        self._count[:3].zero_()

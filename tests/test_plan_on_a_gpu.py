@@ -107,4 +107,4 @@ def test_launches_and_waits_between_epochs(gpu):
     sampler.set_epoch(1)
     gpu.forget()
     sampler.set_epoch(2)
-    assert gpu.cost == (16, 6)
+    assert gpu.cost == (16, 5)
