@@ -24,4 +24,13 @@ inline void check_dtype(const Tensor& tensor, ScalarType dtype, const char* op, 
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", argument, " has an unexpected dtype");
 }
 
+// A score table's columns: scores [n] float32, marks [n] uint8.
+inline void check_table(const Tensor& scores, const Tensor& marks, const char* op) {
+  check_vector(scores, op, "scores");
+  check_vector(marks, op, "marks");
+  check_dtype(scores, ScalarType::Float, op, "scores");
+  check_dtype(marks, ScalarType::Byte, op, "marks");
+  STD_TORCH_CHECK(scores.numel() == marks.numel(), op, ": scores and marks must have one size");
+}
+
 }  // namespace stprune

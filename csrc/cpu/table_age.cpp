@@ -37,14 +37,6 @@ int32_t count(const float* scores, const uint8_t* mark, int64_t n) {
   return static_cast<int32_t>(found);
 }
 
-void check_table(const Tensor& scores, const Tensor& marks, const char* op) {
-  check_vector(scores, op, "scores");
-  check_vector(marks, op, "marks");
-  check_dtype(scores, ScalarType::Float, op, "scores");
-  check_dtype(marks, ScalarType::Byte, op, "marks");
-  STD_TORCH_CHECK(scores.numel() == marks.numel(), op, ": scores and marks must have one size");
-}
-
 void table_age(Tensor scores, Tensor marks, std::optional<double> mean, double keep) {
   check_table(scores, marks, "table_age");
   float* score = scores.mutable_data_ptr<float>();

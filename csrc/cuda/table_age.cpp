@@ -4,18 +4,14 @@
 namespace stprune {
 namespace {
 
-void check_table(const Tensor& scores, const Tensor& marks, const char* op) {
-  check_vector(scores, op, "scores");
-  check_vector(marks, op, "marks");
-  check_dtype(scores, ScalarType::Float, op, "scores");
-  check_dtype(marks, ScalarType::Byte, op, "marks");
-  STD_TORCH_CHECK(scores.numel() == marks.numel(), op, ": scores and marks must have one size");
+void check_on_device(const Tensor& scores, const Tensor& marks, const char* op) {
+  check_table(scores, marks, op);
   STD_TORCH_CHECK(marks.is_cuda() && marks.get_device_index() == scores.get_device_index(), op,
                   ": marks must be on the device of scores");
 }
 
 void table_age(Tensor scores, Tensor marks, std::optional<double> mean, double keep) {
-  check_table(scores, marks, "table_age");
+  check_on_device(scores, marks, "table_age");
   const OnDevice on(scores);
   check_launch(stprune_cuda_table_age(scores.mutable_data_ptr<float>(), marks.mutable_data_ptr<uint8_t>(),
                                       scores.numel(), mean.has_value(), mean.value_or(0.0), keep, on.stream()),
@@ -23,7 +19,7 @@ void table_age(Tensor scores, Tensor marks, std::optional<double> mean, double k
 }
 
 Tensor count_nonfinite(const Tensor& scores, const Tensor& marks) {
-  check_table(scores, marks, "count_nonfinite");
+  check_on_device(scores, marks, "count_nonfinite");
   const int64_t n = scores.numel();
   const OnDevice on(scores);
   Tensor out = torch::stable::new_empty(scores, {1}, ScalarType::Long);
