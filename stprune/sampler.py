@@ -191,8 +191,8 @@ class PruningSampler(DistributedSampler[int]):
             epoch: in [0, num_epochs), or [0, 2^32) without it.
 
         Raises:
-            ValueError: `epoch` lies outside the run; on every rank: a setting is not the same on every rank; or the last
-                epoch's ids did not tell samples apart.
+            ValueError: `epoch` lies outside the run; on every rank: a setting is not the same on every rank, or on one of them
+                the last epoch's ids did not tell samples apart, or a batch on a GPU held an id that is not in the plan (once).
         """
         epoch = self._checked_epoch(f"{_OP}.set_epoch", epoch)
         running = self._running
@@ -228,6 +228,9 @@ class PruningSampler(DistributedSampler[int]):
         framework left out, ids of another data set. Another one tells, here or in the second `set_epoch`, that
         node_ratio="auto" was left without a choice. Silent, as they belong to correct training: several losses of every sample
         (two criteria, SAM, gradient checkpointing), padding, a dropped last batch, epochs resumed in the middle or left out.
+
+        Raises:
+            ValueError: a batch on a GPU held an id that is not in the plan; told once.
         """
         if fault := self._hold_against_plan(at_end=True):
             raise ValueError(fault)
@@ -713,6 +716,9 @@ class PruningSampler(DistributedSampler[int]):
         prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True). As in the states of
         torch's modules the tensors are the sampler's own, so that a state costs nothing each batch: `copy.deepcopy` it to
         keep it beside a run that goes on. With several ranks call `synchronize` on each of them first.
+
+        Raises:
+            ValueError: a batch on a GPU held an id that is not in the plan; told once.
         """
         running = self._now
         running.refuse_wrong_ids()
