@@ -25,3 +25,14 @@ def run(script: str, *arguments: str, **environment: str) -> str:
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
+
+
+def simulated(script: str, library: pathlib.Path, cache: pathlib.Path, *, seed: int = 0, capability: int = 90) -> str:
+    """What a script printed whose kernels were compiled for a GPU and ran on the simulated one.
+
+    seed: of the order in which threads run, 0 for one after the other. cache: a folder, with the script as a file in it.
+    """
+    file = cache / "script.py"
+    file.write_text(script)
+    start = f"import runpy; runpy.run_path({str(file)!r})"
+    return run(start, SIMULATED_GPU=f"{library},{seed},{capability}", TRITON_CACHE_DIR=str(cache / "triton"))
