@@ -139,7 +139,8 @@ stage_tests() {
   mapfile -t files < <(grep -l "cuda.is_available" tests/test_*.py)
   if there xdist; then several=(-n "$processes"); else missing+=("pytest-xdist: one process ran all tests"); fi
   # Their names say that they need one; those that only compile for GPUs, or try an input that is hard for them, need none.
-  run "$python" -m pytest -v -p no:cacheprovider -o addopts= --durations=10 "${several[@]}" \
+  # Two threads of the host for each: what is expected of 10^8 items is computed there.
+  run env OMP_NUM_THREADS=2 "$python" -m pytest -v -p no:cacheprovider -o addopts= --durations=10 "${several[@]}" \
     -k "(cuda or gpu) and not compiles and not misleading" "${files[@]}"
 }
 
@@ -149,8 +150,8 @@ stage_sanitizer() {
   if [ -n "$dry" ]; then return; fi
   if ! command -v compute-sanitizer >/dev/null; then missing+=("compute-sanitizer: every op ran without it") && return; fi
   for tool in memcheck racecheck; do
-    # Each tensor is an allocation of its own, so that the tool sees what is read or written behind its end. Torch and Triton ask
-    # the driver for functions that it may not have, which the tool would call an error.
+    # Each tensor is an allocation of its own, so that the tool sees what is read or written behind its end. Torch and Triton
+    # ask the driver for functions that it may not have, which the tool would call an error.
     begin "sanitizer-$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
       --report-api-errors no --error-exitcode 9 "$python" benchmarks/every_op.py "$device"
   done
