@@ -1,9 +1,11 @@
 """Scripts that run in a process of their own: TRITON_INTERPRET must be set before a kernel is imported, and is not undone."""
 
+import fcntl
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -36,3 +38,17 @@ def simulated(script: str, library: pathlib.Path, cache: pathlib.Path, *, seed: 
     file.write_text(script)
     start = f"import runpy; runpy.run_path({str(file)!r})"
     return run(start, SIMULATED_GPU=f"{library},{seed},{capability}", TRITON_CACHE_DIR=str(cache / "triton"))
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    """A file that takes long to make: one of the run's test processes makes it, in a folder of its own."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= f"{name}.made"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name).exists():
+            make(folder)
+    return folder / name

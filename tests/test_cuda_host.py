@@ -17,6 +17,7 @@ import pytest
 import torch
 from costly_inputs import costly_inputs
 from engine_cases import REFERENCES, SIZED, assert_all_same, flat, inputs, outcome
+from own_process import made_once
 from special_inputs import SPECIAL
 from stand_in import COSTS
 
@@ -48,16 +49,17 @@ def build(folder, flags):
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
-    library = folder / "libcuda_host.so"
-    subprocess.run([COMPILER, "-shared", *flags, *objects, "-o", str(library)], check=True, env=environment)
-    return library
+    linked, library = folder / "linked.so", folder / "libcuda_host.so"
+    subprocess.run([COMPILER, "-shared", *flags, *objects, "-o", str(linked)], check=True, env=environment)
+    return linked.rename(library)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """The launchers, compiled for the host; undefined behaviour traps."""
     flags = os.environ.get("STPRUNE_EMULATION_FLAGS", "-fsanitize=undefined -fsanitize-undefined-trap-on-error").split()
-    found = with_types(ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags))))
+    made = made_once(tmp_path_factory, "libcuda_host.so", lambda folder: build(folder, flags))
+    found = with_types(ctypes.CDLL(str(made)))
     found.emulation_error.restype = ctypes.c_char_p
     for name in ("launches", "waits", "rounds", "most_reads"):
         getattr(found, f"emulation_{name}").restype = ctypes.c_int64
@@ -234,18 +236,9 @@ class Kernels:
         out = self.empty((samples, outer, num_nodes, inner), grad.dtype)
         scratch = self.scratch("gather_nodes_backward", samples, num_nodes, m)
         self.call(
-            "gather_nodes_backward",
-            kind,
-            self.at(grad),
-            self.at(node),
-            samples,
-            outer,
-            num_nodes,
-            m,
-            inner,
-            self.at(scratch),
-            self.at(out),
-        )
+            "gather_nodes_backward", kind, self.at(grad), self.at(node), samples, outer, num_nodes, m, inner,
+            self.at(scratch), self.at(out),
+        )  # fmt: skip
         return out
 
     def at(self, tensor):
@@ -255,7 +248,7 @@ class Kernels:
         return self.library.emulation_error().decode()
 
 
-@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "mixed"])
+@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "mixed_order"])
 def kernels(request, library):
     """The kernels with threads and blocks run in one of three orders, on a device of 1, 2 or 5 processors."""
     library.emulation_set(request.param, ctypes.c_int64((1, 2, 5)[request.param]))

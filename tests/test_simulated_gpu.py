@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import torch
-from own_process import needs_triton, simulated
+from own_process import made_once, needs_triton, simulated
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 pytestmark = [needs_triton, needs_compiler]
@@ -19,7 +19,7 @@ pytestmark = [needs_triton, needs_compiler]
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     device = pytest.importorskip("gpu.device")
-    return device.build(tmp_path_factory.mktemp("gpu"))
+    return made_once(tmp_path_factory, "libgpu.so", device.build)
 
 
 def script(file, name):
