@@ -21,6 +21,7 @@ from special_inputs import SPECIAL
 from stand_in import COSTS
 
 from stprune import testing
+from stprune.reference.plan_weights import compact_strata
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -59,8 +60,8 @@ def library(tmp_path_factory):
     flags = os.environ.get("STPRUNE_EMULATION_FLAGS", "-fsanitize=undefined -fsanitize-undefined-trap-on-error").split()
     found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
     found.emulation_error.restype = ctypes.c_char_p
-    sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
-    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget", "count_nonfinite"):
+    sized = ("select", "topk", "bernoulli", "systematic", "draw_spaced", "draw_weighted", "gather_nodes_backward")
+    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget", "calibrate", "count_nonfinite"):
         getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
     for name in ("launches", "waits", "rounds", "most_reads"):
         getattr(found, f"emulation_{name}").restype = ctypes.c_int64
@@ -134,7 +135,8 @@ class Kernels:
     def plan_budget(self, scores, alpha, count, minimum, strata, sizes, seed, epoch, room=None):
         """Without `room` memory is made as soon as the number of samples is known."""
         wide, n = int(scores.dtype == torch.float64), scores.numel()
-        scratch, kept, totals = self.scratch("plan_budget", wide, n), ctypes.c_int64(), torch.zeros(2, dtype=torch.float64)
+        cut = (0, None, None, 0) if strata is None else (strata.itemsize, at(strata), at(sizes), sizes.numel())
+        scratch, kept, totals = self.scratch("plan_budget", wide, n, cut[3]), ctypes.c_int64(), torch.zeros(2).double()
         guards, power = list(self.guarded), ctypes.c_double(alpha)
         rule = power, ctypes.c_double(count), ctypes.c_double(minimum)
         self.call("plan_budget_begin", wide, at(scores), n, *rule, at(scratch), None if room else ctypes.byref(kept))
@@ -142,8 +144,16 @@ class Kernels:
         room = room or kept.value
         indices, weights = self.empty((room,)), self.empty((room,), torch.float32)
         result = at(indices), at(weights), at(totals)
-        self.call("plan_budget_finish", wide, at(scores), n, power, seed, epoch, at(scratch), room, *result)
+        self.call("plan_budget_finish", wide, at(scores), n, power, seed, epoch, *cut, at(scratch), room, *result)
         return indices, weights, totals
+
+    def calibrate(self, weights, indices, strata, sizes):
+        """In memory of its own, between guards."""
+        guarded, n, num_strata = self.empty(weights.shape, torch.float32).copy_(weights), strata.numel(), sizes.numel()
+        scratch = at(self.scratch("calibrate", n, num_strata))
+        cut = strata.itemsize, at(strata), n, at(sizes), num_strata
+        self.call("calibrate", at(guarded), at(indices), indices.numel(), *cut, scratch)
+        weights.copy_(guarded)
 
     def table_age(self, scores, marks, mean, keep):
         moves, numbers = int(mean is not None), [ctypes.c_double(x) for x in (mean or 0.0, keep)]
@@ -163,6 +173,16 @@ class Kernels:
         indices, weights = self.empty((drawn.value,)), self.empty((drawn.value,), torch.float32)
         self.call("draw_threshold_emit", wide, at(scores), n, share, at(scratch), at(indices), at(weights))
         return indices, weights
+
+    def draw_spaced(self, scores, spacing, threshold, seed, epoch):
+        wide, n = int(scores.dtype == torch.float64), scores.numel()
+        scratch, drawn, rule = self.scratch("draw_spaced", n), ctypes.c_int64(), (spacing, ctypes.c_double(threshold))
+        guards = list(self.guarded)
+        self.call("draw_spaced_mark", wide, at(scores), n, *rule, seed, epoch, at(scratch), ctypes.byref(drawn))
+        self.guarded += guards
+        out = self.empty((drawn.value,))
+        self.call("draw_spaced_emit", n, at(scratch), at(out))
+        return out
 
     def draw(self, p, count, seed, epoch):
         wide, n = int(p.dtype == torch.float64), p.numel()
@@ -263,8 +283,8 @@ def test_matches_the_reference(kernels, name):
     few = not kernels.all_sizes or name.startswith("topk")
     op, every = inputs(name, FEW_SIZES if few else SIZES)
     if op == "plan_budget":
-        # Weights are calibrated elsewhere, and the steps are those of two other ops.
-        every = itertools.islice((arguments for arguments in every if arguments[4] is None), 0, None, 7)
+        # The steps are those of three other ops.
+        every = itertools.islice(every, 0, None, 7)
     # The emulation is slow: of the inputs that try many ranks, and of all in the second and third order, some will do.
     step = (15 if "every_rank" in name or "at_edges" in name else 1) * (1 if kernels.all_sizes else 4)
     for arguments in itertools.islice(every, 0, None, step):
@@ -312,18 +332,22 @@ def test_no_block_reads_more_than_its_share(library, name):
 def test_launches_and_waits_are_those_that_plans_are_counted_by(library):
     library.emulation_set(0, ctypes.c_int64(8))
     scores, n = torch.rand(140_000, generator=torch.Generator().manual_seed(0)), 140_000
+    cut = compact_strata(torch.arange(n) % 24)
     arguments = {
         "select": (scores, 70_000),
         "finite_stats": (scores,),
         "draw": (torch.full((n,), 0.5), n // 2, 1, 2),
         "draw_threshold": (scores, 0.5, True, 1, 2),
         "plan_budget": (scores, 0.5, n // 2, 0.1, None, None, 1, 2),
+        "plan_budget with strata": (scores, 0.5, n // 2, 0.1, *cut, 1, 2),
+        "calibrate": (torch.ones(n // 2), torch.arange(n // 2), *cut),
+        "draw_spaced": (scores, 24, 0.5, 1, 2),
         "shuffle": (torch.arange(n), 1, 2),
         "permute": (torch.empty(n, dtype=torch.int64), n, 0, 1, 2, 0),
         "table_age": (scores.clone(), torch.zeros(n, dtype=torch.uint8), 0.5, 0.9),
         "count_nonfinite": (scores, torch.zeros(n, dtype=torch.uint8)),
     }
-    assert {op: counted(library, op, *given)[:2] for op, given in arguments.items()} == COSTS
+    assert {name: counted(library, name.split()[0], *given)[:2] for name, given in arguments.items()} == COSTS
 
 
 def test_a_plan_that_has_buffers_waits_once(library):
