@@ -75,6 +75,7 @@ class Kernels:
         self.library = library
         self.all_sizes = all_sizes
         self.guarded = []
+        self.offset = 0  # elements by which an output is off the beginning of a line of memory
 
     def call(self, name, *arguments):
         converted = [ctypes.c_int64(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in arguments]
@@ -91,8 +92,8 @@ class Kernels:
             count *= size
         size = dtype.itemsize
         # Whole 64-byte lines, so that what a kernel takes for aligned is.
-        whole = torch.full((2 * GUARD + count * size + 64,), POISON, dtype=torch.uint8)
-        start = -whole.data_ptr() % 64 + GUARD
+        whole = torch.full((2 * GUARD + count * size + 128,), POISON, dtype=torch.uint8)
+        start = -whole.data_ptr() % 64 + GUARD + self.offset * (dtype != torch.uint8) * size
         stop = start + count * size
         self.guarded += [whole[:start], whole[stop:]]
         return whole[start:stop].view(dtype).view(shape)
@@ -270,6 +271,10 @@ def test_rules_are_enforced(kernels, fault, why):
         assert why in kernels.library.emulation_error().decode()
 
 
+def first_word(name):
+    return name.split()[0]
+
+
 # A kernel of Triton's draws by weights, and 16-bit keys come as float32.
 INPUTS = [
     name
@@ -292,10 +297,35 @@ def test_matches_the_reference(kernels, name):
         assert_all_same(outcome(op, getattr(kernels, op), arguments), expected)
 
 
+# One input of each op, by the op's name.
+ONE_EACH = {first_word(name): name for name in INPUTS if name.endswith(("float32", "int32")) and name not in SPECIAL}
+
+
+@pytest.mark.parametrize("op", ONE_EACH)
+def test_views_lie_anywhere(library, op):
+    """A view's first element is aligned as its type asks, and no better: a wide load would trap here."""
+    library.emulation_set(0, ctypes.c_int64(2))
+    kernels = Kernels(library)
+    kernels.offset = 1
+    for arguments in itertools.islice(inputs(ONE_EACH[op], (5130,))[1], 4):
+        moved = [torch.cat([x[:1], x])[1:] if isinstance(x, torch.Tensor) and x.numel() else x for x in arguments]
+        assert_all_same(outcome(op, getattr(kernels, op), moved), outcome(op, REFERENCES[op], arguments))
+
+
 def test_draw_of_a_wrong_count_is_an_error_not_a_wild_write(library):
     library.emulation_set(0, ctypes.c_int64(2))
     with pytest.raises(AssertionError, match="draw: count must be the sum"):
         Kernels(library).draw(torch.full((100,), 0.5), 60, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("index", "stratum", "rule"), [(-1, 0, "indices"), (9, 0, "indices"), (8, 2, "strata"), (8, -1, "strata")]
+)
+def test_a_stratum_or_sample_out_of_range_stops_the_kernel(library, index, stratum, rule):
+    library.emulation_set(0, ctypes.c_int64(2))
+    strata = torch.tensor([0] * 8 + [stratum], dtype=torch.int32)
+    with pytest.raises(AssertionError, match=f"calibrate: {rule} must"):
+        Kernels(library).calibrate(torch.ones(2), torch.tensor(sorted((3, index))), strata, torch.tensor([5, 4]))
 
 
 def test_a_node_out_of_range_stops_the_kernel(library):

@@ -199,6 +199,7 @@ struct ScaleWeights {
   const int64_t* indices;  // [kept]
   Size kept;
   const Label* labels;  // [n]
+  int64_t n, num;
   StrataMemory memory;
 
   STPRUNE_DEVICE void operator()(Block<THREADS>& block, Shared&) const {
@@ -208,7 +209,11 @@ struct ScaleWeights {
       for (int i = 0; i < EACH; ++i) {
         const int64_t j = (block.index() * EACH + i) * THREADS + t;
         if (j >= all) continue;
-        const double factor = memory.factors[memory.group[labels[indices[j]]]];
+        // Of indices that do not ascend some were not looked at before.
+        STPRUNE_DEVICE_CHECK(indices[j] >= 0 && indices[j] < n, "calibrate: indices must ascend in [0, n)");
+        const uint32_t stratum = static_cast<uint32_t>(labels[indices[j]]);
+        STPRUNE_DEVICE_CHECK(stratum < num, "calibrate: strata must lie in [0, num_strata)");
+        const double factor = memory.factors[memory.group[stratum]];
         weights[j] = static_cast<float>(static_cast<double>(weights[j]) * factor);
       }
     });
@@ -223,8 +228,8 @@ int calibrate_by(float* weights, const int64_t* indices, Size kept, const Strata
   const Label* labels = static_cast<const Label*>(strata.labels);
   STPRUNE_TRY(launch_rounds(Factors{weights, indices, kept, labels, strata.n, strata.sizes, strata.num, memory},
                             most(memory.parts, blocks_of(strata.num, Factors::THREADS)), stream));
-  return launch(Scale{weights, indices, kept, labels, memory}, blocks_of(kept.most, Scale::THREADS * Scale::EACH),
-                stream);
+  return launch(Scale{weights, indices, kept, labels, strata.n, strata.num, memory},
+                blocks_of(kept.most, Scale::THREADS * Scale::EACH), stream);
 }
 
 // Scales the weights so that those of every stratum add up to its size; waits for nothing.
