@@ -40,15 +40,15 @@ def simulated(script: str, library: pathlib.Path, cache: pathlib.Path, *, seed: 
     return run(start, SIMULATED_GPU=f"{library},{seed},{capability}", TRITON_CACHE_DIR=str(cache / "triton"))
 
 
-def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """A file that takes long to make: one of the run's test processes makes it, in a folder of its own."""
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], pathlib.Path]
+) -> pathlib.Path:
+    """A file that takes long to make, in a folder that `make` is given: one of the run's test processes makes it for all."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    folder /= f"{name}.made"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / name).exists():
-            make(folder)
-    return folder / name
+        made = folder / name
+        # A process that is stopped leaves nothing half made.
+        return made if made.exists() else make(tmp_path_factory.mktemp("made")).rename(made)
