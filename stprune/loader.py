@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stprune.ops import _check
 from stprune.ops._window_recipe import make_recipe
+from stprune.passes import num_parts
 from stprune.prefetch import Memory, in_background
 from stprune.sampler import PruningSampler
 from stprune.windows.chunk_order import chunk_order, chunk_settings
@@ -176,8 +177,7 @@ class WindowLoader:
 
     def __len__(self) -> int:
         """Batches of the whole epoch; the first pass after `load_state_dict` may have fewer."""
-        full, rest = divmod(len(self._ids), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return num_parts(len(self._ids), self.batch_size, self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: the sampler's `set_epoch`, if it has one. Iterators that have begun are not affected."""

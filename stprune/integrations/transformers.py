@@ -181,7 +181,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     def _run_epoch(self, **named: Any) -> None:
         sampler, args = self.sampler, self.args
         sampler.set_epoch(named["epoch"])
-        count, step = sampler.reach - sampler.begin_position, sampler.num_replicas * self._train_batch_size
+        count, step = sampler.total_size - sampler.begin_position, sampler.num_replicas * self._train_batch_size
         batches = count // step if sampler.drop_last else -(-count // step)
         named["steps_in_epoch"], named["num_update_steps_per_epoch"] = batches, -(-batches // args.gradient_accumulation_steps)
         super()._run_epoch(**named)
