@@ -620,6 +620,12 @@ def test_a_page_of_one_cell_says_its_sentences_once_and_first():
     assert "-25.0% MAE" in text
 
 
+def two_sizes(**drawn):
+    """Full training and drawn nodes on two series that differ in size."""
+    sizes = [{"data": f"{nodes}", "nodes": nodes} for nodes in (50, 100)]
+    return [each for size in sizes for each in (row(**size), row("nodes-uniform", **size, **drawn))]
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -628,8 +634,9 @@ def test_a_page_of_one_cell_says_its_sentences_once_and_first():
         [row(), row("st-prune", cost=3.0)],
         [row("pairs", diverged=True)],
         [row(mape=math.nan), row("pairs")],
+        two_sizes(mae=9.0),
     ],
-    ids=["full only", "no full", "other cost", "all diverged", "no mape"],
+    ids=["full only", "no full", "other cost", "all diverged", "no mape", "never reached"],
 )
 def test_a_study_with_gaps_has_a_page(rows):
     Page(report.render(rows, LABELS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from stprune.study.results import Change
-from stprune.study.summary import FULL, UNIFORM, Cell, Study, group_name
+from stprune.study.summary import FULL, UNIFORM, Cell, Family, Study, group_name
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; line style and marker say the same once more.
 # Markers of families that drop windows are hollow.
@@ -88,20 +88,41 @@ def _style(name: str, kind: str) -> dict[str, Any]:
     return {**style, "markerfacecolor": "white", "markeredgewidth": 1.3} if kind == "windows" else style
 
 
-def _panels(figure: Figure, cells: Sequence[Cell], *, sharey: bool = False) -> Iterator[tuple[Any, Cell]]:
-    """One panel a cell, titled; panels without a cell are left out."""
-    count = min(_COLUMNS, len(cells))
-    grid = figure.subplots(_lines(cells), count, squeeze=False, sharey=sharey)
-    for i, axes in enumerate(grid.flat):
-        if i < len(cells):
-            axes.set_title(f"{cells[i].series}\n{cells[i].num_nodes:,} nodes", fontsize=9)
-            yield axes, cells[i]
-        else:
+def _panels(
+    cells: Sequence[Cell],
+    fill: Callable[[Any, Cell], None],
+    *,
+    x: str,
+    y: str = "",
+    height: float,
+    above: float = 0.0,
+    sharey: bool = False,
+) -> str:
+    """SVG text of one titled panel a cell, under one legend where families are named.
+
+    Args:
+        cells: of the panels.
+        fill: draws a cell into its axes.
+        x: name of the lowest panels' axes; y: of the first panels' of each line.
+        height: of a line of panels, in inches; above: beside all lines.
+        sharey: all panels have one axis of y.
+    """
+    lines = math.ceil(len(cells) / _COLUMNS)
+
+    def paint(figure: Figure) -> None:
+        grid = list(figure.subplots(lines, min(_COLUMNS, len(cells)), squeeze=False, sharey=sharey).flat)
+        for axes in grid[len(cells) :]:
             axes.remove()
+        for axes, cell in zip(grid, cells, strict=False):
+            axes.set_title(f"{cell.series}\n{cell.num_nodes:,} nodes", fontsize=9)
+            fill(axes, cell)
+        for axes in grid[: len(cells)][-_COLUMNS:]:
+            axes.set_xlabel(x)
+        for axes in grid[: len(cells) : _COLUMNS]:
+            axes.set_ylabel(y)
+        _legend(figure, grid[: len(cells)])
 
-
-def _lines(cells: Sequence[Cell]) -> int:
-    return math.ceil(len(cells) / min(_COLUMNS, len(cells)))
+    return _draw(paint, above + height * lines)
 
 
 def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
@@ -112,19 +133,23 @@ def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
         figure.legend(list(found.values()), list(found), **layout)
 
 
-def _name_axes(panels: Sequence[tuple[Any, Cell]], x: str, y: str = "") -> None:
-    """The lowest panel of every column has the name of x, the first of every line that of y."""
-    for axes, _ in panels[-_COLUMNS:]:
-        axes.set_xlabel(x)
-    for axes, _ in panels[::_COLUMNS]:
-        axes.set_ylabel(y)
+def _curve(axes: Any, family: Family, points: Sequence[tuple[float, float]], **style: Any) -> None:
+    """A family's points, joined; what is compared first lies above the others."""
+    depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
+    style = {**_style(family.name, family.kind), **style}
+    axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
 
 
-def _both_log(axes: Any) -> None:
+def _both_log(axes: Any, ticks: Sequence[float] = ()) -> None:
+    """Both axes logarithmic, x with these ticks if any are given."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(x=0.08, y=0.12)
-    _plain_log(axes.xaxis)
+    if ticks:
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+    else:
+        _plain_log(axes.xaxis)
     _plain_log(axes.yaxis)
 
 
@@ -160,30 +185,18 @@ def costs(cells: Sequence[Cell]) -> str:
         SVG text.
     """
 
-    def paint(figure: Figure) -> None:
-        panels = list(_panels(figure, cells))
-        for axes, cell in panels:
-            top = _highest(cell)
-            alone = 0
-            for family in cell.families:
-                points = [(result.stat(lambda row: row.cost).mean, min(result.mae.mean, top)) for result in family.results]
-                if len(points) == 1 and family.name != FULL:
-                    alone += 1
-                    points = [(points[0][0] * _BESIDE**alone, points[0][1])]
-                depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
-                style = _style(family.name, family.kind)
-                axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.margins(x=0.08, y=0.12)
-            ticks = sorted({result.cost for family in cell.families for result in family.results})
-            axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-            axes.set_xticks([], minor=True)
-            _plain_log(axes.yaxis)
-        _name_axes(panels, "cost in passes over all pairs", "test MAE")
-        _legend(figure, [axes for axes, _ in panels])
+    def fill(axes: Any, cell: Cell) -> None:
+        top = _highest(cell)
+        alone = 0
+        for family in cell.families:
+            points = [(result.stat(lambda row: row.cost).mean, min(result.mae.mean, top)) for result in family.results]
+            if len(points) == 1 and family.name != FULL:
+                alone += 1
+                points = [(points[0][0] * _BESIDE**alone, points[0][1])]
+            _curve(axes, family, points)
+        _both_log(axes, sorted({result.cost for family in cell.families for result in family.results}))
 
-    return _draw(paint, 1.4 + 2.7 * _lines(cells))
+    return _panels(cells, fill, x="cost in passes over all pairs", y="test MAE", height=2.7, above=1.4)
 
 
 def courses(cells: Sequence[Cell]) -> str:
@@ -196,22 +209,15 @@ def courses(cells: Sequence[Cell]) -> str:
         SVG text.
     """
 
-    def paint(figure: Figure) -> None:
-        panels = list(_panels(figure, cells))
-        for axes, cell in panels:
-            for family in cell.families:
-                if family.result:
-                    points = [(point.cost, point.validation_mae) for point in family.result.runs[0].curve]
-                    depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
-                    style = {**_style(family.name, family.kind), "markersize": 4}
-                    axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
-            if cell.full:
-                axes.axhline(cell.full.runs[0].best_mae, color="#000000", linewidth=0.9, linestyle=":")
-            _both_log(axes)
-        _name_axes(panels, "cost in passes over all pairs", "validation MAE")
-        _legend(figure, [axes for axes, _ in panels])
+    def fill(axes: Any, cell: Cell) -> None:
+        for family in cell.families:
+            if family.result:
+                _curve(axes, family, [(p.cost, p.validation_mae) for p in family.result.runs[0].curve], markersize=4)
+        if cell.full:
+            axes.axhline(cell.full.runs[0].best_mae, color="#000000", linewidth=0.9, linestyle=":")
+        _both_log(axes)
 
-    return _draw(paint, 1.4 + 2.9 * _lines(cells))
+    return _panels(cells, fill, x="cost in passes over all pairs", y="validation MAE", height=2.9, above=1.4)
 
 
 def _highest(cell: Cell) -> float:
@@ -233,24 +239,22 @@ def changes(cells: Sequence[Cell]) -> str:
     names = {f.name: f.label for cell in cells for f in cell.families if f.result and f.result.change}
     order = {name: place for place, name in enumerate(reversed(list(names)))}
 
-    def paint(figure: Figure) -> None:
-        panels = list(_panels(figure, cells, sharey=True))
-        for axes, cell in panels:
-            axes.axvline(0, color=_INK, linewidth=1)
-            found = [(f, f.result.change) for f in cell.families if f.result and f.result.change]
-            # Changes beyond the border are drawn there, so that they do not set the scale for all.
-            border = _border([abs(change.mean) + (change.half_width or 0) for _, change in found])
-            for family, change in found:
-                _whisker(axes, change, order[family.name], border, _style(family.name, family.kind))
-            axes.set_xlim(-1.08 * border, 1.08 * border)
-            axes.set_ylim(-0.7, len(order) - 0.3)
-            axes.set_yticks(list(order.values()), [names[name] for name in order])
-            axes.grid(axis="y", visible=False)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
-        _name_axes(panels, "test MAE against full training")
+    def fill(axes: Any, cell: Cell) -> None:
+        axes.axvline(0, color=_INK, linewidth=1)
+        found = [(f, f.result.change) for f in cell.families if f.result and f.result.change]
+        # Changes beyond the border are drawn there, so that they do not set the scale for all.
+        border = _border([abs(change.mean) + (change.half_width or 0) for _, change in found])
+        for family, change in found:
+            _whisker(axes, change, order[family.name], border, _style(family.name, family.kind))
+        axes.set_xlim(-1.08 * border, 1.08 * border)
+        axes.set_ylim(-0.7, len(order) - 0.3)
+        axes.set_yticks(list(order.values()), [names[name] for name in order])
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
 
-    return _draw(paint, _lines(cells) * (0.9 + 0.21 * max(4, len(order))))
+    height = 0.9 + 0.21 * max(4, len(order))
+    return _panels(cells, fill, x="test MAE against full training", height=height, sharey=True)
 
 
 def _border(ends: Sequence[float]) -> float:
@@ -270,7 +274,7 @@ def _whisker(axes: Any, change: Change, place: int, border: float, style: dict[s
     axes.plot(shown, place, **{**style, "linestyle": "none", "markersize": 6, "alpha": alpha})
 
 
-class _Gain(NamedTuple):
+class Gain(NamedTuple):
     """What drawing nodes gained in a cell."""
 
     cell: Cell
@@ -279,30 +283,30 @@ class _Gain(NamedTuple):
     times: float  # less cost until full training's best; NaN where it was never reached
 
 
-def _found_gains(study: Study) -> list[_Gain]:
+def found_gains(study: Study) -> list[Gain]:
+    """Of the cells in which drawn nodes can be held against full training, by their number of nodes."""
     found = []
     for cell in study.cells:
         family = cell.drawing
         change = family.result.change if family and family.result else None
         if family and change:
             times = 1 / family.reach.cost if family.reach else math.nan
-            found.append(_Gain(cell, -change.mean, change.half_width, times))
+            found.append(Gain(cell, -change.mean, change.half_width, times))
     return sorted(found, key=lambda gain: gain.cell.num_nodes)
 
 
-def gains(study: Study) -> str:
+def gains(found: Sequence[Gain]) -> str:
     """Gain of drawing nodes over the best full training against the number of nodes: in test MAE, and in cost.
 
     Args:
-        study: of any number of cells; those without full training or drawn nodes are left out.
+        found: see `found_gains`; at least one.
 
     Returns:
         SVG text.
     """
-    found = _found_gains(study)
 
     def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2)
+        left, right = figure.subplots(1, 2, sharex=True)  # where nothing was reached the right one has no points of its own
         for place, group in enumerate(dict.fromkeys(gain.cell.group for gain in found)):
             mine = [gain for gain in found if gain.cell.group == group]
             color, marker = _MODELS.get(group[0], ("#7a7a7a", "o"))
@@ -334,7 +338,7 @@ def gains(study: Study) -> str:
     return _draw(paint, 4.8)
 
 
-def _name_places(found: Sequence[_Gain], ends: tuple[float, float]) -> list[tuple[float, str]]:
+def _name_places(found: Sequence[Gain], ends: tuple[float, float]) -> list[tuple[float, str]]:
     """Where the names of series stand: at their (largest) number of nodes, and so far apart that none covers another."""
     largest: dict[str, int] = {}
     for gain in found:
@@ -356,20 +360,13 @@ def tuning(cells: Sequence[Cell]) -> str:
         SVG text.
     """
 
-    def paint(figure: Figure) -> None:
-        panels = list(_panels(figure, cells))
-        for axes, cell in panels:
-            for family in (cell.find(FULL), cell.drawing):
-                if family:
-                    points = tuning_points(cell, family.name)
-                    if points:
-                        style = _style(family.name, family.kind)
-                        axes.plot(*zip(*points, strict=True), label=family.label, **style)
-            _both_log(axes)
-        _name_axes(panels, "(window, node) pairs per step", "validation MAE")
-        _legend(figure, [axes for axes, _ in panels])
+    def fill(axes: Any, cell: Cell) -> None:
+        for family in (cell.find(FULL), cell.drawing):
+            if family and (points := tuning_points(cell, family.name)):
+                _curve(axes, family, points)
+        _both_log(axes)
 
-    return _draw(paint, 0.8 + 2.5 * _lines(cells))
+    return _panels(cells, fill, x="(window, node) pairs per step", y="validation MAE", height=2.5, above=0.8)
 
 
 def tuning_points(cell: Cell, name: str) -> list[tuple[float, float]]:

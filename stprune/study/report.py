@@ -153,9 +153,10 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
                 each(figures.changes, shown),
             )
         )
-    if len({cell.num_nodes for cell in study.cells if cell.full and cell.drawing}) > 1:
+    gains = figures.found_gains(study)
+    if len({gain.cell.num_nodes for gain in gains}) > 1:
         text = "Drawing nodes against the best full training, one point a series and model. Higher is better."
-        found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(study))),)))
+        found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(gains))),)))
     if any(len(figures.tuning_points(cell, FULL)) > 1 for cell in study.cells):
         text = "Validation MAE of the first seed by pairs per step, each at its best learning rate: what the batch alone gives."
         found.append(Picture("Tuning of the batch", text, each(figures.tuning, shown)))
