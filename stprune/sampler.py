@@ -422,8 +422,10 @@ class PruningSampler(Epochs):
             raise ValueError(f"{op}: num_epochs must be given to the sampler, got None: a run without an end has no total")
         steps = 0
         for epoch in range(self.num_epochs):
-            local = self._share(self._planner.most_at(epoch, self.table.num_samples))
-            steps += num_parts(num_parts(local, batch_size, self.drop_last), accumulate)
+            count = self._planner.most_at(epoch, self.table.num_samples)
+            for size in (self.num_replicas, batch_size):
+                count = num_parts(count, size, self.drop_last)
+            steps += num_parts(count, accumulate)
         return steps
 
     # --- training steps ----------------------------------------------------------------------------------------------
