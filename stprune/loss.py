@@ -127,11 +127,12 @@ class PrunedLoss(Criterion):
         self.dims = checked_dims(_OP, dims)
         self.normalized_target = bool(normalized_target)
         if (mean is None) != (std is None):
-            raise ValueError(f"{_OP}: mean and std must be given together")
+            raise ValueError(f"{_OP}: mean and std must be given together, got {'mean' if std is None else 'std'} alone")
         if normalized_target and mean is None:
             raise ValueError(f"{_OP}: mean and std must be given for a normalized_target, got None")
         if node_scale is not None and self.loss == "mape":
-            raise ValueError(f"{_OP}: node_scale must be None for the loss 'mape', which is relative already")
+            kind = type(node_scale).__name__
+            raise ValueError(f"{_OP}: node_scale must be None for the loss 'mape', which is relative already, got {kind}")
         self.mean, self.std, self.node_scale, self.horizon_weights = mean, std, node_scale, horizon_weights
         self._affine_rows, self._horizon_row = scaling.Remembered(), scaling.Remembered()
 

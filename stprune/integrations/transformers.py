@@ -61,7 +61,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
         super().__init__(*others, **options)
         if self.compute_loss_func is not None:
-            raise ValueError(f"{_OP}: compute_loss_func must be None: give losses per sample by sample_losses")
+            raise ValueError(f"{_OP}: compute_loss_func must be None, got one: give losses per sample by sample_losses")
         if (order := self.args.train_sampling_strategy) != "random":
             raise ValueError(f"{_OP}: train_sampling_strategy must be 'random': the sampler gives the order, got {order!r}")
         if self.args.n_gpu > 1:

@@ -2,174 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from stprune.study.panels import FAINT, INK, SOFT, both_log, curve, draw, legend, panels, plain_log, style_of
 from stprune.study.results import Change
-from stprune.study.summary import FULL, UNIFORM, Cell, Family, Study, group_name
+from stprune.study.summary import FULL, Cell, Study, group_name
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; line style and marker say the same once more.
-# Markers of families that drop windows are hollow.
-_STYLES: dict[str, dict[str, Any]] = {
-    "full": {"color": "#000000", "linestyle": "-", "marker": "o", "linewidth": 2.4},
-    "rs2": {"color": "#CC79A7", "linestyle": "-.", "marker": "v"},
-    "soft-random": {"color": "#56B4E9", "linestyle": "-.", "marker": "s"},
-    "infobatch": {"color": "#E69F00", "linestyle": "-.", "marker": "^"},
-    "seta": {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-    "st-prune": {"color": "#0072B2", "linestyle": "--", "marker": "o"},
-    "even-windows": {"color": "#7a7a7a", "linestyle": "--", "marker": "P"},
-    "nodes-uniform": {"color": "#D55E00", "linestyle": "-", "marker": "o", "linewidth": 2.4},
-    "nodes-batch": {"color": "#E69F00", "linestyle": "-", "marker": "<"},
-    "nodes-partition": {"color": "#009E73", "linestyle": "--", "marker": ">"},
-    "nodes-frequency": {"color": "#8C6BB1", "linestyle": ":", "marker": "h"},
-    "nodes-stratified": {"color": "#009E73", "linestyle": "-", "marker": "s"},
-    "nodes-priority": {"color": "#117733", "linestyle": "--", "marker": "D"},
-    "nodes-cluster": {"color": "#A6761D", "linestyle": "-.", "marker": "p"},
-    "nodes-roots": {"color": "#666633", "linestyle": ":", "marker": "*"},
-    "nodes-growing": {"color": "#CC79A7", "linestyle": "-", "marker": "X"},
-    "pairs": {"color": "#0072B2", "linestyle": "-", "marker": "d"},
-    "windows-and-nodes": {"color": "#56B4E9", "linestyle": "-", "marker": "v"},
-}
-_OTHER: dict[str, Any] = {"color": "#7a7a7a", "linestyle": ":", "marker": "."}
 _MODELS = {
     "stid": ("#0072B2", "o"),
     "tsmixer": ("#D55E00", "s"),
     "graph-wavenet": ("#009E73", "^"),
     "staeformer": ("#CC79A7", "D"),
 }
-_INK, _FAINT, _SOFT = "#1f2933", "#d9dee3", "#7b8794"
-_SETTINGS: Any = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "stprune",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.edgecolor": "#8a949e",
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5,
-}
 _ABOVE: Any = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
-_WIDTH = 9.6  # inches; the page shows it at about this size on a desk
-_COLUMNS = 3
 _BESIDE = 1.045  # factor between the places of points that would lie on top of each other
-
-
-def _draw(paint: Callable[[Figure], None], height: float) -> str:
-    """Run a painting function on a fresh figure with the report's style and return SVG text."""
-    with rc_context(_SETTINGS):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        paint(figure)
-        buffer = io.StringIO()
-        # Without a date the same numbers give the same picture.
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def _style(name: str, kind: str) -> dict[str, Any]:
-    style = {**_OTHER, **_STYLES.get(name, {})}
-    return {**style, "markerfacecolor": "white", "markeredgewidth": 1.3} if kind == "windows" else style
-
-
-def _panels(
-    cells: Sequence[Cell],
-    fill: Callable[[Any, Cell], None],
-    *,
-    x: str,
-    y: str = "",
-    height: float,
-    above: float = 0.0,
-    sharey: bool = False,
-) -> str:
-    """SVG text of one titled panel a cell, under one legend where families are named.
-
-    Args:
-        cells: of the panels.
-        fill: draws a cell into its axes.
-        x: name of the lowest panels' axes; y: of the first panels' of each line.
-        height: of a line of panels, in inches; above: beside all lines.
-        sharey: all panels have one axis of y.
-    """
-    lines = math.ceil(len(cells) / _COLUMNS)
-
-    def paint(figure: Figure) -> None:
-        grid = list(figure.subplots(lines, min(_COLUMNS, len(cells)), squeeze=False, sharey=sharey).flat)
-        for axes in grid[len(cells) :]:
-            axes.remove()
-        for axes, cell in zip(grid, cells, strict=False):
-            axes.set_title(f"{cell.series}\n{cell.num_nodes:,} nodes", fontsize=9)
-            fill(axes, cell)
-        for axes in grid[: len(cells)][-_COLUMNS:]:
-            axes.set_xlabel(x)
-        for axes in grid[: len(cells) : _COLUMNS]:
-            axes.set_ylabel(y)
-        _legend(figure, grid[: len(cells)])
-
-    return _draw(paint, above + height * lines)
-
-
-def _legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
-    """One legend above all panels, each label once."""
-    found = {text: handle for one in axes for handle, text in zip(*one.get_legend_handles_labels(), strict=True)}
-    layout: Any = {"loc": "outside upper left", "ncols": columns, "fontsize": 8.8, "handlelength": 3, "columnspacing": 1.5}
-    if found:
-        figure.legend(list(found.values()), list(found), **layout)
-
-
-def _curve(axes: Any, family: Family, points: Sequence[tuple[float, float]], **style: Any) -> None:
-    """A family's points, joined; what is compared first lies above the others."""
-    depth = 3 + (family.name == UNIFORM) + 2 * (family.name == FULL)
-    style = {**_style(family.name, family.kind), **style}
-    axes.plot(*zip(*points, strict=True), label=family.label, zorder=depth, **style)
-
-
-def _both_log(axes: Any, ticks: Sequence[float] = ()) -> None:
-    """Both axes logarithmic, x with these ticks if any are given."""
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.margins(x=0.08, y=0.12)
-    if ticks:
-        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-        axes.set_xticks([], minor=True)
-    else:
-        _plain_log(axes.xaxis)
-    _plain_log(axes.yaxis)
-
-
-def _plain_log(axis: Any) -> None:
-    """Logarithmic ticks with plain numbers, also between the powers of ten where they are few."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-    low, high = axis.get_view_interval()
-    if high / low < 100:
-        form = ".5g" if high / low < 1.05 else ".3g"  # neighbouring ticks have texts of their own
-        axis.set_minor_formatter(
-            FuncFormatter(
-                lambda value, _: (f"{value:,.0f}" if value >= 1000 else f"{value:{form}}") if _few(value, low, high) else ""
-            )
-        )
-
-
-def _few(value: float, low: float, high: float) -> bool:
-    first = f"{value:e}"[0]
-    return high / low < 2.5 or first in ("25" if high / low > 8 else "2357")
 
 
 def costs(cells: Sequence[Cell]) -> str:
@@ -193,10 +44,10 @@ def costs(cells: Sequence[Cell]) -> str:
             if len(points) == 1 and family.name != FULL:
                 alone += 1
                 points = [(points[0][0] * _BESIDE**alone, points[0][1])]
-            _curve(axes, family, points)
-        _both_log(axes, sorted({result.cost for family in cell.families for result in family.results}))
+            curve(axes, family, points)
+        both_log(axes, sorted({result.cost for family in cell.families for result in family.results}))
 
-    return _panels(cells, fill, x="cost in passes over all pairs", y="test MAE", height=2.7, above=1.4)
+    return panels(cells, fill, x="cost in passes over all pairs", y="test MAE", height=2.7, above=1.4)
 
 
 def courses(cells: Sequence[Cell]) -> str:
@@ -212,12 +63,12 @@ def courses(cells: Sequence[Cell]) -> str:
     def fill(axes: Any, cell: Cell) -> None:
         for family in cell.families:
             if family.result:
-                _curve(axes, family, [(p.cost, p.validation_mae) for p in family.result.runs[0].curve], markersize=4)
+                curve(axes, family, [(p.cost, p.validation_mae) for p in family.result.runs[0].curve], markersize=4)
         if cell.full:
             axes.axhline(cell.full.runs[0].best_mae, color="#000000", linewidth=0.9, linestyle=":")
-        _both_log(axes)
+        both_log(axes)
 
-    return _panels(cells, fill, x="cost in passes over all pairs", y="validation MAE", height=2.9, above=1.4)
+    return panels(cells, fill, x="cost in passes over all pairs", y="validation MAE", height=2.9, above=1.4)
 
 
 def _highest(cell: Cell) -> float:
@@ -240,12 +91,12 @@ def changes(cells: Sequence[Cell]) -> str:
     order = {name: place for place, name in enumerate(reversed(list(names)))}
 
     def fill(axes: Any, cell: Cell) -> None:
-        axes.axvline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         found = [(f, f.result.change) for f in cell.families if f.result and f.result.change]
         # Changes beyond the border are drawn there, so that they do not set the scale for all.
         border = _border([abs(change.mean) + (change.half_width or 0) for _, change in found])
         for family, change in found:
-            _whisker(axes, change, order[family.name], border, _style(family.name, family.kind))
+            _whisker(axes, change, order[family.name], border, style_of(family.name, family.kind))
         axes.set_xlim(-1.08 * border, 1.08 * border)
         axes.set_ylim(-0.7, len(order) - 0.3)
         axes.set_yticks(list(order.values()), [names[name] for name in order])
@@ -254,7 +105,7 @@ def changes(cells: Sequence[Cell]) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}%" if value else "0"))
 
     height = 0.9 + 0.21 * max(4, len(order))
-    return _panels(cells, fill, x="test MAE against full training", height=height, sharey=True)
+    return panels(cells, fill, x="test MAE against full training", height=height, sharey=True)
 
 
 def _border(ends: Sequence[float]) -> float:
@@ -321,21 +172,21 @@ def gains(found: Sequence[Gain]) -> str:
                 for axes, values in ((left, [g.lower for g in alike]), (right, [g.times for g in alike])):
                     axes.plot([g.cell.num_nodes * beside for g in alike], values, color=color, linewidth=1.3, alpha=0.7)
         for axes, level in ((left, 0), (right, 1)):
-            axes.axhline(level, color=_INK, linewidth=1)
+            axes.axhline(level, color=INK, linewidth=1)
             axes.set_xscale("log")
             axes.margins(x=0.1, y=0.2)
             axes.set_xlabel("nodes of the series")
         right.set_yscale("log")
         for axis in (left.xaxis, right.xaxis, right.yaxis):
-            _plain_log(axis)
+            plain_log(axis)
         left.set_ylabel("test MAE at equal cost, lower by %")
         right.set_ylabel("cost to full training's best, times less")
         for axes in (left, right):
             for x, name in _name_places(found, axes.get_xlim()):
-                axes.text(x, 1.02, name, transform=axes.get_xaxis_transform(), color=_SOFT, fontsize=8, rotation=35)
-        _legend(figure, [left], columns=2)
+                axes.text(x, 1.02, name, transform=axes.get_xaxis_transform(), color=SOFT, fontsize=8, rotation=35)
+        legend(figure, [left], columns=2)
 
-    return _draw(paint, 4.8)
+    return draw(paint, 4.8)
 
 
 def _name_places(found: Sequence[Gain], ends: tuple[float, float]) -> list[tuple[float, str]]:
@@ -363,10 +214,10 @@ def tuning(cells: Sequence[Cell]) -> str:
     def fill(axes: Any, cell: Cell) -> None:
         for family in (cell.find(FULL), cell.drawing):
             if family and (points := tuning_points(cell, family.name)):
-                _curve(axes, family, points)
-        _both_log(axes)
+                curve(axes, family, points)
+        both_log(axes)
 
-    return _panels(cells, fill, x="(window, node) pairs per step", y="validation MAE", height=2.5, above=0.8)
+    return panels(cells, fill, x="(window, node) pairs per step", y="validation MAE", height=2.5, above=0.8)
 
 
 def tuning_points(cell: Cell, name: str) -> list[tuple[float, float]]:
@@ -395,8 +246,8 @@ def predictions(found: Sequence[tuple[str, float, float]]) -> str:
         axes = figure.subplots()
         values = [value for _, *both in found for value in both if value > 0]
         ends = [0.7 * min(values), 1.4 * max(values)]
-        axes.plot(ends, ends, color=_INK, linewidth=1)
-        axes.fill_between(ends, [0.75 * end for end in ends], [1.25 * end for end in ends], color=_FAINT, zorder=0)
+        axes.plot(ends, ends, color=INK, linewidth=1)
+        axes.fill_between(ends, [0.75 * end for end in ends], [1.25 * end for end in ends], color=FAINT, zorder=0)
         for label, predicted, measured in found:
             axes.plot(measured, predicted, color="#0072B2", marker="o", linestyle="none", markersize=6)
             axes.annotate(label, (measured, predicted), xytext=(6, -3), textcoords="offset points", fontsize=8)
@@ -405,9 +256,9 @@ def predictions(found: Sequence[tuple[str, float, float]]) -> str:
         axes.set_xlim(*ends)
         axes.set_ylim(*ends)
         axes.set_aspect("equal")
-        _plain_log(axes.xaxis)
-        _plain_log(axes.yaxis)
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
         axes.set_xlabel("measured share of full training's time")
         axes.set_ylabel("predicted share")
 
-    return _draw(paint, 4.4)
+    return draw(paint, 4.4)
