@@ -116,9 +116,9 @@ class Criterion(torch.nn.Module):
             return
         if plan_ids is None:
             _check.ids(self.op, "index", index, num_samples - 1)
-        elif not bool((known := torch.isin(index, plan_ids)).all()):
-            bad = int(index[~known][0])
-            raise ValueError(f"{self.op}: index must hold ids of the plan of epoch {self.sampler.epoch}, got {bad}")
+        else:
+            known = torch.isin(index, plan_ids)
+            _check.members(self.op, "index", index, known, f"the plan of epoch {self.sampler.epoch}")
 
     def take_scores(
         self,

@@ -16,6 +16,7 @@ from stprune.ops import _check
 from stprune.ops._window_recipe import make_recipe
 from stprune.passes import num_parts
 from stprune.prefetch import Memory, in_background
+from stprune.reference.precision import accumulator
 from stprune.sampler import PruningSampler
 from stprune.windows.chunk_order import chunk_order, chunk_settings
 from stprune.windows.chunked_series import ChunkedSeries
@@ -131,7 +132,7 @@ class WindowLoader:
         if steps_per_day is not None and time_features is not None:
             raise ValueError(f"{_OP}: time_features must be None with steps_per_day, got both")
         if time_features is None and (steps_per_day is not None or timestamps is not None):
-            wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+            wide = accumulator(tensor.dtype)
             time_features = clock_features(
                 _OP, tensor.shape[0], steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=wide
             )

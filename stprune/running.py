@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from stprune.ops import _check
 from stprune.ops.plan_lookup import rows_of
 from stprune.plan import Plan
 from stprune.table import ScoreTable
@@ -73,9 +74,8 @@ class Running:
         if self._local is None:
             return index
         place, known = rows_of(self._local, index)
-        if not torch.compiler.is_compiling() and index.is_cpu and not bool(known.all()):
-            bad = int(index[~known][0])
-            raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
+        if not torch.compiler.is_compiling() and index.is_cpu:
+            _check.members("PruningSampler", "index", index, known, "this rank's share of the epoch")
         return place
 
     def step_arguments(self, *, per_step: bool) -> tuple[Any, ...]:

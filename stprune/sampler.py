@@ -448,9 +448,7 @@ class PruningSampler(Epochs):
         op, plan = f"{OP}.weights_of", self.running.plan
         index = _check.index(op, "index", index)
         weight, known = plan.lookup(index.cpu())
-        if not bool(known.all()):
-            bad = int(index.cpu()[~known][0])
-            raise ValueError(f"{op}: index must hold ids of the plan of epoch {plan.epoch}, got {bad}")
+        _check.members(op, "index", index.cpu(), known, f"the plan of epoch {plan.epoch}")
         mean = torch.tensor(plan.mean_weight, dtype=torch.float32)
         return (weight / mean if per_step else weight).to(index.device, torch.float32)
 

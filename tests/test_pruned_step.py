@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import stprune
 from stprune.ops.pruned_step import composed
 from stprune.reference import pruned_step as reference
+from stprune.reference.precision import accumulator
 from stprune.testing import isa, isas
 
 NAN = float("nan")
@@ -63,7 +64,7 @@ def assert_same_bits(results):
 def test_the_step_is_lookup_loss_and_update(dtypes, loss, extras):
     """Bit for bit the compiled parts, and within rounding the reference."""
     prediction, target, mask = batch(dtypes=dtypes)
-    wide = torch.float64 if dtypes[0] == torch.float64 else torch.float32
+    wide = accumulator(dtypes[0])
     given = [prediction.detach(), target, None, None, None, None]
     if extras:
         g = torch.Generator().manual_seed(3)
