@@ -21,7 +21,7 @@ from stprune.sampler import PruningSampler
 from stprune.windows.chunk_order import chunk_order, chunk_settings
 from stprune.windows.chunked_series import ChunkedSeries
 from stprune.windows.clock import clock_features
-from stprune.windows.ids import draws_nodes, ids_of
+from stprune.windows.ids import ids_of
 from stprune.windows.sources import source_of
 from stprune.windows.starts import WindowStarts
 
@@ -163,7 +163,6 @@ class WindowLoader:
         self.sampler = sampler
         # Whatever the sampler is, from here on it has the functions of a PruningSampler that this file calls.
         self._ids = ids_of(_OP, sampler, self._starts, tensor.shape[1])
-        self._draws_nodes = draws_nodes(self._ids)
         self._chunks = chunk_settings(_OP, order, self._ids, self._source, chunk_rows, memory_chunks, length)
         # What may come back at once: the batches made ahead, the one in use and the one before.
         self._memory = Memory(self.prefetch + 2), Memory(self.prefetch + 2)
@@ -218,7 +217,7 @@ class WindowLoader:
         first = next(ids, None)
         if first is None:
             return
-        draw = self._ids.node_draw() if self._draws_nodes else None
+        draw = self._ids.node_draw() if self._ids.draws_nodes else None
         batches = itertools.chain([first], ids)
         if on is not None:
             yield from (self._resident_batch(each, draw) for each in batches)
