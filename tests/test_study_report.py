@@ -568,14 +568,13 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def study_page():
-    predictions = [("flow", 0.9, 1.0), ("traffic", 0.3, 0.25)]
-    return report.render(several_rows(), LABELS, note="Only a <test>.", predictions=predictions, sources=["A & B"])
+    return report.render(several_rows(), LABELS, note="Only a <test>.", sources=["A & B"])
 
 
 def test_the_page_is_well_formed_stands_alone_and_holds_its_pictures(study_page):
     text = study_page
     page = Page(text)
-    assert len(page.references) == len(page.images) == 2 + 3 * 2
+    assert len(page.references) == len(page.images) == 1 + 3 * 2
     for image in page.images:
         kind, _, data = image["src"].partition(",")
         assert kind == "data:image/svg+xml;base64"

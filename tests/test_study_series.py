@@ -258,10 +258,11 @@ def test_simbench_columns_and_clock_are_read_from_the_file(write_profiles, monke
         (["a_pload", "a_qload"], ["2016-01-01"] * 4, "time stamps must be dd.mm.yyyy HH:MM"),
     ],
 )
-def test_another_file_than_simbench_is_refused(write_profiles, names, stamps, message):
+def test_another_file_than_simbench_is_refused(write_profiles, monkeypatch, names, stamps, message):
     path = write_profiles(names, stamps)
+    monkeypatch.setattr(simbench, "find_profiles", lambda: path)
     with pytest.raises(ValueError, match=f"LoadProfile.csv: {message}"):
-        simbench.read_profiles(path)
+        simbench.read_profiles()
 
 
 def test_simbench_that_is_not_installed_says_how_to_install_it(monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from stprune.study.panels import FAINT, INK, SOFT, both_log, curve, draw, legend, panels, plain_log, style_of
+from stprune.study.panels import INK, SOFT, both_log, curve, draw, legend, panels, plain_log, style_of
 from stprune.study.results import Change
 from stprune.study.summary import FULL, Cell, Study, group_name
 
@@ -230,35 +230,3 @@ def tuning_points(cell: Cell, name: str) -> list[tuple[float, float]]:
             pairs = float(row.spec.batch_size * (row.spec.num_drawn or row.num_nodes))
             lowest[pairs] = min(lowest.get(pairs, math.inf), row.best_mae)
     return sorted(lowest.items())
-
-
-def predictions(found: Sequence[tuple[str, float, float]]) -> str:
-    """Predicted against measured share of full training's time until its best validation MAE.
-
-    Args:
-        found: (series, predicted, measured); shares, so that 0.25 is four times less.
-
-    Returns:
-        SVG text. The grey band is 25% to each side.
-    """
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        values = [value for _, *both in found for value in both if value > 0]
-        ends = [0.7 * min(values), 1.4 * max(values)]
-        axes.plot(ends, ends, color=INK, linewidth=1)
-        axes.fill_between(ends, [0.75 * end for end in ends], [1.25 * end for end in ends], color=FAINT, zorder=0)
-        for label, predicted, measured in found:
-            axes.plot(measured, predicted, color="#0072B2", marker="o", linestyle="none", markersize=6)
-            axes.annotate(label, (measured, predicted), xytext=(6, -3), textcoords="offset points", fontsize=8)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(*ends)
-        axes.set_ylim(*ends)
-        axes.set_aspect("equal")
-        plain_log(axes.xaxis)
-        plain_log(axes.yaxis)
-        axes.set_xlabel("measured share of full training's time")
-        axes.set_ylabel("predicted share")
-
-    return draw(paint, 4.4)
