@@ -6,9 +6,6 @@ import torch
 
 from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference.plan_lookup import plan_lookup as reference
-from stprune.reference.plan_lookup import rows_of
-
-__all__ = ["plan_lookup", "rows_of"]
 
 
 def _fake(index: torch.Tensor, *plan: object) -> torch.Tensor:
@@ -56,3 +53,19 @@ def plan_lookup(
     """
     weights: torch.Tensor = torch.ops.stprune.plan_lookup.default(index, plan_ids, plan_weights, mean_weight, num_samples)
     return weights
+
+
+def rows_of(ids: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where samples [B] stand among ids [K], ascending: rows [B], K of those that are not there; and which are, [B] bool.
+
+    Example:
+        >>> import torch
+        >>> from stprune.ops.plan_lookup import rows_of
+        >>> rows_of(torch.tensor([2, 5, 7]), torch.tensor([7, 3]))
+        (tensor([2, 3]), tensor([ True, False]))
+    """
+    if len(ids) == 0:
+        return torch.zeros_like(index), torch.zeros_like(index, dtype=torch.bool)
+    row = torch.searchsorted(ids, index.contiguous()).clamp_max(len(ids) - 1)
+    known = ids[row] == index
+    return torch.where(known, row, len(ids)), known
