@@ -198,7 +198,7 @@ class Epochs(DistributedSampler[int]):
     @torch.inference_mode(False)  # or no training step could use what is made here
     def _begin(self, plan: Plan, position: int = 0, *, finished: bool = False) -> Running:
         replicas, rank = self._ranks.both
-        share = num_parts(len(plan), replicas, self.drop_last)
+        share = num_parts(len(plan), replicas, drop_last=self.drop_last)
         position = share * replicas if finished else position
         table, plan = self._planner.dealt(self.table, plan, position=position, share=share, drop_last=self.drop_last)
         self._running = Running(table, plan, share=share, num_replicas=replicas, rank=rank, position=position)

@@ -177,7 +177,7 @@ class WindowLoader:
 
     def __len__(self) -> int:
         """Batches of the whole epoch; the first pass after `load_state_dict` may have fewer."""
-        return num_parts(len(self._ids), self.batch_size, self.drop_last)
+        return num_parts(len(self._ids), self.batch_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: the sampler's `set_epoch`, if it has one. Iterators that have begun are not affected."""

@@ -16,7 +16,7 @@ _STRETCH = 1 << 16
 """Ids taken from the plan at a time: 0.5 MB of int64, enough to hide the call."""
 
 
-def num_parts(count: int, size: int, drop_last: bool = False) -> int:
+def num_parts(count: int, size: int, *, drop_last: bool = False) -> int:
     """Into how many parts of `size` so many things go: a last part that is smaller counts, or is dropped."""
     return count // size if drop_last else -(-count // size)
 
@@ -67,7 +67,7 @@ class Batches:
         self.device = device
 
     def __len__(self) -> int:
-        return num_parts(len(self.sampler), self.batch_size, self.drop_last)
+        return num_parts(len(self.sampler), self.batch_size, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
         return Pass(self.sampler, self.batch_size, self.drop_last, self.order, self.device)
@@ -158,7 +158,7 @@ class Pass:
         sampler = self._sampler
         self._plan, self._start = sampler.begin_pass(self._start, self._order)
         replicas, size = sampler.num_replicas, self._batch_size
-        left = num_parts(max(0, sampler.total_size - self._start), replicas, sampler.drop_last)
+        left = num_parts(max(0, sampler.total_size - self._start), replicas, drop_last=sampler.drop_last)
         if size is not None and self._drop_last:
             left -= left % size
         self._total = left

@@ -424,7 +424,7 @@ class PruningSampler(Epochs):
         for epoch in range(self.num_epochs):
             count = self._planner.most_at(epoch, self.table.num_samples)
             for size in (self.num_replicas, batch_size):
-                count = num_parts(count, size, self.drop_last)
+                count = num_parts(count, size, drop_last=self.drop_last)
             steps += num_parts(count, accumulate)
         return steps
 
