@@ -93,6 +93,7 @@ class Pass:
         batch_size: ids in an array; None yields Python ints.
         drop_last: leave out a last array that is not full.
         order, device: see `PruningSampler.batches`.
+        again: plan and position of a pass that has begun, whose ids are only looked at: the sampler is told nothing of it.
     """
 
     def __init__(
@@ -102,12 +103,15 @@ class Pass:
         drop_last: bool,
         order: torch.Tensor | None,
         device: torch.device | None = None,
+        *,
+        again: tuple[Plan, int] | None = None,
     ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._order = order
         self._device = device
+        self._again = again
         self._start: int | None = None  # position in the order; None: wherever the sampler begins
         self._stretches: Generator[list[Any], None, None] | None = None
         # Items of a stretch are handed out by a list's own iterator: a step of a generator each would take ten times as long.
@@ -135,7 +139,8 @@ class Pass:
         if not self._ended and self._before + self._size(item) == self._total:
             self._ended = True
             self._stretches.close()
-            self._sampler.end_pass(self._plan, self._at(self._total))
+            if self._again is None:
+                self._sampler.end_pass(self._plan, self._at(self._total))
         if item is None:
             raise StopIteration
         return item
@@ -156,7 +161,7 @@ class Pass:
 
     def _begin(self) -> Generator[list[Any], None, None]:
         sampler = self._sampler
-        self._plan, self._start = sampler.begin_pass(self._start, self._order)
+        self._plan, self._start = self._again or sampler.begin_pass(self._start, self._order)
         replicas, size = sampler.num_replicas, self._batch_size
         left = num_parts(max(0, sampler.total_size - self._start), replicas, drop_last=sampler.drop_last)
         if size is not None and self._drop_last:

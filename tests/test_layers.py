@@ -56,7 +56,7 @@ ALLOWED = {
     "criterion": {"ops", "sampler"},
     "pruned_mean": {"ops", "criterion", "sampler"},
     "loss": {"ops", "reference", "scaling", "criterion", "sampler"},
-    "batch_queue": {"ops", "passes", "plan", "sampler"},
+    "batch_queue": {"ops", "passes", "sampler"},
     "prefetch": set(),
     "loader": {"ops", "passes", "prefetch", "reference", "sampler", "windows"},
     "windows": {"ops", "reference", "windows"},
