@@ -267,7 +267,8 @@ class Epochs(DistributedSampler[int]):
         The position counts distinct samples whose scores came in (`PrunedLoss` or `update`), so batches that a loader has
         prefetched but nobody trained on are delivered again. Loads under torch.load(weights_only=True). As in the states of
         torch's modules the tensors are the sampler's own, so that a state costs nothing each batch: `copy.deepcopy` it to
-        keep it beside a run that goes on. With several ranks call `synchronize` on each of them first.
+        keep it beside a run that goes on. With several ranks call `synchronize` on each of them first. A pickle of the sampler
+        is for copies and processes of one version of stprune; a state is for files.
 
         Raises:
             ValueError: a batch on a GPU held an id that is not in the plan; told once.
