@@ -18,6 +18,7 @@ from triton_kernels import launches, load
 from stprune.reference import plan_lookup as lookup_reference
 from stprune.reference import pruned_step as step_reference
 from stprune.reference import table_update as table_reference
+from stprune.reference.precision import accumulator
 
 lookup, loss, table = load("plan_lookup"), load("pruned_loss"), load("table_update")
 backward = load("pruned_loss_backward")
@@ -143,7 +144,7 @@ def watched():
 
 
 def step(shape, dtype, extras, method, stored=True, wrong=False, loss_name=0):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     samples, columns = shape[0], math.prod(shape[2:])
     target = draw(*shape, dtype=torch.float64) * 3 + 5
     prediction = (target + draw(*shape, dtype=torch.float64) * 4 - 2).to(dtype)
