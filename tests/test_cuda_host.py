@@ -104,6 +104,9 @@ class Kernels:
         self.guarded += [whole[:start], whole[stop:]]
         return whole[start:stop].view(dtype).view(shape)
 
+    def copied(self, tensor):
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
     def scratch(self, name, *sizes):
         size = getattr(self.library, f"stprune_cuda_{name}_scratch")
         return self.empty((max(1, size(*[ctypes.c_int64(s) for s in sizes])),), torch.uint8)
@@ -156,7 +159,7 @@ class Kernels:
 
     def calibrate(self, weights, indices, strata, sizes):
         """In memory of its own, between guards."""
-        guarded, n, num_strata = self.empty(weights.shape, torch.float32).copy_(weights), strata.numel(), sizes.numel()
+        guarded, n, num_strata = self.copied(weights), strata.numel(), sizes.numel()
         scratch = self.scratch("calibrate", n, num_strata)
         cut = strata.itemsize, strata, n, sizes, num_strata
         self.call("calibrate", guarded, indices, indices.numel(), *cut, scratch)

@@ -48,6 +48,11 @@ class OnGpu(Kernels):
         self.gpu.allow(tensor.data_ptr(), tensor.nbytes, known=False)
         return tensor
 
+    def copied(self, tensor):
+        tensor = super().copied(tensor)
+        self.gpu.allow(tensor.data_ptr(), tensor.nbytes)
+        return tensor
+
     def at(self, tensor):
         if tensor.data_ptr() not in self.made:
             self.gpu.allow(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
