@@ -30,47 +30,55 @@ def _read(series, row, row_stride, there, null, HAS_NULL: tl.constexpr, GAPS: tl
 
 
 @triton.jit
-def _add(state, x, kept, centre, GAPS: tl.constexpr):
-    """Sums with one more row at their open end, about `centre`.
+def _add(state, x, kept, centre, follows, GAPS: tl.constexpr):
+    """Sums with one more row at their open end, about `centre`; `follows` says whether a row of this side lies before it.
 
-    A state is the row's value and whether it is valid; sums of values, of their squares, of products of neighbours, of values
-    times their distance from the open end; with gaps also the sum of both values of every pair of neighbours, and of entries,
-    pairs, distances and their squares how many.
+    A state is the value of the row at the open end and whether it is valid; sums of values, of their squares, of products of
+    neighbours, of values times their distance from the open end. With gaps also the sum of the values beside a gap, once for
+    each gap, and of entries, of pairs of neighbours, of distances and of their squares.
     """
     value = tl.where(kept, x - centre, 0.0)
-    s = state[2]
-    new = (value, kept, s + value, state[3] + value * value, state[4] + value * state[0], state[5] + s)
+    last, before, s = state[0], state[1], state[2]
+    new = (value, kept, s + value, tl.fma(value, value, state[3]), tl.fma(value, last, state[4]), state[5] + s)
     if GAPS:
-        pair = kept & state[1]
         n, n1 = state[7], state[9]
-        both = state[6] + tl.where(pair, value + state[0], 0.0)
-        new = new + (both, n + tl.where(kept, 1.0, 0.0), state[8] + tl.where(pair, 1.0, 0.0), n1 + n, state[10] + (n1 + n1) + n)
+        beside = tl.where(kept & (before == 0) & follows, value, tl.where((kept == 0) & before, last, 0.0))
+        one = tl.where(kept, 1.0, 0.0)
+        new += (state[6] + beside, n + one, state[8] + tl.where(before, one, 0.0), n1 + n, state[10] + (n1 + n1) + n)
     return new
 
 
 @triton.jit
-def _empty(LANES: tl.constexpr, FIELDS: tl.constexpr):
-    zero = tl.zeros([LANES], tl.float64)
-    return (zero, zero != 0.0) + (zero,) * FIELDS
-
-
-@triton.jit
 def _inverse(x, WIDE: tl.constexpr):
-    """1 / x to 1e-12 for positive numbers that squares of float32 add up to: float32's quotient and one step of Newton's."""
+    """1 / x to 1e-12, of a sum of squares of float32 above 0: float32's quotient and one step of Newton's method."""
     if WIDE:
         return 1.0 / x
     bits = x.to(tl.int64, bitcast=True)
     mantissa = (((bits >> 29) & 0x7FFFFF) | 0x3F800000).to(tl.int32).to(tl.float32, bitcast=True)
-    start = (1.0 / mantissa).to(tl.float64).to(tl.int64, bitcast=True)
-    start = (start - (bits & 0x7FF0000000000000) + 0x3FF0000000000000).to(tl.float64, bitcast=True)
-    return start + start * (1.0 - x * start)
+    near = (1.0 / mantissa).to(tl.float64).to(tl.int64, bitcast=True)
+    near = (near - (bits & 0x7FF0000000000000) + 0x3FF0000000000000).to(tl.float64, bitcast=True)
+    return tl.fma(near, tl.fma(-x, near, 1.0), near)
+
+
+@triton.jit
+def _load_state(saved, value, kept, SAVED: tl.constexpr, FIELDS: tl.constexpr, LANES: tl.constexpr):
+    state = (value, kept)
+    for i in tl.static_range(SAVED):
+        state += (tl.load(saved + i * LANES),)
+    return state + (tl.zeros([LANES], tl.float64),) * (FIELDS - SAVED)
+
+
+@triton.jit
+def _save_state(saved, state, SAVED: tl.constexpr, LANES: tl.constexpr):
+    for i in tl.static_range(SAVED):
+        tl.store(saved + i * LANES, state[i + 2])
 
 
 @triton.jit
 def _group(
     series,  # at the group's first row
     inverse_std,
-    scratch,
+    scratch,  # the program's
     out,  # at the group's first window
     column,
     num_columns,
@@ -90,22 +98,32 @@ def _group(
     STEP: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """The windows that begin in rows first, first + step, ... < last of a group, of all columns of the program."""
+    """The windows that begin in rows first, first + step, ... < last of a group, in all columns of the program.
+
+    A window without a gap has the same bits with GAPS and without: the same sums in the same order, products fused by hand.
+    """
     WIDE: tl.constexpr = series.dtype.element_ty == tl.float64
     FIELDS: tl.constexpr = 9 if GAPS else 4
     SUMS: tl.constexpr = 8 if GAPS else 5
     zero = tl.zeros([LANES], tl.float64)
     no = zero != 0.0
     blocks = (length + STEP - 1) // STEP
-    # Of each tile: the sums of suffixes at the ends of blocks; those up to the history's end at the blocks' beginnings; the
-    # prefix as far as it has come, and the two centres.
+    # Kept of each tile: the suffixes behind each block of STEP rows; what lies behind the end of the history of the window
+    # that begins with the block; the prefix as far as it has come, about both centres, and these.
     cuts = blocks * FIELDS * LANES
-    running = cuts + blocks * 2 * LANES
-    centres = running + FIELDS * LANES
+    running = cuts + blocks * 3 * LANES
+    running_own = running + FIELDS * LANES
+    centres = running_own + 5 * LANES
     tile_size = centres + 2 * LANES
     span = (length - 1).to(tl.float64)
     size = length.to(tl.float64)
+    # Of windows without a gap.
+    full_inverse = 1.0 / size
+    full_spread = 1.0 / tl.maximum(size * (size * size - 1.0) / 12.0, 0.5)
+    full_rest = 1.0 / tl.maximum(size - history.to(tl.float64), 1.0)
+    full_parts = full_rest + 1.0 / history.to(tl.float64)
 
+    # Suffixes, from the group's last row backwards, about its last valid value.
     measurable = zero
     tile = tiles * 0
     while tile < tiles:
@@ -113,34 +131,36 @@ def _group(
         measurable += tl.where(tl.load(inverse_std + column + tile * LANES, mask=inside, other=0.0) > 0.0, 1.0, 0.0)
         at = series + tile * LANES
         saved = scratch + tile * tile_size
-        state = _empty(LANES, FIELDS)
+        state = (zero, no) + (zero,) * FIELDS
         c, _ = _read(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
         block = blocks - 1
-        if DRIFT:
-            end = (length - history) // STEP
-            if end * STEP == length - history:
-                tl.store(saved + cuts + end * 2 * LANES, zero)
-                tl.store(saved + cuts + end * 2 * LANES + LANES, zero)
         while block >= 0:
-            for i in tl.static_range(FIELDS):
-                tl.store(saved + (block * FIELDS + i) * LANES, state[i + 2])
+            _save_state(saved + block * FIELDS * LANES, state, FIELDS, LANES)
+            # Nothing follows from the first block's own rows but where the last valid value is.
             if GAPS or block > 0:
                 for i in tl.static_range(STEP):
                     row = block * STEP + (STEP - 1 - i)
-                    there = inside & (row >= first) & (row < length)
-                    x, kept = _read(at, row, row_stride, there, null, HAS_NULL, GAPS)
+                    x, kept = _read(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
                     if GAPS:
                         c = tl.where(kept & (state[7] == 0.0), x, c)
-                    state = _add(state, x, kept, c, GAPS)
+                    state = _add(state, x, kept, c, row < length - 1, GAPS)
                     if DRIFT:
                         cut = (row - history) // STEP
-                        stored = (row >= history) & (row < length) & (row - history == cut * STEP)
-                        tl.store(saved + cuts + cut * 2 * LANES, state[2], mask=inside & stored)
+                        stored = inside & (row >= history) & (row < length) & (row - history == cut * STEP)
+                        tl.store(saved + cuts + cut * 3 * LANES, state[2], mask=stored)
                         if GAPS:
-                            tl.store(saved + cuts + cut * 2 * LANES + LANES, state[7], mask=inside & stored)
+                            tl.store(saved + cuts + (cut * 3 + 1) * LANES, state[7], mask=stored)
             block -= 1
         for i in tl.static_range(FIELDS):
             tl.store(saved + running + i * LANES, zero)
+        if GAPS:
+            for i in tl.static_range(5):
+                tl.store(saved + running_own + i * LANES, zero)
+        if DRIFT:
+            cut = (length - history) // STEP
+            stored = inside & (cut * STEP == length - history) & (cut < blocks)
+            for i in tl.static_range(3):
+                tl.store(saved + cuts + (cut * 3 + i) * LANES, zero, mask=stored)
         tl.store(saved + centres, c)
         tl.store(saved + centres + LANES, zero)
         tile += 1
@@ -152,7 +172,7 @@ def _group(
         for i in tl.static_range(STEP):
             r = begin + i - first
             place = r // step
-            places = places + (tl.where((r >= 0) & (begin + i < last) & (place * step == r), place, -1),)
+            places += (tl.where((r >= 0) & (begin + i < last) & (place * step == r), place, -1),)
         sums = ((zero,) * SUMS,) * STEP
         tile = tiles * 0
         while tile < tiles:
@@ -161,162 +181,135 @@ def _group(
             at = series + tile * LANES
             saved = scratch + tile * tile_size
             c = tl.load(saved + centres)
-            own = tl.load(saved + centres + LANES)
+            own_c = tl.load(saved + centres + LANES)
 
-            # Suffixes at the rows of this block, from the sums at its end.
             row = begin + STEP
             x, kept = _read(at, row, row_stride, inside & (row < length), null, HAS_NULL, GAPS)
-            state = (tl.where(kept, x - c, 0.0), kept)
-            for i in tl.static_range(FIELDS):
-                state = state + (tl.load(saved + (block * FIELDS + i) * LANES),)
+            state = _load_state(saved + block * FIELDS * LANES, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
             lefts = ()
             for i in tl.static_range(STEP):
                 row = begin + (STEP - 1 - i)
-                there = inside & (row >= first) & (row < length)
-                x, kept = _read(at, row, row_stride, there, null, HAS_NULL, GAPS)
-                state = _add(state, x, kept, c, GAPS)
+                x, kept = _read(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
+                state = _add(state, x, kept, c, row < length - 1, GAPS)
                 lefts = (state,) + lefts
 
-            # The prefix up to this block's first row.
+            # Prefixes of the next group, about the same centre, and about their own for windows with nothing before them.
             x, kept = _read(at, length + begin - 1, row_stride, inside, null, HAS_NULL, GAPS)
+            state = _load_state(saved + running, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
             if GAPS:
-                pivot = kept
-                if begin > 0:
-                    _, pivot = _read(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
-                else:
-                    kept = no
-                _, joined = _read(at, length, row_stride, inside & (last > 1), null, HAS_NULL, GAPS)
-                joined = joined & pivot
-                state = (tl.where(kept, x - own, 0.0), kept)
-            else:
-                state = (tl.where(kept, x - c, 0.0), kept)
-            for i in tl.static_range(FIELDS):
-                state = state + (tl.load(saved + running + i * LANES),)
+                own = _load_state(saved + running_own, tl.where(kept, x - own_c, 0.0), kept, 5, FIELDS, LANES)
+                if begin == 0:
+                    # Where the group's last row is valid, no window needs a centre of its own.
+                    own = (zero, kept) + (zero,) * FIELDS
             if DRIFT:
-                # What of a history lies behind its end, about the first centre; with gaps before it, about the second.
-                behind = begin + history > length
-                cut = saved + cuts + block * 2 * LANES
-                tail = tl.load(cut)
+                # Sums over what lies behind the end of the history in the group, less what of the history lies in the next.
+                cut = saved + cuts + block * 3 * LANES
+                tail = tl.load(cut, mask=inside, other=0.0)
                 if GAPS:
-                    tail_count = tl.load(cut + LANES)
-                    more_count = tl.where(behind, tail_count, 0.0)
-                    more = tl.where(behind, tail, 0.0)
-                    tail_count = tl.where(behind, 0.0, tail_count)
-                    tail = tl.where(behind, 0.0, tail)
-
+                    tail_n = tl.load(cut + LANES, mask=inside, other=0.0)
+                    own_past = tl.where(begin + history > length, tl.load(cut + 2 * LANES, mask=inside, other=0.0), 0.0)
             total = ()
             for i in tl.static_range(STEP):
                 left = lefts[i]
-                if GAPS:
-                    left_n, right_n = left[7], state[7]
-                    shared = left_n > 0.0
-                    shift = tl.where(shared & (right_n > 0.0), own - c, 0.0)
-                    count = left_n + right_n
-                    sum_ = left[2] + state[2] + right_n * shift
-                    squares = left[3] + state[3] + shift * (state[2] + state[2] + right_n * shift)
-                    joint = tl.where(joined & (right_n > 0.0) & shared, 1.0, 0.0)
-                    pairs = left[8] + state[8] + joint
-                    both = left[6] + state[6] + shift * (state[8] + state[8] + joint)
-                    products = left[4] + state[4] + shift * (state[6] + shift * state[8])
-                    places_sum = span * right_n - state[9]
-                    moments = left[5] + (span * state[2] - state[5]) + shift * places_sum
-                    place_sum = left[9] + places_sum
-                    place_square = left[10] + (span * (span * right_n - (state[9] + state[9])) + state[10])
-                    inverse = 1.0 / tl.maximum(count, 1.0)
-                    mean = sum_ * inverse
-                    deviation = tl.maximum(squares - sum_ * mean, 0.0)
-                    covariance = products - mean * (both - mean * pairs)
-                    middle = place_sum * inverse
-                    spread = place_square - place_sum * middle
-                    several = count > 1.0
-                    trend = tl.where(several, (moments - sum_ * middle) / tl.where(several, spread, 1.0), 0.0)
-                    present = count > 0.0
-                    level = tl.where(shared, c, own) + mean
-                else:
-                    sum_ = left[2] + state[2]
-                    mean = sum_ * (1.0 / size)
-                    deviation = (left[3] + state[3]) - sum_ * mean
-                    both = (sum_ + sum_) - (left[0] + state[0])
-                    covariance = (left[4] + state[4]) - mean * (both - mean * span)
-                    moments = left[5] + (span * state[2] - state[5])
-                    trend = (moments - sum_ * (0.5 * span)) * (12.0 / tl.maximum(size * (size * size - 1.0), 1.0))
-                    inverse = 1.0 / size
-                    present = inside
-                    level = c + mean
-                    count = tl.where(inside, size, 0.0)
-                varies = deviation > 0.0
-                memory = tl.where(varies, covariance * _inverse(tl.where(varies, deviation, 1.0), WIDE), 0.0)
-                drifts = no
-                drift = zero
+                sum_ = left[2] + state[2]
+                squares = left[3] + state[3]
+                products = left[4] + state[4]
+                moments = left[5] + tl.fma(span, state[2], -state[5])
+                ends = left[0] + state[0]
+                centre = c
+                count, pairs, middle, present, several = size, span, 0.5 * span, inside, inside
+                inverse, inverse_spread = full_inverse, full_spread
                 if DRIFT:
-                    if GAPS:
-                        past = (left[2] - tail) + (more + more_count * shift)
-                        past_n = (left_n - tail_count) + more_count
-                        rest_n = count - past_n
-                        drifts = (past_n > 0.0) & (rest_n > 0.0) & (scale > 0.0)
-                        gap = (sum_ - past) / tl.maximum(rest_n, 1.0) - past / tl.maximum(past_n, 1.0)
-                    else:
-                        past = left[2] - tail
-                        to_rest = 1.0 / (size - history)
-                        drifts = scale > 0.0
-                        gap = sum_ * to_rest - past * (to_rest + 1.0 / history)
-                    drift = tl.abs(gap) * scale
+                    past, drifts = left[2] - tail, scale > 0.0
+                    to_rest, both_parts = full_rest, full_parts
+                if GAPS:
+                    shared = left[7] > 0.0
+                    sum_ = tl.where(shared, sum_, own[2])
+                    squares = tl.where(shared, squares, own[3])
+                    products = tl.where(shared, products, own[4])
+                    moments = tl.where(shared, moments, tl.fma(span, own[2], -own[5]))
+                    ends = tl.where(shared, ends + (left[6] + state[6]), own[0] + own[6])
+                    centre = tl.where(shared, c, own_c)
+                    count = left[7] + state[7]
+                    pairs = left[8] + state[8]
+                    places_of_next = span * state[7] - state[9]
+                    place_sum = left[9] + places_of_next
+                    place_square = left[10] + (span * (places_of_next - state[9]) + state[10])
+                    present, several = count > 0.0, count > 1.0
+                    inverse = 1.0 / tl.maximum(count, 1.0)
+                    middle = place_sum / tl.maximum(count, 1.0)
+                    inverse_spread = 1.0 / tl.where(several, place_square - place_sum * middle, 0.5)
+                    if DRIFT:
+                        past = tl.where(shared, past, own_past)
+                        past_n = left[7] - tail_n
+                        drifts = drifts & (past_n > 0.0) & (count > past_n)
+                        to_rest = 1.0 / tl.maximum(count - past_n, 1.0)
+                        both_parts = to_rest + 1.0 / tl.maximum(past_n, 1.0)
+                mean = sum_ * inverse
+                deviation = tl.maximum(tl.fma(-sum_, mean, squares), 0.0)
+                covariance = tl.fma(-mean, tl.fma(-mean, pairs, (sum_ + sum_) - ends), products)
+                varies = deviation > 0.0
+                shrink = tl.where(varies, _inverse(tl.where(varies, deviation, 1.0), WIDE), 0.0)
+                slope = tl.fma(-sum_, middle, moments)
+                flat = tl.where(several, inverse_spread, 0.0)
+                gap, weight = zero, zero
+                if DRIFT:
+                    gap = tl.abs(tl.fma(sum_, to_rest, -(past * both_parts)))
+                    weight = tl.where(drifts, scale, 0.0)
                 if PER_NODE:
                     nan = float("nan")
                     to = out + places[i] * num_columns.to(tl.int64) + tile * LANES
                     plane = num_windows.to(tl.int64) * num_columns
                     wanted = inside & (places[i] >= 0)
-                    tl.store(to, tl.where(present, level, nan).to(tl.float32), mask=wanted)
+                    missing = tl.where(inside, 1.0 - count / size, 0.0)
+                    tl.store(to, tl.where(present, centre + mean, nan).to(tl.float32), mask=wanted)
                     tl.store(to + plane, tl.where(present, deviation * inverse, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 2 * plane, tl.where(present, trend, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 3 * plane, tl.where(present, memory, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 4 * plane, tl.where(drifts, drift, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 5 * plane, (1.0 - count / size).to(tl.float32), mask=wanted)
+                    tl.store(to + 2 * plane, tl.where(present, slope * flat, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 3 * plane, tl.where(present, covariance * shrink, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 4 * plane, tl.where(weight > 0.0, gap * weight, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 5 * plane, missing.to(tl.float32), mask=wanted)
                 else:
                     a = sums[i]
                     new = (
-                        a[0] + tl.where(present, level, 0.0),
-                        a[1] + deviation * inverse,
-                        a[2] + trend,
-                        a[3] + memory,
-                        a[4] + tl.where(drifts, drift, 0.0),
+                        a[0] + tl.where(present, centre + mean, 0.0),
+                        tl.fma(deviation, inverse, a[1]),
+                        tl.fma(slope, flat, a[2]),
+                        tl.fma(covariance, shrink, a[3]),
+                        tl.fma(gap, weight, a[4]),
                     )
                     if GAPS:
-                        new = new + (
+                        new += (
                             a[5] + tl.where(present, 1.0, 0.0),
-                            a[6] + tl.where(drifts, 1.0, 0.0),
+                            a[6] + tl.where(weight > 0.0, 1.0, 0.0),
                             a[7] + count,
                         )
-                    total = total + (new,)
+                    total += (new,)
 
-                if DRIFT and i + 1 < STEP:
-                    row = begin + i + history
-                    there = inside & (row >= first) & (begin + i + 1 < last)
-                    x, kept = _read(at, row, row_stride, there, null, HAS_NULL, GAPS)
-                    if GAPS:
-                        near, far = kept & (row < length), kept & (row >= length)
-                        tail -= tl.where(near, x - c, 0.0)
-                        tail_count -= tl.where(near, 1.0, 0.0)
-                        more += tl.where(far, x - own, 0.0)
-                        more_count += tl.where(far, 1.0, 0.0)
-                    else:
-                        tail -= tl.where(kept, x - c, 0.0)
-                row = length + begin + i
-                x, kept = _read(at, row, row_stride, inside & (begin + i + 1 < last), null, HAS_NULL, GAPS)
-                if GAPS:
-                    own = tl.where(kept & (state[7] == 0.0), x, own)
-                    state = _add(state, x, kept, own, GAPS)
-                else:
-                    state = _add(state, x, kept, c, GAPS)
+                follows = begin + i + 1 < last
                 if DRIFT:
-                    end = (row + 1 - history) // STEP
-                    stored = inside & (end * STEP == row + 1 - history) & (end < blocks)
-                    tl.store(saved + cuts + end * 2 * LANES, state[2] if GAPS else 0.0 - state[2], mask=stored)
+                    row = begin + i + history
+                    x, kept = _read(at, row, row_stride, inside & (row >= first) & follows, null, HAS_NULL, GAPS)
+                    tail -= tl.where(kept, x - c, 0.0)
                     if GAPS:
-                        tl.store(saved + cuts + end * 2 * LANES + LANES, state[7], mask=stored)
-            for i in tl.static_range(FIELDS):
-                tl.store(saved + running + i * LANES, state[i + 2])
-            tl.store(saved + centres + LANES, own)
+                        tail_n -= tl.where(kept, 1.0, 0.0)
+                        own_past += tl.where(kept & (row >= length), x - own_c, 0.0)
+                row = length + begin + i
+                x, kept = _read(at, row, row_stride, inside & follows, null, HAS_NULL, GAPS)
+                if GAPS:
+                    own_c = tl.where(kept & (state[7] == 0.0), x, own_c)
+                    own = _add(own, x, kept, own_c, True, GAPS)
+                state = _add(state, x, kept, c, True, GAPS)
+                if DRIFT:
+                    cut = (row + 1 - history) // STEP
+                    stored = inside & (cut * STEP == row + 1 - history) & (cut < blocks)
+                    tl.store(saved + cuts + cut * 3 * LANES, 0.0 - state[2], mask=stored)
+                    if GAPS:
+                        tl.store(saved + cuts + (cut * 3 + 1) * LANES, 0.0 - state[7], mask=stored)
+                        tl.store(saved + cuts + (cut * 3 + 2) * LANES, own[2], mask=stored)
+            _save_state(saved + running, state, FIELDS, LANES)
+            if GAPS:
+                _save_state(saved + running_own, own, 5, LANES)
+            tl.store(saved + centres + LANES, own_c)
             if not PER_NODE:
                 sums = total
             tile += 1
@@ -327,10 +320,10 @@ def _group(
                     for j in tl.static_range(SUMS):
                         tl.store(to + j, tl.sum(sums[i][j], 0))
                     if not GAPS:
-                        width = tl.minimum(tiles * LANES, num_columns - tl.min(column, 0))
-                        tl.store(to + 5, width.to(tl.float64))
+                        width = tl.minimum(tiles * LANES, num_columns - tl.min(column, 0)).to(tl.float64)
+                        tl.store(to + 5, width)
                         tl.store(to + 6, tl.sum(measurable, 0) if DRIFT else 0.0)
-                        tl.store(to + 7, width.to(tl.float64) * size)
+                        tl.store(to + 7, width * size)
         block += 1
 
 
@@ -365,6 +358,7 @@ def _window_stats_kernel(
     scratch,  # [programs, tiles, slots, LANES] float64
     out,  # [column programs, windows, 8] float64; per node [6, windows, columns] float32
     infinite,  # [1] bool
+    gappy,  # [groups * strips] bool: where an entry is missing; out, with GAPS in
     null: tl.float64,
     row_stride,
     num_columns,
@@ -379,8 +373,8 @@ def _window_stats_kernel(
     PER_NODE: tl.constexpr,
     HAS_NULL: tl.constexpr,
     DRIFT: tl.constexpr,
+    GAPS: tl.constexpr,
     STEP: tl.constexpr,
-    GAPPY_STEP: tl.constexpr,
     LANES: tl.constexpr,
 ):
     lane = tl.arange(0, LANES)
@@ -402,22 +396,22 @@ def _window_stats_kernel(
             step = tl.minimum(stride, length).to(tl.int32)
             column = strip * tiles * LANES + lane
             start = series + base * row_stride + column
-            strange = _scan(
-                start, column, num_columns, tiles, row_stride, first, length + last - 1, null, infinite, HAS_NULL, LANES
-            )
-            if PER_NODE:
-                to = out + first_window * num_columns + column
+            if GAPS:
+                wanted = tl.load(gappy + item)
             else:
-                to = out + (strip * num_windows + first_window) * 8
-            if strange:
+                strange = _scan(
+                    start, column, num_columns, tiles, row_stride, first, length + last - 1, null, infinite, HAS_NULL, LANES
+                )
+                tl.store(gappy + item, strange)
+                wanted = strange == 0
+            if wanted:
+                if PER_NODE:
+                    to = out + first_window * num_columns + column
+                else:
+                    to = out + (strip * num_windows + first_window) * 8
                 _group(
                     start, inverse_std, own, to, column, num_columns, tiles, row_stride, first, last, step, length, history,
-                    num_windows, null, PER_NODE, HAS_NULL, DRIFT, True, GAPPY_STEP, LANES,
-                )  # fmt: skip
-            else:
-                _group(
-                    start, inverse_std, own, to, column, num_columns, tiles, row_stride, first, last, step, length, history,
-                    num_windows, null, PER_NODE, HAS_NULL, DRIFT, False, STEP, LANES,
+                    num_windows, null, PER_NODE, HAS_NULL, DRIFT, GAPS, STEP, LANES,
                 )  # fmt: skip
         item += tl.num_programs(0)
 
@@ -451,37 +445,40 @@ def window_stats(
     while tiles > 1 and (-(-columns // (tiles * LANES)) * groups < PROGRAMS or tiles * LANES > SPAN):
         tiles //= 2
     strips = -(-columns // (tiles * LANES))
-    step, gappy_step = (min(most, 1 << (history.bit_length() - 1)) for most in (STEP, GAPPY_STEP))
-    slots = 11 * (-(-length // gappy_step) + 1)
-    program_size = tiles * slots * LANES
-    programs = max(1, min(strips * groups, PROGRAMS, SCRATCH_BYTES // (8 * program_size)))
-    scratch = torch.empty(programs * program_size, dtype=torch.float64, device=series.device)
+    gappy = torch.empty(strips * groups, dtype=torch.bool, device=series.device)
     partial = out if per_node else torch.empty((strips, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
-    _window_stats_kernel[(programs,)](
-        series,
-        inverse_std,
-        scratch,
-        partial,
-        infinite,
-        0.0 if null_value is None else null_value,
-        series.stride(0),
-        columns,
-        windows,
-        groups,
-        tiles,
-        length,
-        history,
-        stride,
-        phase,
-        slots,
-        PER_NODE=per_node,
-        HAS_NULL=null_value is not None,
-        DRIFT=horizon > 0,
-        STEP=step,
-        GAPPY_STEP=gappy_step,
-        LANES=LANES,
-        **OPTIONS,
-    )
+    for gaps, fields, most in ((False, 4, STEP), (True, 9, GAPPY_STEP)):
+        # A block of windows ends before the history of its first one does.
+        step = min(most, 1 << (history.bit_length() - 1))
+        slots = (fields + 3) * -(-length // step) + fields + 7
+        programs = max(1, min(strips * groups, PROGRAMS, SCRATCH_BYTES // (8 * tiles * slots * LANES)))
+        scratch = torch.empty(programs * tiles * slots * LANES, dtype=torch.float64, device=series.device)
+        _window_stats_kernel[(programs,)](
+            series,
+            inverse_std,
+            scratch,
+            partial,
+            infinite,
+            gappy,
+            0.0 if null_value is None else null_value,
+            series.stride(0),
+            columns,
+            windows,
+            groups,
+            tiles,
+            length,
+            history,
+            stride,
+            phase,
+            slots,
+            PER_NODE=per_node,
+            HAS_NULL=null_value is not None,
+            DRIFT=horizon > 0,
+            GAPS=gaps,
+            STEP=step,
+            LANES=LANES,
+            **OPTIONS,
+        )
     if not per_node:
         for span, strips_of_span in enumerate(partial.split(SPAN // (tiles * LANES))):
             torch.sum(strips_of_span, 0, out=out[span])
