@@ -61,17 +61,18 @@ def _inverse(x, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _load_state(saved, value, kept, SAVED: tl.constexpr, FIELDS: tl.constexpr, LANES: tl.constexpr):
+def _load_state(saved, there, value, kept, SAVED: tl.constexpr, FIELDS: tl.constexpr, LANES: tl.constexpr):
+    """A state whose sums were saved; they are 0 where nothing is there."""
     state = (value, kept)
     for i in tl.static_range(SAVED):
-        state += (tl.load(saved + i * LANES),)
+        state += (tl.load(saved + i * LANES, mask=there, other=0.0),)
     return state + (tl.zeros([LANES], tl.float64),) * (FIELDS - SAVED)
 
 
 @triton.jit
-def _save_state(saved, state, SAVED: tl.constexpr, LANES: tl.constexpr):
+def _save_state(saved, there, state, SAVED: tl.constexpr, LANES: tl.constexpr):
     for i in tl.static_range(SAVED):
-        tl.store(saved + i * LANES, state[i + 2])
+        tl.store(saved + i * LANES, state[i + 2], mask=there)
 
 
 @triton.jit
@@ -135,7 +136,7 @@ def _group(
         c, _ = _read(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
         block = blocks - 1
         while block >= 0:
-            _save_state(saved + block * FIELDS * LANES, state, FIELDS, LANES)
+            _save_state(saved + block * FIELDS * LANES, inside & (block < blocks - 1), state, FIELDS, LANES)
             # Nothing follows from the first block's own rows but where the last valid value is.
             if GAPS or block > 0:
                 for i in tl.static_range(STEP):
@@ -151,18 +152,13 @@ def _group(
                         if GAPS:
                             tl.store(saved + cuts + (cut * 3 + 1) * LANES, state[7], mask=stored)
             block -= 1
-        for i in tl.static_range(FIELDS):
-            tl.store(saved + running + i * LANES, zero)
-        if GAPS:
-            for i in tl.static_range(5):
-                tl.store(saved + running_own + i * LANES, zero)
         if DRIFT:
             cut = (length - history) // STEP
             stored = inside & (cut * STEP == length - history) & (cut < blocks)
             for i in tl.static_range(3):
                 tl.store(saved + cuts + (cut * 3 + i) * LANES, zero, mask=stored)
-        tl.store(saved + centres, c)
-        tl.store(saved + centres + LANES, zero)
+        if GAPS:
+            tl.store(saved + centres, c, mask=inside)
         tile += 1
 
     block = tiles * 0
@@ -180,12 +176,17 @@ def _group(
             scale = tl.load(inverse_std + column + tile * LANES, mask=inside, other=0.0)
             at = series + tile * LANES
             saved = scratch + tile * tile_size
-            c = tl.load(saved + centres)
-            own_c = tl.load(saved + centres + LANES)
+            if GAPS:
+                c = tl.load(saved + centres, mask=inside, other=0.0)
+                own_c = tl.load(saved + centres + LANES, mask=inside & (begin > 0), other=0.0)
+            else:
+                c, _ = _read(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
 
             row = begin + STEP
             x, kept = _read(at, row, row_stride, inside & (row < length), null, HAS_NULL, GAPS)
-            state = _load_state(saved + block * FIELDS * LANES, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
+            value = tl.where(kept, x - c, 0.0)
+            there = inside & (block < blocks - 1)
+            state = _load_state(saved + block * FIELDS * LANES, there, value, kept, FIELDS, FIELDS, LANES)
             lefts = ()
             for i in tl.static_range(STEP):
                 row = begin + (STEP - 1 - i)
@@ -195,12 +196,12 @@ def _group(
 
             # Prefixes of the next group, about the same centre, and about their own for windows with nothing before them.
             x, kept = _read(at, length + begin - 1, row_stride, inside, null, HAS_NULL, GAPS)
-            state = _load_state(saved + running, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
+            there = inside & (begin > 0)
+            state = _load_state(saved + running, there, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
             if GAPS:
-                own = _load_state(saved + running_own, tl.where(kept, x - own_c, 0.0), kept, 5, FIELDS, LANES)
-                if begin == 0:
-                    # Where the group's last row is valid, no window needs a centre of its own.
-                    own = (zero, kept) + (zero,) * FIELDS
+                # Where the group's last row is valid, no window needs a centre of its own.
+                value = tl.where(kept & there, x - own_c, 0.0)
+                own = _load_state(saved + running_own, there, value, kept, 5, FIELDS, LANES)
             if DRIFT:
                 # Sums over what lies behind the end of the history in the group, less what of the history lies in the next.
                 cut = saved + cuts + block * 3 * LANES
@@ -306,10 +307,11 @@ def _group(
                     if GAPS:
                         tl.store(saved + cuts + (cut * 3 + 1) * LANES, 0.0 - state[7], mask=stored)
                         tl.store(saved + cuts + (cut * 3 + 2) * LANES, own[2], mask=stored)
-            _save_state(saved + running, state, FIELDS, LANES)
+            there = inside & (begin + STEP < last)
+            _save_state(saved + running, there, state, FIELDS, LANES)
             if GAPS:
-                _save_state(saved + running_own, own, 5, LANES)
-            tl.store(saved + centres + LANES, own_c)
+                _save_state(saved + running_own, there, own, 5, LANES)
+                tl.store(saved + centres + LANES, own_c, mask=there)
             if not PER_NODE:
                 sums = total
             tile += 1
@@ -447,9 +449,10 @@ def window_stats(
     strips = -(-columns // (tiles * LANES))
     gappy = torch.empty(strips * groups, dtype=torch.bool, device=series.device)
     partial = out if per_node else torch.empty((strips, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
+    wide = series.dtype == torch.float64
     for gaps, fields, most in ((False, 4, STEP), (True, 9, GAPPY_STEP)):
         # A block of windows ends before the history of its first one does.
-        step = min(most, 1 << (history.bit_length() - 1))
+        step = min(most // (1 + wide), 1 << (history.bit_length() - 1))
         slots = (fields + 3) * -(-length // step) + fields + 7
         programs = max(1, min(strips * groups, PROGRAMS, SCRATCH_BYTES // (8 * tiles * slots * LANES)))
         scratch = torch.empty(programs * tiles * slots * LANES, dtype=torch.float64, device=series.device)
