@@ -9,12 +9,16 @@ import triton.language as tl
 LANES = 32
 OPTIONS = {"num_warps": 1, "maxnreg": 255}
 MOST_TILES = 4
+COLUMNS_A_TILE = 256
 PROGRAMS = 132 * 16
 SCRATCH_BYTES = 1 << 28
 STEP = 8
 GAPPY_STEP = 4
 SPAN = 4096
 NUM_SUMS = 8
+# Rows of a block of moments, as in the reference, and how many are read at a time.
+MOMENT_ROWS = 1024
+MOMENT_OPTIONS = {"TILE": 64, "num_warps": 8}
 
 
 @triton.jit
@@ -330,7 +334,9 @@ def _group(
 
 
 @triton.jit
-def _scan(series, column, num_columns, tiles, row_stride, first, last_row, null, infinite, HAS_NULL: tl.constexpr, LANES: tl.constexpr):
+def _scan(
+    series, column, num_columns, tiles, row_stride, first, last_row, null, infinite, HAS_NULL: tl.constexpr, LANES: tl.constexpr
+):
     """Whether an entry of some rows is missing or infinite; says so where a valid one is infinite."""
     strange = tl.zeros([LANES], tl.int32) != 0
     endless = strange
@@ -353,7 +359,9 @@ def _scan(series, column, num_columns, tiles, row_stride, first, last_row, null,
     return tl.max(strange.to(tl.int32), 0) != 0
 
 
-@triton.jit(do_not_specialize=["num_columns", "num_windows", "num_groups", "tiles", "length", "history", "stride", "phase", "slots"])
+@triton.jit(
+    do_not_specialize=["num_columns", "num_windows", "num_groups", "tiles", "length", "history", "stride", "phase", "slots"]
+)
 def _window_stats_kernel(
     series,  # [rows, columns]
     inverse_std,  # [columns] float64
@@ -443,9 +451,8 @@ def window_stats(
     if columns > 1 and series.stride(1) != 1:
         series = series.contiguous()
     groups = (phase + (windows - 1) * stride) // length + 1
-    tiles = MOST_TILES
-    while tiles > 1 and (-(-columns // (tiles * LANES)) * groups < PROGRAMS or tiles * LANES > SPAN):
-        tiles //= 2
+    # By the columns alone: a window's sums must not depend on how many there are.
+    tiles = min(MOST_TILES, 1 << (max(1, columns // COLUMNS_A_TILE).bit_length() - 1))
     strips = -(-columns // (tiles * LANES))
     gappy = torch.empty(strips * groups, dtype=torch.bool, device=series.device)
     partial = out if per_node else torch.empty((strips, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
@@ -486,3 +493,68 @@ def window_stats(
         for span, strips_of_span in enumerate(partial.split(SPAN // (tiles * LANES))):
             torch.sum(strips_of_span, 0, out=out[span])
     return out, infinite
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_columns"])
+def _moments_kernel(
+    series,  # [rows, columns]
+    out,  # [blocks, 4, columns] float64
+    null: tl.float64,
+    row_stride,
+    num_rows,
+    num_columns,
+    HAS_NULL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    column = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    block = tl.program_id(1).to(tl.int64)
+    inside = column < num_columns
+    null = tl.full([1], null, series.dtype.element_ty)
+    begin = block * BLOCK_ROWS
+    stop = tl.minimum(begin + BLOCK_ROWS, num_rows)
+    at = series + column
+    # About each column's first valid value, which is in the first row but for gaps.
+    centre = tl.full([LANES], float("nan"), tl.float64)
+    searched = inside
+    row = begin
+    while (row < stop) & (tl.max(searched.to(tl.int32), 0) != 0):
+        x, kept = _read(at, row, row_stride.to(tl.int64), searched, null, HAS_NULL, True)
+        centre = tl.where(kept, x, centre)
+        searched = searched & (kept == 0)
+        row += 1
+    count = tl.zeros([TILE, LANES], tl.int32)
+    total = tl.zeros([TILE, LANES], tl.float64)
+    square = tl.zeros([TILE, LANES], tl.float64)
+    line = tl.arange(0, TILE)[:, None]
+    row = begin
+    while row < stop:
+        there = inside[None, :] & (row + line < stop)
+        x, kept = _read(at[None, :], row + line, row_stride.to(tl.int64), there, null, HAS_NULL, True)
+        value = tl.where(kept, x - centre[None, :], 0.0)
+        count += kept.to(tl.int32)
+        total += value
+        square += value * value
+        row += TILE
+    to = out + block * 4 * num_columns + column
+    tl.store(to, tl.sum(count, 0).to(tl.float64), mask=inside)
+    tl.store(to + num_columns, centre, mask=inside)
+    tl.store(to + 2 * num_columns.to(tl.int64), tl.sum(total, 0), mask=inside)
+    tl.store(to + 3 * num_columns.to(tl.int64), tl.sum(square, 0), mask=inside)
+
+
+def node_moments(series: torch.Tensor, null_value: float | None) -> torch.Tensor:
+    """As stprune.reference.window_stats.node_moments; the same sums in another order."""
+    rows, columns = series.shape
+    blocks = -(-rows // MOMENT_ROWS)
+    out = torch.empty((blocks, 4, columns), dtype=torch.float64, device=series.device)
+    if out.numel() == 0:
+        return out
+    if columns > 1 and series.stride(1) != 1:
+        series = series.contiguous()
+    _moments_kernel[(-(-columns // LANES), blocks)](
+        series, out, 0.0 if null_value is None else null_value, series.stride(0), rows, columns,
+        HAS_NULL=null_value is not None, BLOCK_ROWS=MOMENT_ROWS, LANES=LANES, **MOMENT_OPTIONS,
+    )  # fmt: skip
+    return out
