@@ -12,8 +12,8 @@ from stprune.reference import draw_nodes as reference
 
 _WINDOWS = 1 << 56
 _NODES = 1 << 31
-# Keys of one window that 16 warps hold in registers, 32 a thread. Chosen by that arithmetic, not yet timed on a GPU.
-_MOST_NODES = 16384
+# Places in a row are 32-bit numbers in the kernel.
+_MOST_NODES = 1 << 30
 
 
 def _fake(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
