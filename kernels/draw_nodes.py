@@ -1,7 +1,7 @@
 """draw_nodes, draw_nodes_weighted and draw_nodes_by_score on the GPU: one program a window.
 
-It goes over the row block by block: to make the keys, which stay in the cache, to find the smallest one that is left, and to write the nodes
-before it. Nothing of a block stays in registers, so that a row may have any length.
+It goes over the row block by block: to make the keys, which stay in the cache, to find the smallest one that is left, and to
+write the nodes before it. Nothing of a block stays in registers, so that a row may have any length.
 """
 
 from __future__ import annotations

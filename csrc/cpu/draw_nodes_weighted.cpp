@@ -65,8 +65,7 @@ struct Draw {
     kernels().priority(weights, scratch.words, num_nodes, scratch.keys);
     const float threshold = key_at(scratch, num_nodes, count);
     int64_t ties;
-    const int64_t less =
-        kernels().compare_f32(scratch.keys, num_nodes, threshold, scratch.less, scratch.equal, &ties);
+    const int64_t less = kernels().compare_f32(scratch.keys, num_nodes, threshold, scratch.less, scratch.equal, &ties);
     keep_first(scratch.equal, num_words, count - less);
     for (int64_t word = 0; word < num_words; ++word) scratch.less[word] |= scratch.equal[word];
     kernels().emit(scratch.less, num_words, 0, nodes, count);
@@ -78,7 +77,8 @@ struct Draw {
 
 // Nodes and weights [rows, count] of windows, where row(row, scratch, nodes, weights) draws those of one.
 template <typename Row>
-std::tuple<Tensor, Tensor> drawn(const char* op, const Tensor& index, int64_t num_nodes, int64_t count, const Row& row) {
+std::tuple<Tensor, Tensor> drawn(const char* op, const Tensor& index, int64_t num_nodes, int64_t count,
+                                 const Row& row) {
   const int64_t rows = index.numel();
   Tensor nodes = torch::stable::new_empty(index, {rows, count}, ScalarType::Long);
   Tensor out = torch::stable::new_empty(index, {rows, count}, ScalarType::Float);

@@ -20,9 +20,9 @@ void keep_pairs(const Tensor& index, const Tensor& node, const Tensor& scores, T
   const auto fits = [&](const Tensor& tensor, int64_t rows) {
     return tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == count && tensor.is_contiguous();
   };
-  STD_TORCH_CHECK(fits(kept_node, windows) && fits(kept_score, windows) && fits(node, index.numel()) &&
-                      fits(scores, index.numel()),
-                  op, ": node and scores must be contiguous rows as those that are kept");
+  STD_TORCH_CHECK(
+      fits(kept_node, windows) && fits(kept_score, windows) && fits(node, index.numel()) && fits(scores, index.numel()),
+      op, ": node and scores must be contiguous rows as those that are kept");
   const int64_t *id = index.const_data_ptr<int64_t>(), *from = node.const_data_ptr<int64_t>();
   const float* score = scores.const_data_ptr<float>();
   int32_t* to = kept_node.mutable_data_ptr<int32_t>();

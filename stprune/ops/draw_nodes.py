@@ -32,7 +32,9 @@ def _score_fake(
     return index.new_empty((index.shape[0], count)), index.new_empty((index.shape[0], count), dtype=torch.float32)
 
 
-def _by_score(values: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_score(
+    values: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     # What indexing says of a wrong id on a GPU names neither op nor argument.
     _check.ids_on_device("Priority.draw", "index", index, values.shape[0] - 1)
     return reference.draw_nodes_by_score(values, scale, index, *others)

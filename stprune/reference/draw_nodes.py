@@ -62,7 +62,7 @@ def stored_scores(values: torch.Tensor, scale: torch.Tensor, index: torch.Tensor
     rows = values[index]
     if values.dtype != torch.uint8:
         return rows[:, :num_nodes].float()
-    share = rows.view(len(index), -1, SCALED_NODES).float() / LARGEST_LEVEL
+    share = rows.unflatten(1, (-1, SCALED_NODES)).float() / LARGEST_LEVEL
     scores = (share.square() * scale[index].unsqueeze(2)).flatten(1)
     return torch.where(rows != UNKNOWN_LEVEL, scores, torch.inf)[:, :num_nodes]
 
@@ -82,7 +82,7 @@ def mean_known(scores: torch.Tensor) -> torch.Tensor:
 
 
 def chances_of(scores: torch.Tensor, floor: float) -> torch.Tensor:
-    """floor + (1 - floor) * score / (mean known score), in each row [B, num_nodes] float32; an unknown score is an average one."""
+    """floor + (1 - floor) * score / (mean known score) in each row [B, num_nodes] float32; unknown scores are average ones."""
     mean = mean_known(scores)
     relative = torch.where((scores < torch.inf) & (mean > 0), scores / mean.clamp_min(1e-30), 1.0)
     return floor + (1.0 - floor) * relative

@@ -86,7 +86,7 @@ def update_known(
 
 
 def standing_for(index: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids [B] of which all may be read and written, for each place [B] the one whose values it writes, and whether any is known.
+    """Ids [B] which may all be read and written, for each place [B] the one whose values it writes, and whether any is known.
 
     Of equal ids the last place stands for all: parallel writers of one id then all write the same bits. A wrong id's place is
     taken by the last right one, which writes what it writes anyway; where none is right, all are 0.
