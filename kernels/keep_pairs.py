@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +18,7 @@ def _keep_pairs_kernel(
     scores,  # [B, count] float32
     kept_node,  # [num_windows, count] int32
     kept_score,  # [num_windows, count] float32
-    fresh,  # [num_windows] int8
+    fresh,  # [num_windows] bool
     size,
     count,
     num_windows,
@@ -41,7 +40,7 @@ def _keep_pairs_kernel(
     free = free & (tl.load(kept_node + to, mask=free, other=1) == 0)
     tl.store(kept_node + to, tl.load(node + start, mask=free, other=0).to(tl.int32) + 1, mask=free)
     tl.store(kept_score + to, tl.load(scores + start, mask=free, other=0.0), mask=free)
-    tl.store(fresh + window + at * 0, tl.full([BLOCK_NODE], 1, tl.int8), mask=free & (at == 0))
+    tl.store(fresh + window + at * 0, free, mask=free & (at == 0))
 
 
 def keep_pairs(index: Tensor, node: Tensor, scores: Tensor, kept_node: Tensor, kept_score: Tensor, fresh: Tensor) -> None:
@@ -50,6 +49,6 @@ def keep_pairs(index: Tensor, node: Tensor, scores: Tensor, kept_node: Tensor, k
         return
     windows, count = kept_node.shape
     _keep_pairs_kernel[(size, triton.cdiv(count, BLOCK_NODE))](
-        index, node, scores, kept_node, kept_score, fresh.view(torch.int8), size, count, windows,
+        index, node, scores, kept_node, kept_score, fresh, size, count, windows,
         BLOCK_OTHER=BLOCK_OTHER, BLOCK_NODE=BLOCK_NODE, num_warps=4,
     )  # fmt: skip

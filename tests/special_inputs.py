@@ -298,7 +298,11 @@ def nodes_by_score(storage, sizes):
 @special("keep_pairs", (1,), (7,), (1500,))
 def pairs_of_windows_again_and_of_none(count):
     """Windows that come twice in a batch, that came before, and ids outside of the table."""
-    kept = torch.zeros(9, count, dtype=torch.int32), torch.rand(9, count, generator=generator()), torch.zeros(9, dtype=torch.bool)
+    kept = (
+        torch.zeros(9, count, dtype=torch.int32),
+        torch.rand(9, count, generator=generator()),
+        torch.zeros(9, dtype=torch.bool),
+    )
     kept[0][2:5] = 3
     kept[2][3] = True
     for ids in ([0, 2, 8, 1], [1, 3, 1, 6, 1], [9, -1, 6, 2**40, 6, -(2**62)], [-3, 9], []):

@@ -10,10 +10,12 @@ from own_process import needs_triton, run
 INTERPRETED = """
 import torch, triton
 import triton.language as tl
+from triton.runtime import interpreter
 from triton_kernels import load
 
 from stprune.nodes.pair_table import PairTable
 from stprune.reference import draw_nodes as reference
+from stprune.reference import keep_pairs
 from stprune.reference.random import MASK_32
 
 kernel = load("draw_nodes")
@@ -102,6 +104,28 @@ for storage, num_nodes in (("float32", 100), ("bfloat16", 100), ("int8", 192)):
         expected = reference.draw_nodes_by_score(*table.columns, index, num_nodes, count, floor, 7, 8)
         assert torch.equal(found[0], expected[0]), (storage, count)
         assert torch.equal(found[1], expected[1]), (storage, count)
+
+# The interpreter leaves assertions out unless it is told.
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+said = []
+interpreter.InterpreterBuilder.create_assert = lambda self, condition, message: bool(condition) or said.append(message)
+for wrong in (0, 8, 9, -1):
+    kernel.draw_nodes_by_score(*table.columns, torch.tensor([wrong]), num_nodes, 30, 0.25, 7, 8)
+assert said == ["Priority.draw: index must lie in [0, number of windows - 1]"] * 2
+
+# Pairs that are kept: windows that come twice in a batch, that came before, ids outside of the table; in one block, in several.
+pairs = load("keep_pairs")
+for pairs.BLOCK_OTHER, pairs.BLOCK_NODE, count in ((1024, 1024, 7), (4, 16, 40)):
+    ours = torch.zeros(9, count, dtype=torch.int32), torch.zeros(9, count), torch.zeros(9, dtype=torch.bool)
+    theirs = [x.clone() for x in ours]
+    for ids in ([1, 3, 1, 6, 1, 1], [9, -1, 6, 2**40, 6, -(2**62), 0], [-3, 9], [1, 4], []):
+        index = torch.tensor(ids, dtype=torch.int64)
+        node = torch.randint(5000, (len(ids), count), generator=generator)
+        batch = index, node, torch.rand(node.shape, generator=generator)
+        pairs.keep_pairs(*batch, *ours)
+        keep_pairs.keep_pairs(*batch, *theirs)
+        assert all(map(torch.equal, ours, theirs)), ids
+    assert theirs[2].nonzero().flatten().tolist() == [0, 1, 3, 4, 6]
 print("ok")
 """
 
@@ -125,6 +149,9 @@ for by, given, capabilities in (
         assert "div.full.f32" not in text and ".ftz" not in text, "an approximate division or a flushed subnormal"
         assert "fma.rn.f32" not in text, "a product and a sum were rounded once"
         assert "bar.sync" in text
+kernel = load("keep_pairs")
+TYPES = {"index": "*i64", "node": "*i64", "scores": "*fp32", "kept_node": "*i32", "kept_score": "*fp32", "fresh": "*i1"}
+assembly(kernel._keep_pairs_kernel, TYPES, {"BLOCK_OTHER": 1024, "BLOCK_NODE": 1024}, num_warps=4)
 """
 
 
@@ -135,7 +162,7 @@ def test_matches_reference_in_the_interpreter() -> None:
 
 @needs_triton
 def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 9
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12
 
 
 class OnGpu(torch.Tensor):
