@@ -22,7 +22,8 @@ class Priority(NodeSampler):
     of its window); a pair never scored counts as an average one. The floor bounds what a rarely drawn node can count for.
 
     Scores of an epoch wait until it ends, as only those of earlier epochs may decide what is drawn: 8 bytes for each drawn
-    pair of a window. Every window's row of the table is read to draw its nodes: O(num_nodes) a window.
+    pair of a window. Every window's row of the table is read to draw its nodes: O(num_nodes) a window. On a GPU that takes
+    one launch, and one more keeps a batch's scores; neither waits. The same table gives the same draw on every device.
 
     Args:
         storage: of the table: "float32", "bfloat16" or "int8", which take 4, 2 and 1.06 bytes a pair (see `PairTable`).
