@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t TASK_WORDS = 1 << 13;
 
 // Keys are positive: their order is that of their bits, of which these are the highest.
-constexpr int KEY_SHIFT = 19, KEY_BINS = 1 << (31 - KEY_SHIFT);
+constexpr int KEY_SHIFT = 20, KEY_BINS = 1 << (31 - KEY_SHIFT);
 
 // Scratch of one window: its words, minus its keys, scores that become a part of the keys to search in, chances, marks
 // of keys, and how many keys have the same highest bits.
