@@ -101,7 +101,7 @@ def _draw_nodes_kernel(
     epoch,
     floor,
     rest,
-    size: tl.float32,
+    share: tl.float32,
     BY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -161,7 +161,7 @@ def _draw_nodes_kernel(
                 weight = _chance(weight, mean, floor, rest)
             factor = tl.maximum(tau / weight.to(tl.float64), 1.0).to(tl.float32)
             if BY >= SCORES:
-                factor = tl.where(equal, 1.0, factor * size)
+                factor = tl.where(equal, 1.0, factor * share)
             tl.store(factors + to, factor, mask=kept > 0)
         free -= tl.sum(tie, 0)
         place += tl.sum(kept, 0)

@@ -285,7 +285,7 @@ def nodes_by_score(storage, sizes):
     scores = torch.exp(3 * torch.randn(9, num_nodes, generator=generator(num_nodes)))
     scores[:3][torch.rand(3, num_nodes, generator=generator()) < 0.2] = torch.inf
     scores[3], scores[4], scores[5], scores[5, 0], scores[6] = torch.inf, 0.0, 1e-42, 1.0, 2.5
-    scores[7] *= 1e-38
+    scores[7] *= 1e-43
     scores[8] *= 1e30
     table = PairTable(windows, num_nodes, storage=storage)
     table.update(torch.arange(windows), torch.arange(num_nodes).expand(windows, -1), scores[:windows])

@@ -78,7 +78,8 @@ def mean_known(scores: torch.Tensor) -> torch.Tensor:
     mantissa = (bits & 0x7FFFFF) | (bits >= 1 << 23).int() << 23
     total = ((mantissa << 7) >> (top - exponent).clamp_max(31)).sum(1, keepdim=True)
     number = (scores < torch.inf).sum(1, keepdim=True).clamp_min(1)
-    return (torch.ldexp(total.double(), top - 157) / number).float()
+    unit = ((top + (1023 - 157)).long() << 52).view(torch.float64)  # 2^(top - 157), from its bits
+    return (total.double() * unit / number).float()
 
 
 def chances_of(scores: torch.Tensor, floor: float) -> torch.Tensor:
