@@ -109,9 +109,12 @@ for storage, num_nodes in (("float32", 100), ("bfloat16", 100), ("int8", 192)):
 interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
 said = []
 interpreter.InterpreterBuilder.create_assert = lambda self, condition, message: bool(condition) or said.append(message)
+waited = []  # of threads, between writing the keys and reading them
+interpreter.InterpreterBuilder.create_barrier = lambda self: waited.append(True)
 for wrong in (0, 8, 9, -1):
     kernel.draw_nodes_by_score(*table.columns, torch.tensor([wrong]), num_nodes, 30, 0.25, 7, 8)
 assert said == ["Priority.draw: index must lie in [0, number of windows - 1]"] * 2
+assert len(waited) == 4
 
 # Pairs that are kept: windows that come twice in a batch, that came before, ids outside of the table; in one block, in several.
 pairs = load("keep_pairs")
@@ -148,7 +151,6 @@ for by, given, capabilities in (
         assert by == kernel.UNIFORM or "div.rn.f32" in text and "div.rn.f64" in text
         assert "div.full.f32" not in text and ".ftz" not in text, "an approximate division or a flushed subnormal"
         assert "fma.rn.f32" not in text, "a product and a sum were rounded once"
-        assert "bar.sync" in text
 kernel = load("keep_pairs")
 TYPES = {"index": "*i64", "node": "*i64", "scores": "*fp32", "kept_node": "*i32", "kept_score": "*fp32", "fresh": "*i1"}
 assembly(kernel._keep_pairs_kernel, TYPES, {"BLOCK_OTHER": 1024, "BLOCK_NODE": 1024}, num_warps=4)
