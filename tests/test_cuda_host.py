@@ -17,6 +17,7 @@ import pytest
 import torch
 from costly_inputs import costly_inputs
 from engine_cases import REFERENCES, SIZED, assert_all_same, flat, inputs, outcome
+from own_process import made_once
 from special_inputs import SPECIAL
 from stand_in import COSTS
 
@@ -58,14 +59,20 @@ def build(folder, flags):
 def library(tmp_path_factory):
     """The launchers, compiled for the host; undefined behaviour traps."""
     flags = os.environ.get("STPRUNE_EMULATION_FLAGS", "-fsanitize=undefined -fsanitize-undefined-trap-on-error").split()
-    found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_host"), flags)))
+    made = made_once(tmp_path_factory, "libcuda_host.so", lambda folder: build(folder, flags))
+    found = with_types(ctypes.CDLL(str(made)))
     found.emulation_error.restype = ctypes.c_char_p
-    sized = ("select", "topk", "bernoulli", "systematic", "draw_spaced", "draw_weighted", "gather_nodes_backward")
-    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget", "calibrate", "count_nonfinite"):
-        getattr(found, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
     for name in ("launches", "waits", "rounds", "most_reads"):
         getattr(found, f"emulation_{name}").restype = ctypes.c_int64
     return found
+
+
+def with_types(library):
+    """The library, whose sizes of scratch memory are 64-bit."""
+    sized = ("select", "topk", "bernoulli", "systematic", "draw_spaced", "draw_weighted", "gather_nodes_backward")
+    for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget", "calibrate", "count_nonfinite"):
+        getattr(library, f"stprune_cuda_{name}_scratch").restype = ctypes.c_int64
+    return library
 
 
 class Kernels:
@@ -78,9 +85,8 @@ class Kernels:
         self.offset = 0  # elements by which an output is off the beginning of a line of memory
 
     def call(self, name, *arguments):
-        converted = [ctypes.c_int64(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in arguments]
-        code = getattr(self.library, f"stprune_cuda_{name}")(*converted, None)
-        assert code == 0, FAILED + self.library.emulation_error().decode()
+        code = getattr(self.library, f"stprune_cuda_{name}")(*map(self.converted, arguments), None)
+        assert code == 0, FAILED + self.error()
         for guard in self.guarded:
             assert bool((guard == POISON).all()), f"{name}: wrote outside of a buffer"
         self.guarded.clear()
@@ -98,6 +104,9 @@ class Kernels:
         self.guarded += [whole[:start], whole[stop:]]
         return whole[start:stop].view(dtype).view(shape)
 
+    def copied(self, tensor):
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
     def scratch(self, name, *sizes):
         size = getattr(self.library, f"stprune_cuda_{name}_scratch")
         return self.empty((max(1, size(*[ctypes.c_int64(s) for s in sizes])),), torch.uint8)
@@ -105,118 +114,118 @@ class Kernels:
     def select(self, keys, k):
         wide, n = int(keys.dtype == torch.float64), keys.numel()
         out = self.empty((k,))
-        self.call("select", wide, at(keys), n, k, at(self.scratch("select", wide, n, k)), at(out))
+        self.call("select", wide, keys, n, k, self.scratch("select", wide, n, k), out)
         return out
 
     def topk(self, keys, k, sorted):
         wide, n = int(keys.dtype == torch.float64), keys.numel()
         values, indices = self.empty((k,), keys.dtype), self.empty((k,))
         scratch = self.scratch("topk", wide, n, k, int(sorted))
-        self.call("topk", wide, at(keys), n, k, int(sorted), at(scratch), at(values), at(indices))
+        self.call("topk", wide, keys, n, k, int(sorted), scratch, values, indices)
         return values, indices
 
     def check_range(self, values, high, total):
         out = self.empty((3,))
         wide = int(values.dtype == torch.float64)
-        self.call("check_range", wide, at(values), values.numel(), ctypes.c_double(high), int(total), at(out))
+        self.call("check_range", wide, values, values.numel(), ctypes.c_double(high), int(total), out)
         return out
 
     def finite_stats(self, values):
         wide, n = int(values.dtype == torch.float64), values.numel()
         out = self.empty((4,), torch.float64)
-        self.call("finite_stats", wide, at(values), n, at(self.scratch("finite_stats", n)), at(out))
+        self.call("finite_stats", wide, values, n, self.scratch("finite_stats", n), out)
         return out
 
     def inclusion_budget(self, scores, alpha, count, minimum):
         wide, n = int(scores.dtype == torch.float64), scores.numel()
         out, numbers = self.empty((n,), torch.float32), [ctypes.c_double(x) for x in (alpha, count, minimum)]
-        self.call("budget", wide, at(scores), n, *numbers, at(self.scratch("budget", wide, n)), at(out))
+        self.call("budget", wide, scores, n, *numbers, self.scratch("budget", wide, n), out)
         return out
 
     def plan_budget(self, scores, alpha, count, minimum, strata, sizes, seed, epoch, room=None):
         """Without `room` memory is made as soon as the number of samples is known."""
         wide, n = int(scores.dtype == torch.float64), scores.numel()
-        cut = (0, None, None, 0) if strata is None else (strata.itemsize, at(strata), at(sizes), sizes.numel())
+        cut = (0, None, None, 0) if strata is None else (strata.itemsize, strata, sizes, sizes.numel())
         scratch, kept, totals = self.scratch("plan_budget", wide, n, cut[3]), ctypes.c_int64(), torch.zeros(2).double()
         guards, power = list(self.guarded), ctypes.c_double(alpha)
         rule = power, ctypes.c_double(count), ctypes.c_double(minimum)
-        self.call("plan_budget_begin", wide, at(scores), n, *rule, at(scratch), None if room else ctypes.byref(kept))
+        self.call("plan_budget_begin", wide, scores, n, *rule, scratch, None if room else ctypes.byref(kept))
         self.guarded += guards
         room = room or kept.value
         indices, weights = self.empty((room,)), self.empty((room,), torch.float32)
-        result = at(indices), at(weights), at(totals)
-        self.call("plan_budget_finish", wide, at(scores), n, power, seed, epoch, *cut, at(scratch), room, *result)
+        result = indices, weights, totals
+        self.call("plan_budget_finish", wide, scores, n, power, seed, epoch, *cut, scratch, room, *result)
         return indices, weights, totals
 
     def calibrate(self, weights, indices, strata, sizes):
         """In memory of its own, between guards."""
-        guarded, n, num_strata = self.empty(weights.shape, torch.float32).copy_(weights), strata.numel(), sizes.numel()
-        scratch = at(self.scratch("calibrate", n, num_strata))
-        cut = strata.itemsize, at(strata), n, at(sizes), num_strata
-        self.call("calibrate", at(guarded), at(indices), indices.numel(), *cut, scratch)
+        guarded, n, num_strata = self.copied(weights), strata.numel(), sizes.numel()
+        scratch = self.scratch("calibrate", n, num_strata)
+        cut = strata.itemsize, strata, n, sizes, num_strata
+        self.call("calibrate", guarded, indices, indices.numel(), *cut, scratch)
         weights.copy_(guarded)
 
     def table_age(self, scores, marks, mean, keep):
         moves, numbers = int(mean is not None), [ctypes.c_double(x) for x in (mean or 0.0, keep)]
-        self.call("table_age", at(scores), at(marks), scores.numel(), moves, *numbers)
+        self.call("table_age", scores, marks, scores.numel(), moves, *numbers)
 
     def count_nonfinite(self, scores, marks):
         n, out = scores.numel(), self.empty((1,))
-        self.call("count_nonfinite", at(scores), at(marks), n, at(self.scratch("count_nonfinite", n)), at(out))
+        self.call("count_nonfinite", scores, marks, n, self.scratch("count_nonfinite", n), out)
         return out
 
     def draw_threshold(self, scores, keep, exact, seed, epoch):
         wide, n = int(scores.dtype == torch.float64), scores.numel()
         scratch, drawn, share = self.scratch("draw_threshold", n), ctypes.c_int64(), ctypes.c_double(keep)
         guards = list(self.guarded)
-        self.call("draw_threshold_mark", wide, at(scores), n, share, int(exact), seed, epoch, at(scratch), ctypes.byref(drawn))
+        self.call("draw_threshold_mark", wide, scores, n, share, int(exact), seed, epoch, scratch, ctypes.byref(drawn))
         self.guarded += guards
         indices, weights = self.empty((drawn.value,)), self.empty((drawn.value,), torch.float32)
-        self.call("draw_threshold_emit", wide, at(scores), n, share, at(scratch), at(indices), at(weights))
+        self.call("draw_threshold_emit", wide, scores, n, share, scratch, indices, weights)
         return indices, weights
 
     def draw_spaced(self, scores, spacing, threshold, seed, epoch):
         wide, n = int(scores.dtype == torch.float64), scores.numel()
         scratch, drawn, rule = self.scratch("draw_spaced", n), ctypes.c_int64(), (spacing, ctypes.c_double(threshold))
         guards = list(self.guarded)
-        self.call("draw_spaced_mark", wide, at(scores), n, *rule, seed, epoch, at(scratch), ctypes.byref(drawn))
+        self.call("draw_spaced_mark", wide, scores, n, *rule, seed, epoch, scratch, ctypes.byref(drawn))
         self.guarded += guards
         out = self.empty((drawn.value,))
-        self.call("draw_spaced_emit", n, at(scratch), at(out))
+        self.call("draw_spaced_emit", n, scratch, out)
         return out
 
     def draw(self, p, count, seed, epoch):
         wide, n = int(p.dtype == torch.float64), p.numel()
         if count is None:
             scratch, drawn = self.scratch("bernoulli", n), ctypes.c_int64()
-            self.call("bernoulli_mark", wide, at(p), n, seed, epoch, at(scratch), ctypes.byref(drawn))
+            self.call("bernoulli_mark", wide, p, n, seed, epoch, scratch, ctypes.byref(drawn))
             out = self.empty((drawn.value,))
-            self.call("bernoulli_emit", n, at(scratch), at(out))
+            self.call("bernoulli_emit", n, scratch, out)
             return out
         out = self.empty((count,))
-        self.call("systematic", wide, at(p), n, count, seed, epoch, at(self.scratch("systematic", n)), at(out))
+        self.call("systematic", wide, p, n, count, seed, epoch, self.scratch("systematic", n), out)
         return out
 
     def draw_weighted(self, w, k, seed, epoch, race):
         n = w.numel()
         indices, weights = self.empty((k,)), self.empty((0 if race else k,), torch.float32)
         scratch = self.scratch("draw_weighted", n)
-        self.call("draw_weighted", at(w), n, k, seed, epoch, int(race), at(scratch), at(indices), at(weights))
+        self.call("draw_weighted", w, n, k, seed, epoch, int(race), scratch, indices, weights)
         return indices, weights
 
     def permute(self, out, n, start, seed, epoch, stream):
         guarded = self.empty(out.shape)
-        self.call("permute", n, start, out.numel(), seed, epoch, stream, at(guarded))
+        self.call("permute", n, start, out.numel(), seed, epoch, stream, guarded)
         out.copy_(guarded)
 
     def shuffle(self, values, seed, epoch):
         out = self.empty((values.numel(),), values.dtype)
-        self.call("shuffle", at(values), values.numel(), values.element_size(), seed, epoch, at(out))
+        self.call("shuffle", values, values.numel(), values.element_size(), seed, epoch, out)
         return out
 
     def draw_nodes(self, index, num_nodes, count, seed, epoch):
         out = self.empty((index.numel(), count))
-        self.call("draw_nodes", at(index), index.numel(), num_nodes, count, seed, epoch, at(out))
+        self.call("draw_nodes", index, index.numel(), num_nodes, count, seed, epoch, out)
         return out
 
     def gather_nodes(self, x, node):
@@ -224,8 +233,8 @@ class Kernels:
         size, m = x.element_size(), node.shape[1]
         out = self.empty((samples, outer, m, inner), x.dtype)
         self.call(
-            "gather_nodes", at(x), at(node), samples, outer, num_nodes, m, inner * size, x.stride(0) * size,
-            x.stride(1) * size, at(out),
+            "gather_nodes", x, node, samples, outer, num_nodes, m, inner * size, x.stride(0) * size,
+            x.stride(1) * size, out,
         )  # fmt: skip
         return out
 
@@ -234,15 +243,22 @@ class Kernels:
         kind = (torch.float32, torch.float64, torch.bfloat16, torch.float16).index(grad.dtype)
         out = self.empty((samples, outer, num_nodes, inner), grad.dtype)
         scratch = self.scratch("gather_nodes_backward", samples, num_nodes, m)
-        self.call("gather_nodes_backward", kind, at(grad), at(node), samples, outer, num_nodes, m, inner, at(scratch), at(out))
+        self.call("gather_nodes_backward", kind, grad, node, samples, outer, num_nodes, m, inner, scratch, out)
         return out
 
+    def at(self, tensor):
+        return ctypes.c_void_p(tensor.data_ptr())
 
-def at(tensor):
-    return ctypes.c_void_p(tensor.data_ptr())
+    def converted(self, argument):
+        if isinstance(argument, torch.Tensor):
+            return self.at(argument)
+        return ctypes.c_int64(argument) if isinstance(argument, int) else argument
+
+    def error(self):
+        return self.library.emulation_error().decode()
 
 
-@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "mixed"])
+@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "mixed_order"])
 def kernels(request, library):
     """The kernels with threads and blocks run in one of three orders, on a device of 1, 2 or 5 processors."""
     library.emulation_set(request.param, ctypes.c_int64((1, 2, 5)[request.param]))
@@ -262,7 +278,7 @@ def kernels(request, library):
 )
 def test_rules_are_enforced(kernels, fault, why):
     out = kernels.empty((64,))
-    code = kernels.library.emulation_break(fault, at(out))
+    code = kernels.library.emulation_break(fault, kernels.at(out))
     if why is None:
         assert code == 0
         assert out.tolist() == [t ^ 1 for t in range(64)]
@@ -283,16 +299,18 @@ INPUTS = [
 ]
 
 
+def taken(op, every):
+    """Arguments that the kernels take; the steps of a plan are those of three other ops."""
+    return every if op != "plan_budget" else itertools.islice(every, 0, None, 7)
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_matches_the_reference(kernels, name):
     few = not kernels.all_sizes or name.startswith("topk")
     op, every = inputs(name, FEW_SIZES if few else SIZES)
-    if op == "plan_budget":
-        # The steps are those of three other ops.
-        every = itertools.islice(every, 0, None, 7)
     # The emulation is slow: of the inputs that try many ranks, and of all in the second and third order, some will do.
     step = (15 if "every_rank" in name or "at_edges" in name else 1) * (1 if kernels.all_sizes else 4)
-    for arguments in itertools.islice(every, 0, None, step):
+    for arguments in itertools.islice(taken(op, every), 0, None, step):
         expected = outcome(op, REFERENCES[op], arguments)
         assert_all_same(outcome(op, getattr(kernels, op), arguments), expected)
 

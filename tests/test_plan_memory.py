@@ -58,11 +58,11 @@ def test_epochs_share_memory_and_plan_what_a_pure_function_plans(method):
     for epoch in range(1, 6):
         sampler.set_epoch(epoch)
         expected = stprune.plan_epoch(sampler.table.scores, method=method, keep_ratio=0.5, epoch=epoch, seed=0, strata=strata)
-        plan = sampler._now.plan  # `plan` would give its memory away
+        plan = sampler.running.plan  # `plan` would give its memory away
         assert torch.equal(plan.indices, expected.indices)
         assert torch.equal(plan.weights, expected.weights)
         assert plan.mean_weight == expected.mean_weight
-        places.add(sampler._now.plan.indices.data_ptr())
+        places.add(sampler.running.plan.indices.data_ptr())
     assert len(places) == 1
 
 
@@ -74,7 +74,7 @@ def test_training_steps_leave_the_memory_free():
     places = set()
     for epoch in range(1, 5):
         sampler.set_epoch(epoch)
-        places.add(sampler._now.plan.indices.data_ptr())
+        places.add(sampler.running.plan.indices.data_ptr())
         for ids in sampler.batches(5000):
             loss = criterion(x[ids] @ weight, y[ids], torch.from_numpy(ids))
             loss.backward()
