@@ -57,7 +57,7 @@ for case, (dtype, axes, drawn, kind) in enumerate(
     series = series_of(40, 5, 3, dtype)
     if case % 4 == 3:
         series = series.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     # The interpreter cuts float32 to bfloat16 off instead of rounding; the compiled kernel's instruction is checked below.
     cuts = dtype == torch.bfloat16 and kind > 0
     out = wide if case % 2 or cuts or dtype == torch.int16 else dtype
@@ -204,6 +204,7 @@ def test_importing_the_package_does_not_import_triton():
 import sys, torch
 before = "triton" in sys.modules
 import stprune, stprune.ops
+from stprune.reference.precision import accumulator
 assert ("triton" in sys.modules) == before and "stprune.kernels.gather_windows" not in sys.modules
 """)
 
