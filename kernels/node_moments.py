@@ -41,7 +41,7 @@ def _moments_kernel(
     searched = inside
     row = begin
     while (row < stop) & (tl.max(searched.to(tl.int32), 0) != 0):
-        x, kept = read_row(at, row, row_stride.to(tl.int64), searched, null, HAS_NULL, True)
+        x, kept = read_row(at, row, row_stride, searched, null, HAS_NULL, True)
         centre = tl.where(kept, x, centre)
         searched = searched & (kept == 0)
         row += 1
@@ -52,7 +52,7 @@ def _moments_kernel(
     row = begin
     while row < stop:
         there = inside[None, :] & (row + line < stop)
-        x, kept = read_row(at[None, :], row + line, row_stride.to(tl.int64), there, null, HAS_NULL, True)
+        x, kept = read_row(at[None, :], row + line, row_stride, there, null, HAS_NULL, True)
         value = tl.where(kept, x - centre[None, :], 0.0)
         count += kept.to(tl.int32)
         total += value

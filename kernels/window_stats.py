@@ -58,9 +58,12 @@ def _scan(
     return tl.max(strange.to(tl.int32), 0) != 0
 
 
+# A stride or a length of 1 would otherwise become a constant without a type, and every size compile anew.
 @triton.jit(
-    do_not_specialize=["num_columns", "num_windows", "num_groups", "tiles", "length", "history", "stride", "phase", "slots"]
-)
+    do_not_specialize=[
+        "row_stride", "num_columns", "num_windows", "num_groups", "tiles", "length", "history", "stride", "phase", "slots",
+    ]
+)  # fmt: skip
 def _window_stats_kernel(
     series,  # [rows, columns]
     inverse_std,  # [columns] float64
