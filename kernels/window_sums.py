@@ -172,7 +172,7 @@ def group_windows(
                 c, _ = read_row(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
 
             row = begin + STEP
-            x, kept = read_row(at, row, row_stride, inside & (row < length), null, HAS_NULL, GAPS)
+            x, kept = read_row(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
             value = tl.where(kept, x - c, 0.0)
             there = inside & (block < blocks - 1)
             state = _load_state(saved + block * FIELDS * LANES, there, value, kept, FIELDS, FIELDS, LANES)

@@ -350,7 +350,20 @@ class _Entry:
         def not_flag(i: int) -> int:
             return FLAGS["NEGATED"] if operands[i].startswith("!") else 0
 
-        if op in ("ret", "exit"):
+        packed = [x for x in rest if re.fullmatch(r"b?f16x2|[us]16x2|[us]8x4|e\d+m\d+x2", x)]
+        if packed and op == "setp" and packed[0] in ("f16x2", "bf16x2"):
+            # A comparison of each half.
+            halves = [self._slot(0) for _ in range(4)]
+            self.lists += halves
+            for i, place in enumerate((value(1), value(2))):
+                emit("unpack", kind="b32", d=len(self.lists) - 4 + 2 * i, a=place, count=2)
+            for i, to in enumerate(operands[0].split("|")):
+                comparison = COMPARISONS[rest[0]]
+                places = {"d": self._operand(to, scope), "a": halves[i], "b": halves[2 + i]}
+                emit("setp", kind=packed[0][:-2], comparison=comparison, **places)
+        elif packed and op != "cvt":
+            raise Unknown(op)
+        elif op in ("ret", "exit"):
             emit("exit")
         elif op == "trap":
             emit("trap")
