@@ -19,6 +19,11 @@ from stprune.reference import keep_pairs
 from stprune.reference.random import MASK_32
 
 kernel = load("draw_nodes")
+# The interpreter leaves assertions out unless it is told.
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+said, waited = [], []  # what was asserted in vain; that threads waited, between writing the keys and reading them
+interpreter.InterpreterBuilder.create_assert = lambda self, condition, message: bool(condition) or said.append(message)
+interpreter.InterpreterBuilder.create_barrier = lambda self: waited.append(True)
 WINDOWS = torch.tensor([0, 1, 63, (1 << 32) - 1, 1 << 32, (1 << 56) - 1, 17])
 
 
@@ -105,12 +110,8 @@ for storage, num_nodes in (("float32", 100), ("bfloat16", 100), ("int8", 192)):
         assert torch.equal(found[0], expected[0]), (storage, count)
         assert torch.equal(found[1], expected[1]), (storage, count)
 
-# The interpreter leaves assertions out unless it is told.
-interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
-said = []
-interpreter.InterpreterBuilder.create_assert = lambda self, condition, message: bool(condition) or said.append(message)
-waited = []  # of threads, between writing the keys and reading them
-interpreter.InterpreterBuilder.create_barrier = lambda self: waited.append(True)
+assert not said
+waited.clear()
 for wrong in (0, 8, 9, -1):
     kernel.draw_nodes_by_score(*table.columns, torch.tensor([wrong]), num_nodes, 30, 0.25, 7, 8)
 assert said == ["Priority.draw: index must lie in [0, number of windows - 1]"] * 2
