@@ -6,234 +6,424 @@ import torch
 import triton
 import triton.language as tl
 
-# A program has a warp's worth of nodes: 128 bytes of a float32 row, and enough programs for every multiprocessor also
-# where nodes are few. Chosen by that arithmetic, not yet timed on a GPU.
-BLOCK_NODE = 32
-# Of the machine's registers as many as it takes: the compiler would spill some rather than use more than 168.
+LANES = 32
 OPTIONS = {"num_warps": 1, "maxnreg": 255}
-# Programs that run at a time keep their suffix sums in global memory, this much of it in all; 12 arrays of float64
-# [length, BLOCK_NODE] each.
+MOST_TILES = 4
+COLUMNS_A_TILE = 256
+PROGRAMS = 132 * 16
 SCRATCH_BYTES = 1 << 28
-NUM_ARRAYS = 12
-MOST_PROGRAMS = 132 * 16
-# Columns that share one partial sum, as in the reference.
+STEP = 8
+GAPPY_STEP = 4
 SPAN = 4096
 NUM_SUMS = 8
+# Rows of a block of moments, as in the reference, and how many are read at a time.
+MOMENT_ROWS = 1024
+MOMENT_OPTIONS = {"TILE": 64, "num_warps": 8}
 
 
 @triton.jit
-def _entries(series, row, row_stride, column, inside, null, HAS_NULL: tl.constexpr):
+def _read(series, row, row_stride, there, null, HAS_NULL: tl.constexpr, GAPS: tl.constexpr):
     """A row's values in float64 and which of them are valid."""
-    raw = tl.load(series + row * row_stride + column, mask=inside, other=0.0)
-    kept = inside & (raw == raw)
-    if HAS_NULL:
-        kept = kept & (raw != null)
+    raw = tl.load(series + row * row_stride, mask=there, other=0.0)
+    kept = there
+    if GAPS:
+        kept = kept & (raw == raw)
+        if HAS_NULL:
+            kept = kept & (raw != null)
     return raw.to(tl.float64), kept
 
 
-# A stride or a length of 1 would otherwise become a constant without a type, and every size compile anew.
-@triton.jit(do_not_specialize=["num_columns", "num_windows", "num_groups", "length", "history", "stride", "phase"])
+@triton.jit
+def _add(state, x, kept, centre, follows, GAPS: tl.constexpr):
+    """Sums with one more row at their open end, about `centre`; `follows` says whether a row of this side lies before it.
+
+    A state is the value of the row at the open end and whether it is valid; sums of values, of their squares, of products of
+    neighbours, of values times their distance from the open end. With gaps also the sum of the values beside a gap, once for
+    each gap, and of entries, of pairs of neighbours, of distances and of their squares.
+    """
+    value = tl.where(kept, x - centre, 0.0)
+    last, before, s = state[0], state[1], state[2]
+    new = (value, kept, s + value, tl.fma(value, value, state[3]), tl.fma(value, last, state[4]), state[5] + s)
+    if GAPS:
+        n, n1 = state[7], state[9]
+        beside = tl.where(kept & (before == 0) & follows, value, tl.where((kept == 0) & before, last, 0.0))
+        one = tl.where(kept, 1.0, 0.0)
+        new += (state[6] + beside, n + one, state[8] + tl.where(before, one, 0.0), n1 + n, state[10] + (n1 + n1) + n)
+    return new
+
+
+@triton.jit
+def _inverse(x, WIDE: tl.constexpr):
+    """1 / x to 1e-12, of a sum of squares of float32 above 0: float32's quotient and one step of Newton's method."""
+    if WIDE:
+        return 1.0 / x
+    bits = x.to(tl.int64, bitcast=True)
+    mantissa = (((bits >> 29) & 0x7FFFFF) | 0x3F800000).to(tl.int32).to(tl.float32, bitcast=True)
+    near = (1.0 / mantissa).to(tl.float64).to(tl.int64, bitcast=True)
+    near = (near - (bits & 0x7FF0000000000000) + 0x3FF0000000000000).to(tl.float64, bitcast=True)
+    return tl.fma(near, tl.fma(-x, near, 1.0), near)
+
+
+@triton.jit
+def _load_state(saved, there, value, kept, SAVED: tl.constexpr, FIELDS: tl.constexpr, LANES: tl.constexpr):
+    """A state whose sums were saved; they are 0 where nothing is there."""
+    state = (value, kept)
+    for i in tl.static_range(SAVED):
+        state += (tl.load(saved + i * LANES, mask=there, other=0.0),)
+    return state + (tl.zeros([LANES], tl.float64),) * (FIELDS - SAVED)
+
+
+@triton.jit
+def _save_state(saved, there, state, SAVED: tl.constexpr, LANES: tl.constexpr):
+    for i in tl.static_range(SAVED):
+        tl.store(saved + i * LANES, state[i + 2], mask=there)
+
+
+@triton.jit
+def _group(
+    series,  # at the group's first row
+    inverse_std,
+    scratch,  # the program's
+    out,  # at the group's first window
+    column,
+    num_columns,
+    tiles,
+    row_stride,
+    first,
+    last,
+    step,
+    length,
+    history,
+    num_windows,
+    null,
+    PER_NODE: tl.constexpr,
+    HAS_NULL: tl.constexpr,
+    DRIFT: tl.constexpr,
+    GAPS: tl.constexpr,
+    STEP: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """The windows that begin in rows first, first + step, ... < last of a group, in all columns of the program.
+
+    A window without a gap has the same bits with GAPS and without: the same sums in the same order, products fused by hand.
+    """
+    WIDE: tl.constexpr = series.dtype.element_ty == tl.float64
+    FIELDS: tl.constexpr = 9 if GAPS else 4
+    SUMS: tl.constexpr = 8 if GAPS else 5
+    zero = tl.zeros([LANES], tl.float64)
+    no = zero != 0.0
+    blocks = (length + STEP - 1) // STEP
+    # Kept of each tile: the suffixes behind each block of STEP rows; what lies behind the end of the history of the window
+    # that begins with the block; the prefix as far as it has come, about both centres, and these.
+    cuts = blocks * FIELDS * LANES
+    running = cuts + blocks * 3 * LANES
+    running_own = running + FIELDS * LANES
+    centres = running_own + 5 * LANES
+    tile_size = centres + 2 * LANES
+    span = (length - 1).to(tl.float64)
+    size = length.to(tl.float64)
+    # Of windows without a gap.
+    full_inverse = 1.0 / size
+    full_spread = 1.0 / tl.maximum(size * (size * size - 1.0) / 12.0, 0.5)
+    full_rest = 1.0 / tl.maximum(size - history.to(tl.float64), 1.0)
+    full_parts = full_rest + 1.0 / history.to(tl.float64)
+
+    # Suffixes, from the group's last row backwards, about its last valid value.
+    measurable = zero
+    tile = tiles * 0
+    while tile < tiles:
+        inside = column + tile * LANES < num_columns
+        measurable += tl.where(tl.load(inverse_std + column + tile * LANES, mask=inside, other=0.0) > 0.0, 1.0, 0.0)
+        at = series + tile * LANES
+        saved = scratch + tile * tile_size
+        state = (zero, no) + (zero,) * FIELDS
+        c, _ = _read(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
+        block = blocks - 1
+        while block >= 0:
+            _save_state(saved + block * FIELDS * LANES, inside & (block < blocks - 1), state, FIELDS, LANES)
+            # Nothing follows from the first block's own rows but where the last valid value is.
+            if GAPS or block > 0:
+                for i in tl.static_range(STEP):
+                    row = block * STEP + (STEP - 1 - i)
+                    x, kept = _read(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
+                    if GAPS:
+                        c = tl.where(kept & (state[7] == 0.0), x, c)
+                    state = _add(state, x, kept, c, row < length - 1, GAPS)
+                    if DRIFT:
+                        cut = (row - history) // STEP
+                        stored = inside & (row >= history) & (row < length) & (row - history == cut * STEP)
+                        tl.store(saved + cuts + cut * 3 * LANES, state[2], mask=stored)
+                        if GAPS:
+                            tl.store(saved + cuts + (cut * 3 + 1) * LANES, state[7], mask=stored)
+            block -= 1
+        if DRIFT:
+            cut = (length - history) // STEP
+            stored = inside & (cut * STEP == length - history) & (cut < blocks)
+            for i in tl.static_range(3):
+                tl.store(saved + cuts + (cut * 3 + i) * LANES, zero, mask=stored)
+        if GAPS:
+            tl.store(saved + centres, c, mask=inside)
+        tile += 1
+
+    block = tiles * 0
+    while block * STEP < last:
+        begin = block * STEP
+        places = ()
+        for i in tl.static_range(STEP):
+            r = begin + i - first
+            place = r // step
+            places += (tl.where((r >= 0) & (begin + i < last) & (place * step == r), place, -1),)
+        sums = ((zero,) * SUMS,) * STEP
+        tile = tiles * 0
+        while tile < tiles:
+            inside = column + tile * LANES < num_columns
+            scale = tl.load(inverse_std + column + tile * LANES, mask=inside, other=0.0)
+            at = series + tile * LANES
+            saved = scratch + tile * tile_size
+            if GAPS:
+                c = tl.load(saved + centres, mask=inside, other=0.0)
+                own_c = tl.load(saved + centres + LANES, mask=inside & (begin > 0), other=0.0)
+            else:
+                c, _ = _read(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
+
+            row = begin + STEP
+            x, kept = _read(at, row, row_stride, inside & (row < length), null, HAS_NULL, GAPS)
+            value = tl.where(kept, x - c, 0.0)
+            there = inside & (block < blocks - 1)
+            state = _load_state(saved + block * FIELDS * LANES, there, value, kept, FIELDS, FIELDS, LANES)
+            lefts = ()
+            for i in tl.static_range(STEP):
+                row = begin + (STEP - 1 - i)
+                x, kept = _read(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
+                state = _add(state, x, kept, c, row < length - 1, GAPS)
+                lefts = (state,) + lefts
+
+            # Prefixes of the next group, about the same centre, and about their own for windows with nothing before them.
+            x, kept = _read(at, length + begin - 1, row_stride, inside, null, HAS_NULL, GAPS)
+            there = inside & (begin > 0)
+            state = _load_state(saved + running, there, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
+            if GAPS:
+                # Where the group's last row is valid, no window needs a centre of its own.
+                value = tl.where(kept & there, x - own_c, 0.0)
+                own = _load_state(saved + running_own, there, value, kept, 5, FIELDS, LANES)
+            if DRIFT:
+                # Sums over what lies behind the end of the history in the group, less what of the history lies in the next.
+                cut = saved + cuts + block * 3 * LANES
+                tail = tl.load(cut, mask=inside, other=0.0)
+                if GAPS:
+                    tail_n = tl.load(cut + LANES, mask=inside, other=0.0)
+                    own_past = tl.where(begin + history > length, tl.load(cut + 2 * LANES, mask=inside, other=0.0), 0.0)
+            total = ()
+            for i in tl.static_range(STEP):
+                left = lefts[i]
+                sum_ = left[2] + state[2]
+                squares = left[3] + state[3]
+                products = left[4] + state[4]
+                moments = left[5] + tl.fma(span, state[2], -state[5])
+                ends = left[0] + state[0]
+                centre = c
+                count, pairs, middle, present, several = size, span, 0.5 * span, inside, inside
+                inverse, inverse_spread = full_inverse, full_spread
+                if DRIFT:
+                    past, drifts = left[2] - tail, scale > 0.0
+                    to_rest, both_parts = full_rest, full_parts
+                if GAPS:
+                    shared = left[7] > 0.0
+                    sum_ = tl.where(shared, sum_, own[2])
+                    squares = tl.where(shared, squares, own[3])
+                    products = tl.where(shared, products, own[4])
+                    moments = tl.where(shared, moments, tl.fma(span, own[2], -own[5]))
+                    ends = tl.where(shared, ends + (left[6] + state[6]), own[0] + own[6])
+                    centre = tl.where(shared, c, own_c)
+                    count = left[7] + state[7]
+                    pairs = left[8] + state[8]
+                    places_of_next = span * state[7] - state[9]
+                    place_sum = left[9] + places_of_next
+                    place_square = left[10] + (span * (places_of_next - state[9]) + state[10])
+                    present, several = count > 0.0, count > 1.0
+                    inverse = 1.0 / tl.maximum(count, 1.0)
+                    middle = place_sum / tl.maximum(count, 1.0)
+                    inverse_spread = 1.0 / tl.where(several, place_square - place_sum * middle, 0.5)
+                    if DRIFT:
+                        past = tl.where(shared, past, own_past)
+                        past_n = left[7] - tail_n
+                        drifts = drifts & (past_n > 0.0) & (count > past_n)
+                        to_rest = 1.0 / tl.maximum(count - past_n, 1.0)
+                        both_parts = to_rest + 1.0 / tl.maximum(past_n, 1.0)
+                mean = sum_ * inverse
+                deviation = tl.maximum(tl.fma(-sum_, mean, squares), 0.0)
+                covariance = tl.fma(-mean, tl.fma(-mean, pairs, (sum_ + sum_) - ends), products)
+                varies = deviation > 0.0
+                shrink = tl.where(varies, _inverse(tl.where(varies, deviation, 1.0), WIDE), 0.0)
+                slope = tl.fma(-sum_, middle, moments)
+                flat = tl.where(several, inverse_spread, 0.0)
+                gap, weight = zero, zero
+                if DRIFT:
+                    gap = tl.abs(tl.fma(sum_, to_rest, -(past * both_parts)))
+                    weight = tl.where(drifts, scale, 0.0)
+                if PER_NODE:
+                    nan = float("nan")
+                    to = out + places[i] * num_columns.to(tl.int64) + tile * LANES
+                    plane = num_windows.to(tl.int64) * num_columns
+                    wanted = inside & (places[i] >= 0)
+                    missing = tl.where(inside, 1.0 - count / size, 0.0)
+                    tl.store(to, tl.where(present, centre + mean, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + plane, tl.where(present, deviation * inverse, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 2 * plane, tl.where(present, slope * flat, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 3 * plane, tl.where(present, covariance * shrink, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 4 * plane, tl.where(weight > 0.0, gap * weight, nan).to(tl.float32), mask=wanted)
+                    tl.store(to + 5 * plane, missing.to(tl.float32), mask=wanted)
+                else:
+                    a = sums[i]
+                    new = (
+                        a[0] + tl.where(present, centre + mean, 0.0),
+                        tl.fma(deviation, inverse, a[1]),
+                        tl.fma(slope, flat, a[2]),
+                        tl.fma(covariance, shrink, a[3]),
+                        tl.fma(gap, weight, a[4]),
+                    )
+                    if GAPS:
+                        new += (
+                            a[5] + tl.where(present, 1.0, 0.0),
+                            a[6] + tl.where(weight > 0.0, 1.0, 0.0),
+                            a[7] + count,
+                        )
+                    total += (new,)
+
+                follows = begin + i + 1 < last
+                if DRIFT:
+                    row = begin + i + history
+                    x, kept = _read(at, row, row_stride, inside & (row >= first) & follows, null, HAS_NULL, GAPS)
+                    tail -= tl.where(kept, x - c, 0.0)
+                    if GAPS:
+                        tail_n -= tl.where(kept, 1.0, 0.0)
+                        own_past += tl.where(kept & (row >= length), x - own_c, 0.0)
+                row = length + begin + i
+                x, kept = _read(at, row, row_stride, inside & follows, null, HAS_NULL, GAPS)
+                if GAPS:
+                    own_c = tl.where(kept & (state[7] == 0.0), x, own_c)
+                    own = _add(own, x, kept, own_c, True, GAPS)
+                state = _add(state, x, kept, c, True, GAPS)
+                if DRIFT:
+                    cut = (row + 1 - history) // STEP
+                    stored = inside & (cut * STEP == row + 1 - history) & (cut < blocks)
+                    tl.store(saved + cuts + cut * 3 * LANES, 0.0 - state[2], mask=stored)
+                    if GAPS:
+                        tl.store(saved + cuts + (cut * 3 + 1) * LANES, 0.0 - state[7], mask=stored)
+                        tl.store(saved + cuts + (cut * 3 + 2) * LANES, own[2], mask=stored)
+            there = inside & (begin + STEP < last)
+            _save_state(saved + running, there, state, FIELDS, LANES)
+            if GAPS:
+                _save_state(saved + running_own, there, own, 5, LANES)
+                tl.store(saved + centres + LANES, own_c, mask=there)
+            if not PER_NODE:
+                sums = total
+            tile += 1
+        if not PER_NODE:
+            for i in tl.static_range(STEP):
+                if places[i] >= 0:
+                    to = out + places[i] * 8
+                    for j in tl.static_range(SUMS):
+                        tl.store(to + j, tl.sum(sums[i][j], 0))
+                    if not GAPS:
+                        width = tl.minimum(tiles * LANES, num_columns - tl.min(column, 0)).to(tl.float64)
+                        tl.store(to + 5, width)
+                        tl.store(to + 6, tl.sum(measurable, 0) if DRIFT else 0.0)
+                        tl.store(to + 7, width * size)
+        block += 1
+
+
+@triton.jit
+def _scan(
+    series, column, num_columns, tiles, row_stride, first, last_row, null, infinite, HAS_NULL: tl.constexpr, LANES: tl.constexpr
+):
+    """Whether an entry of some rows is missing or infinite; says so where a valid one is infinite."""
+    strange = tl.zeros([LANES], tl.int32) != 0
+    endless = strange
+    tile = tiles * 0
+    while tile < tiles:
+        inside = column + tile * LANES < num_columns
+        row = first
+        while row < last_row:
+            for i in tl.static_range(8):
+                there = inside & (row + i < last_row)
+                raw = tl.load(series + (row + i) * row_stride + tile * LANES, mask=there, other=0.0)
+                odd = there & ((tl.abs(raw) < float("inf")) == 0)
+                endless = endless | (odd & (raw == raw))
+                if HAS_NULL:
+                    odd = odd | (there & (raw == null))
+                strange = strange | odd
+            row += 8
+        tile += 1
+    tl.store(infinite + tl.zeros([LANES], tl.int32), endless, mask=endless)
+    return tl.max(strange.to(tl.int32), 0) != 0
+
+
+@triton.jit(
+    do_not_specialize=["num_columns", "num_windows", "num_groups", "tiles", "length", "history", "stride", "phase", "slots"]
+)
 def _window_stats_kernel(
     series,  # [rows, columns]
     inverse_std,  # [columns] float64
-    scratch,  # [programs, NUM_ARRAYS, length, BLOCK_NODE] float64
-    sums,  # [column blocks, windows, 8] float64, or unused
-    nodes,  # [6, windows, columns] float32, or unused
+    scratch,  # [programs, tiles, slots, LANES] float64
+    out,  # [column programs, windows, 8] float64; per node [6, windows, columns] float32
     infinite,  # [1] bool
+    gappy,  # [groups * strips] bool: where an entry is missing; out, with GAPS in
     null: tl.float64,
     row_stride,
     num_columns,
     num_windows,
     num_groups,
+    tiles,
     length,
     history,
     stride,
     phase,
+    slots,
     PER_NODE: tl.constexpr,
     HAS_NULL: tl.constexpr,
-    BLOCK_NODE: tl.constexpr,
-    NUM_ARRAYS: tl.constexpr,
+    DRIFT: tl.constexpr,
+    GAPS: tl.constexpr,
+    STEP: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    block = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1).to(tl.int64)
-    program = group * tl.num_programs(0) + block
-    lane = tl.arange(0, BLOCK_NODE)
-    column = block * BLOCK_NODE + lane
-    inside = column < num_columns
-    scale = tl.load(inverse_std + column, mask=inside, other=0.0)
+    lane = tl.arange(0, LANES)
     null = tl.full([1], null, series.dtype.element_ty)
-    length = length.to(tl.int64)
+    row_stride = row_stride.to(tl.int64)
     stride = stride.to(tl.int64)
-    plane = length * BLOCK_NODE
-    # The sum of a suffix at row r; at row length + r minus that of a prefix, so that a history's sum is a difference.
-    total = scratch + program * NUM_ARRAYS * plane + lane
-    entries = total + 2 * plane
-    square = entries + 2 * plane
-    moment = square + plane
-    product = moment + plane
-    edges = product + plane
-    place_sum = edges + plane
-    place_square = place_sum + plane
-    pair_count = place_square + plane
-    own_total = pair_count + plane
-    zero = tl.zeros([BLOCK_NODE], tl.float64)
-    no = tl.zeros([BLOCK_NODE], tl.int32) != 0
-    bad = no
-
-    while group < num_groups:
+    strips = (num_columns + tiles * LANES - 1) // (tiles * LANES)
+    own = scratch + tl.program_id(0).to(tl.int64) * tiles * slots * LANES + lane
+    item = tl.program_id(0).to(tl.int64)
+    while item < num_groups.to(tl.int64) * strips:
+        strip = item % strips
+        group = item // strips
         base = group * length - phase
         first_window = tl.maximum(base + stride - 1, 0) // stride
         stop_window = tl.minimum((base + length + stride - 1) // stride, num_windows)
         if first_window < stop_window:
-            first = first_window * stride - base
-            last = (stop_window - 1) * stride - base + 1
-
-            # Suffixes, from the last row of the group's block backwards, about the first valid value met.
-            c, s, s2, q, p, e = zero, zero, zero, zero, zero, zero
-            d, n, n1, n2, np = zero, zero, zero, zero, zero
-            found, previous = no, no
-            r = length - 1
-            while r >= first:
-                x, kept = _entries(series, base + r, row_stride, column, inside, null, HAS_NULL)
-                bad = bad | (kept & (tl.abs(x) == float("inf")))
-                c = tl.where(kept & (found == 0), x, c)
-                found = found | kept
-                value = tl.where(kept, x - c, 0.0)
-                place = (r - (length - 1)).to(tl.float64)
-                if r < length - 1:
-                    e += tl.where(kept & (previous == 0), value, 0.0)
-                    e += tl.where((kept == 0) & previous, d, 0.0)
-                s += value
-                s2 += value * value
-                q += value * place
-                p += value * d
-                d = value
-                n += tl.where(kept, 1.0, 0.0)
-                n1 += tl.where(kept, place, 0.0)
-                n2 += tl.where(kept, place * place, 0.0)
-                np += tl.where(kept & previous, 1.0, 0.0)
-                previous = kept
-                at = r * BLOCK_NODE
-                tl.store(total + at, s)
-                tl.store(square + at, s2)
-                tl.store(moment + at, q)
-                tl.store(product + at, p)
-                tl.store(edges + at, e)
-                tl.store(entries + at, n)
-                tl.store(place_sum + at, n1)
-                tl.store(place_square + at, n2)
-                tl.store(pair_count + at, np)
-                r -= 1
-            tl.store(total + plane, zero)
-            tl.store(entries + plane, zero)
-            tl.store(own_total, zero)
-
-            # Prefixes of the next block, about the same centre and about their own for windows with nothing before them.
-            _, previous = _entries(series, base + length - 1, row_stride, column, inside, null, HAS_NULL)
-            s, s2, q, p, e, d = zero, zero, zero, zero, zero, zero
-            own_c, own_s, own_s2, own_q, own_p, own_e, own_d = zero, zero, zero, zero, zero, zero, zero
-            n, n1, n2, np = zero, zero, zero, zero
-            found = no
-            wanted = first
-            window = first_window
-            r = tl.zeros([], tl.int64)
-            while r < last:
-                if r == wanted:
-                    # What other lanes of this program stored above is read here.
-                    tl.debug_barrier()
-                    at = r * BLOCK_NODE
-                    cut = at + history * BLOCK_NODE
-                    left_n = tl.load(entries + at)
-                    shared = left_n > 0.0
-                    count = left_n + n
-                    inverse = 1.0 / tl.maximum(count, 1.0)
-                    left = tl.load(total + at)
-                    sum_ = tl.where(shared, left + s, own_s)
-                    behind = r + history > length
-                    own_past = tl.load(own_total + tl.maximum(cut - plane, 0), mask=inside & behind, other=0.0)
-                    past = tl.where(shared, left - tl.load(total + cut), own_past)
-                    mean = sum_ * inverse
-                    squares = tl.where(shared, tl.load(square + at) + s2, own_s2)
-                    deviation = tl.maximum(squares - sum_ * mean, 0.0)
-                    x, kept = _entries(series, base + r, row_stride, column, inside, null, HAS_NULL)
-                    start = tl.where(kept, x - c, 0.0)
-                    ends = tl.where(shared, start + d + tl.load(edges + at) + e, own_d + own_e)
-                    pairs = tl.load(pair_count + at) + np
-                    products = tl.where(shared, tl.load(product + at) + p, own_p)
-                    covariance = products - mean * ((sum_ + sum_ - ends) - mean * pairs)
-                    places = tl.load(place_sum + at) + n1
-                    centre = places * inverse
-                    spread = (tl.load(place_square + at) + n2) - places * centre
-                    moments = tl.where(shared, tl.load(moment + at) + q, own_q)
-                    past_n = left_n - tl.load(entries + cut)
-                    future_n = count - past_n
-                    present = count > 0.0
-                    several = count > 1.0
-                    drifts = (past_n > 0.0) & (future_n > 0.0) & (scale > 0.0)
-                    level = tl.where(shared, c, own_c) + mean
-                    trend = tl.where(several, (moments - sum_ * centre) / tl.where(several, spread, 1.0), 0.0)
-                    memory = tl.where(deviation > 0.0, covariance / tl.where(deviation > 0.0, deviation, 1.0), 0.0)
-                    gap = (sum_ - past) / tl.maximum(future_n, 1.0) - past / tl.maximum(past_n, 1.0)
-                    drift = tl.abs(gap) * scale
-                    if PER_NODE:
-                        to = nodes + window * num_columns + column
-                        step = num_windows.to(tl.int64) * num_columns
-                        nan = float("nan")
-                        tl.store(to, tl.where(present, level, nan).to(tl.float32), mask=inside)
-                        tl.store(to + step, tl.where(present, deviation * inverse, nan).to(tl.float32), mask=inside)
-                        tl.store(to + 2 * step, tl.where(present, trend, nan).to(tl.float32), mask=inside)
-                        tl.store(to + 3 * step, tl.where(present, memory, nan).to(tl.float32), mask=inside)
-                        tl.store(to + 4 * step, tl.where(drifts, drift, nan).to(tl.float32), mask=inside)
-                        tl.store(to + 5 * step, (1.0 - count / length).to(tl.float32), mask=inside)
-                    else:
-                        to = sums + (block * num_windows + window) * 8
-                        tl.store(to, tl.sum(tl.where(present, level, 0.0), 0))
-                        tl.store(to + 1, tl.sum(deviation * inverse, 0))
-                        tl.store(to + 2, tl.sum(tl.where(present, trend, 0.0), 0))
-                        tl.store(to + 3, tl.sum(memory, 0))
-                        tl.store(to + 4, tl.sum(tl.where(drifts, drift, 0.0), 0))
-                        tl.store(to + 5, tl.sum(tl.where(present, zero + 1.0, zero), 0))
-                        tl.store(to + 6, tl.sum(tl.where(drifts, zero + 1.0, zero), 0))
-                        tl.store(to + 7, tl.sum(count, 0))
-                    wanted += stride
-                    window += 1
-                if r + 1 < last:
-                    x, kept = _entries(series, base + length + r, row_stride, column, inside, null, HAS_NULL)
-                    bad = bad | (kept & (tl.abs(x) == float("inf")))
-                    own_c = tl.where(kept & (found == 0), x, own_c)
-                    found = found | kept
-                    value = tl.where(kept, x - c, 0.0)
-                    own = tl.where(kept, x - own_c, 0.0)
-                    place = (r + 1).to(tl.float64)
-                    opened = kept & (previous == 0)
-                    closed = (kept == 0) & previous
-                    e += tl.where(opened, value, 0.0) + tl.where(closed, d, 0.0)
-                    own_e += tl.where(opened, own, 0.0) + tl.where(closed, own_d, 0.0)
-                    s += value
-                    s2 += value * value
-                    q += value * place
-                    p += value * d
-                    d = value
-                    own_s += own
-                    own_s2 += own * own
-                    own_q += own * place
-                    own_p += own * own_d
-                    own_d = own
-                    n += tl.where(kept, 1.0, 0.0)
-                    n1 += tl.where(kept, place, 0.0)
-                    n2 += tl.where(kept, place * place, 0.0)
-                    np += tl.where(kept & previous, 1.0, 0.0)
-                    previous = kept
-                    at = (r + 1) * BLOCK_NODE
-                    tl.store(total + plane + at, 0.0 - s)
-                    tl.store(entries + plane + at, 0.0 - n)
-                    tl.store(own_total + at, own_s)
-                r += 1
-            # The next group overwrites what this one's last windows read.
-            tl.debug_barrier()
-        group += tl.num_programs(1)
-    if tl.max(bad.to(tl.int32), 0) > 0:
-        tl.store(infinite, True)
+            first = (first_window * stride - base).to(tl.int32)
+            last = ((stop_window - 1) * stride - base + 1).to(tl.int32)
+            step = tl.minimum(stride, length).to(tl.int32)
+            column = strip * tiles * LANES + lane
+            start = series + base * row_stride + column
+            if GAPS:
+                wanted = tl.load(gappy + item)
+            else:
+                strange = _scan(
+                    start, column, num_columns, tiles, row_stride, first, length + last - 1, null, infinite, HAS_NULL, LANES
+                )
+                tl.store(gappy + item, strange)
+                wanted = strange == 0
+            if wanted:
+                if PER_NODE:
+                    to = out + first_window * num_columns + column
+                else:
+                    to = out + (strip * num_windows + first_window) * 8
+                _group(
+                    start, inverse_std, own, to, column, num_columns, tiles, row_stride, first, last, step, length, history,
+                    num_windows, null, PER_NODE, HAS_NULL, DRIFT, GAPS, STEP, LANES,
+                )  # fmt: skip
+        item += tl.num_programs(0)
 
 
 def window_stats(
@@ -260,36 +450,111 @@ def window_stats(
         return out, infinite
     if columns > 1 and series.stride(1) != 1:
         series = series.contiguous()
-    blocks = -(-columns // BLOCK_NODE)
     groups = (phase + (windows - 1) * stride) // length + 1
-    program_bytes = 8 * NUM_ARRAYS * length * BLOCK_NODE
-    programs = max(1, min(MOST_PROGRAMS, SCRATCH_BYTES // program_bytes) // blocks)
-    lanes = min(groups, programs)
-    scratch = torch.empty(blocks * lanes * program_bytes // 8, dtype=torch.float64, device=series.device)
-    partial = out if per_node else torch.empty((blocks, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
-    _window_stats_kernel[(blocks, lanes)](
-        series,
-        inverse_std if horizon else torch.zeros_like(inverse_std),
-        scratch,
-        partial,
-        out,
-        infinite,
-        0.0 if null_value is None else null_value,
-        series.stride(0),
-        columns,
-        windows,
-        groups,
-        length,
-        history,
-        stride,
-        phase,
-        PER_NODE=per_node,
-        HAS_NULL=null_value is not None,
-        BLOCK_NODE=BLOCK_NODE,
-        NUM_ARRAYS=NUM_ARRAYS,
-        **OPTIONS,
-    )
+    # By the columns alone: a window's sums must not depend on how many there are.
+    tiles = min(MOST_TILES, 1 << (max(1, columns // COLUMNS_A_TILE).bit_length() - 1))
+    strips = -(-columns // (tiles * LANES))
+    gappy = torch.empty(strips * groups, dtype=torch.bool, device=series.device)
+    partial = out if per_node else torch.empty((strips, windows, NUM_SUMS), dtype=torch.float64, device=series.device)
+    wide = series.dtype == torch.float64
+    for gaps, fields, most in ((False, 4, STEP), (True, 9, GAPPY_STEP)):
+        # A block of windows ends before the history of its first one does.
+        step = min(most // (1 + wide), 1 << (history.bit_length() - 1))
+        slots = (fields + 3) * -(-length // step) + fields + 7
+        programs = max(1, min(strips * groups, PROGRAMS, SCRATCH_BYTES // (8 * tiles * slots * LANES)))
+        scratch = torch.empty(programs * tiles * slots * LANES, dtype=torch.float64, device=series.device)
+        _window_stats_kernel[(programs,)](
+            series,
+            inverse_std,
+            scratch,
+            partial,
+            infinite,
+            gappy,
+            0.0 if null_value is None else null_value,
+            series.stride(0),
+            columns,
+            windows,
+            groups,
+            tiles,
+            length,
+            history,
+            stride,
+            phase,
+            slots,
+            PER_NODE=per_node,
+            HAS_NULL=null_value is not None,
+            DRIFT=horizon > 0,
+            GAPS=gaps,
+            STEP=step,
+            LANES=LANES,
+            **OPTIONS,
+        )
     if not per_node:
-        for span, blocks_of_span in enumerate(partial.split(SPAN // BLOCK_NODE)):
-            torch.sum(blocks_of_span, 0, out=out[span])
+        for span, strips_of_span in enumerate(partial.split(SPAN // (tiles * LANES))):
+            torch.sum(strips_of_span, 0, out=out[span])
     return out, infinite
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_columns"])
+def _moments_kernel(
+    series,  # [rows, columns]
+    out,  # [blocks, 4, columns] float64
+    null: tl.float64,
+    row_stride,
+    num_rows,
+    num_columns,
+    HAS_NULL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    column = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    block = tl.program_id(1).to(tl.int64)
+    inside = column < num_columns
+    null = tl.full([1], null, series.dtype.element_ty)
+    begin = block * BLOCK_ROWS
+    stop = tl.minimum(begin + BLOCK_ROWS, num_rows)
+    at = series + column
+    # About each column's first valid value, which is in the first row but for gaps.
+    centre = tl.full([LANES], float("nan"), tl.float64)
+    searched = inside
+    row = begin
+    while (row < stop) & (tl.max(searched.to(tl.int32), 0) != 0):
+        x, kept = _read(at, row, row_stride.to(tl.int64), searched, null, HAS_NULL, True)
+        centre = tl.where(kept, x, centre)
+        searched = searched & (kept == 0)
+        row += 1
+    count = tl.zeros([TILE, LANES], tl.int32)
+    total = tl.zeros([TILE, LANES], tl.float64)
+    square = tl.zeros([TILE, LANES], tl.float64)
+    line = tl.arange(0, TILE)[:, None]
+    row = begin
+    while row < stop:
+        there = inside[None, :] & (row + line < stop)
+        x, kept = _read(at[None, :], row + line, row_stride.to(tl.int64), there, null, HAS_NULL, True)
+        value = tl.where(kept, x - centre[None, :], 0.0)
+        count += kept.to(tl.int32)
+        total += value
+        square += value * value
+        row += TILE
+    to = out + block * 4 * num_columns + column
+    tl.store(to, tl.sum(count, 0).to(tl.float64), mask=inside)
+    tl.store(to + num_columns, centre, mask=inside)
+    tl.store(to + 2 * num_columns.to(tl.int64), tl.sum(total, 0), mask=inside)
+    tl.store(to + 3 * num_columns.to(tl.int64), tl.sum(square, 0), mask=inside)
+
+
+def node_moments(series: torch.Tensor, null_value: float | None) -> torch.Tensor:
+    """As stprune.reference.window_stats.node_moments; the same sums in another order."""
+    rows, columns = series.shape
+    blocks = -(-rows // MOMENT_ROWS)
+    out = torch.empty((blocks, 4, columns), dtype=torch.float64, device=series.device)
+    if out.numel() == 0:
+        return out
+    if columns > 1 and series.stride(1) != 1:
+        series = series.contiguous()
+    _moments_kernel[(-(-columns // LANES), blocks)](
+        series, out, 0.0 if null_value is None else null_value, series.stride(0), rows, columns,
+        HAS_NULL=null_value is not None, BLOCK_ROWS=MOMENT_ROWS, LANES=LANES, **MOMENT_OPTIONS,
+    )  # fmt: skip
+    return out

@@ -86,10 +86,15 @@ def _load_one(name: str, folders: Iterable[str], contract: str) -> LibraryStatus
     return LibraryStatus(True, os.fspath(path), "")
 
 
-def load(package: Iterable[str]) -> None:
-    """Load the libraries from the package's folders, once; warn once when the CPU library is missing."""
+def load(package: list[str]) -> None:
+    """Load the libraries from the package's folders, once; warn once when the CPU library is missing.
+
+    Where a folder of the package is a checkout's, what lies beside it joins `package`: the Triton kernels are there.
+    """
     if _status:
         return
+    beside = [os.path.dirname(folder) for folder in package]
+    package += [folder for folder in beside if os.path.isfile(os.path.join(folder, "kernels", "table_update.py"))]
     if os.environ.get("STPRUNE_DISABLE_NATIVE") == "1":
         off = LibraryStatus(False, None, "switched off by STPRUNE_DISABLE_NATIVE=1")
         _status.update(_C=off, _C_cuda=off)

@@ -130,14 +130,13 @@ class Granularity:
         )  # fmt: skip
 
     @torch.inference_mode(False)
-    def begin(self, ranks: Ranks) -> float:
-        """Begin an epoch with the number of nodes that rank 0 was told to draw, and return its share; a collective."""
+    def begin(self, ranks: Ranks) -> None:
+        """Begin an epoch with the number of nodes that rank 0 was told to draw; a collective."""
         if self.auto:
             # 0: the first rank was told nothing.
             count = ranks.of_first(self._next or (self.count if self._told else 0))
             self._draw(count or self._nodes)
             self._next, self._told = None, count > 0
-        return self.node_ratio
 
     def _draw(self, count: int) -> None:
         if count != self.count:
@@ -150,14 +149,13 @@ class Granularity:
         return self.node_sampler.state_dict() | own
 
     @torch.inference_mode(False)
-    def load_state_dict(self, op: str, state: dict[str, Any]) -> float:
-        """Go on from `state_dict()`, and return the share of nodes that is drawn."""
+    def load_state_dict(self, op: str, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
         if self.auto:
             counts = [_check.integer(op, "num_drawn", count, 0, self.num_nodes) for count in state[AUTO]]
             self._draw(counts[0] or self._nodes)
             self._next, self._told = counts[1] or None, any(counts)
         self.node_sampler.load_state_dict({name: value for name, value in state.items() if name != AUTO})
-        return self.node_ratio
 
     @property
     def num_samples(self) -> int:

@@ -4,6 +4,8 @@ import os
 
 # An OpenMP team that spins between parallel regions costs milliseconds each time a neighbour holds a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Without it cuBLAS does not promise that a product has the same bits on another stream, as a captured step has one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pathlib
 

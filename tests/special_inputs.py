@@ -86,6 +86,16 @@ def candidates_crowd():
         yield keys, k
 
 
+@special("draw_spaced")
+def high_windows_far_apart():
+    """A high window that is the nearest one for hundreds of chunks of a GPU's kernel."""
+    n = (1 << 21) + 300_000
+    for places in ([], [5, n - 3]):
+        scores = torch.zeros(n)
+        scores[places] = 2.0
+        yield scores, 700_000, 1.0, 3, 4
+
+
 @special("select", *((n,) for n in (4097, 2 * testing.CHUNK, 2 * testing.CHUNK + 64, 3 * testing.CHUNK + 63)))
 def candidates_at_edges(n):
     """The keys around the threshold, some of them equal, are the first and last of words and chunks and the very last."""

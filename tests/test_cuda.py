@@ -140,7 +140,9 @@ def test_draw_threshold_of_many(dtype, exact):
 def test_a_plan_is_the_same_on_both_devices():
     scores = torch.randn(100_000, generator=torch.Generator().manual_seed(1)).exp()
     strata = torch.arange(100_000) % 24
-    for method, labels in itertools.product(("st-prune", "infobatch", "soft-random", "rs2", "top-k", "spaced"), (None, strata)):
+    for method, labels in itertools.product(
+        ("st-prune", "infobatch", "soft-random", "rs2", "top-k", "spaced", "seta"), (None, strata)
+    ):
         settings = {"method": method, "keep_ratio": 0.5, "epoch": 1, "seed": 0, "strata": labels}
         plans = [stprune.plan_epoch(s, **settings) for s in (scores.to(CUDA), scores)]
         same(plans[0].indices, plans[1].indices)
@@ -276,6 +278,19 @@ def test_errors_on_the_device():
         stprune.select(p, 11)
     with pytest.raises(RuntimeError, match=r"k must lie in \[0, 10\], got 11"):
         OPS.select(p, 11, None)
+    with pytest.raises(RuntimeError, match=r"select: out must be on the device of the input"):
+        OPS.select(p, 3, torch.empty(3, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match=r"calibrate: indices must be on the device of its data"):
+        OPS.calibrate(p, torch.arange(10), torch.zeros(10, dtype=torch.uint8), torch.tensor([10]))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_views_lie_anywhere(name):
+    """x[1:] of float32 is aligned to 4 bytes only."""
+    make, given, _ = JOBS[name]
+    moved = torch.empty(given.numel() + 1, dtype=given.dtype, device=CUDA)[1:].view(given.shape).copy_(given)
+    job = make(CUDA)
+    same(job(moved), job(given.to(CUDA)).cpu())
 
 
 def test_failed_allocation_changes_nothing():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from own_process import needs_triton
 from own_process import run as run_alone
 
 import stprune
@@ -80,6 +81,25 @@ def test_an_install_further_down_the_path_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", str(tmp_path)])
     monkeypatch.delenv("STPRUNE_LIBRARY_DIR", raising=False)
     assert _load._find("_C", _load._folders(["/nowhere"])) == tmp_path / "stprune" / "_C.so"
+
+
+@needs_triton
+def test_a_checkout_that_is_not_installed_finds_its_triton_kernels(tmp_path):
+    """benchmarks/gpu.sh runs one: the wheel gives it compiled libraries only."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    shutil.copytree(root / "stprune", tmp_path / "stprune", ignore=shutil.ignore_patterns("kernels"))
+    shutil.copytree(root / "kernels", tmp_path / "kernels")
+    # An editable install's finder comes before the path.
+    script = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "Redirect" not in type(finder).__name__]
+sys.path.insert(0, sys.argv[1])
+import stprune
+print(stprune.library_status()["triton"].path)
+print(stprune.kernels.table_update.__file__)
+"""
+    found = run_alone(script, str(tmp_path)).splitlines()
+    assert found == [str(tmp_path / "kernels"), str(tmp_path / "kernels" / "table_update.py")]
 
 
 def contract_of(package):

@@ -220,12 +220,12 @@ def expected(tmp_path_factory):
 
 # Ops of one pass over memory, which cut the work for threads at more samples than those.
 LONG = dict.fromkeys(
-    ("finite_stats", "compact_strata", "stratum_totals", "inverse_at", "scale_by_stratum", "table_age", "count_nonfinite"),
+    ("finite_stats", "compact_strata", "calibrate", "inverse_at", "scale_by_stratum", "table_age", "count_nonfinite"),
     (300_001,),
 )
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 # On a GPU these round as Triton does, or are the plain composition; permute is told its device by name.
-NOT_ON_A_GPU = ("residual_stats", "score", "window_stats", "gather_windows", "plan_budget", "draw_spaced", "permute")
+NOT_ON_A_GPU = ("residual_stats", "score", "window_stats", "gather_windows", "plan_budget", "permute")
 
 
 def ways(device, threads):

@@ -14,12 +14,12 @@ import contextlib
 import math
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import interpreter
-from triton_kernels import load
+from triton_kernels import launches, load
 from stprune.nodes.pair_table import PairTable
 from stprune.reference import plan_lookup as lookup_reference
 from stprune.reference import pruned_step as step_reference
 from stprune.reference import table_update as table_reference
+from stprune.reference.precision import accumulator
 
 lookup, loss, table = load("plan_lookup"), load("pruned_loss"), load("table_update")
 backward = load("pruned_loss_backward")
@@ -80,7 +80,7 @@ for width in (4, 128):
     except RuntimeError as error:
         assert "plan_weights must have one element or one for each of 10 ids" in str(error)
 
-table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
+table.BLOCK_ID, table.BLOCK_OTHER, table.OPTIONS["num_warps"] = 32, 32, 1
 for n, size, variance, stored in ((1, 1, 1, 1), (20, 40, 1, 1), (99, 20, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
     state = table_of(n, variance=variance, stored=stored)
     index = torch.randint(0, n, (size,), generator=generator)
@@ -120,8 +120,8 @@ STEP = (
     START
     + """
 tiles = load("tiles")
-tiles.CONFIGS, loss.BLOCK_STEP, loss.BLOCK_SAMPLE, table.BLOCK_ID = ((8, 1), (16, 1)), 4, 2, 4
-loss.BLOCK_ID = 4
+tiles.CONFIGS, loss.BLOCK_STEP, loss.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
+table.BLOCK_ID, loss.BLOCK_ID, table.OPTIONS["num_warps"] = 32, 32, 1
 
 
 class Watch(TorchDispatchMode):
@@ -139,22 +139,13 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watched():
-    call = interpreter.GridExecutor.__call__
-
-    def counted(self, *args, **kwargs):
-        watch.ours += 1
-        # What the interpreter itself does is no work of ours.
-        with torch.utils._python_dispatch._disable_current_modes():
-            return call(self, *args, **kwargs)
-
-    interpreter.GridExecutor.__call__ = counted
-    with Watch() as watch:
+    with launches() as ours, Watch() as watch:
         yield watch
-    interpreter.GridExecutor.__call__ = call
+    watch.ours = ours.count
 
 
 def step(shape, dtype, extras, method, stored=True, wrong=False, loss_name=0):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     samples, columns = shape[0], math.prod(shape[2:])
     target = draw(*shape, dtype=torch.float64) * 3 + 5
     prediction = (target + draw(*shape, dtype=torch.float64) * 4 - 2).to(dtype)
