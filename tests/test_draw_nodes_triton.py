@@ -10,7 +10,6 @@ from own_process import needs_triton, run
 INTERPRETED = """
 import torch, triton
 import triton.language as tl
-from triton.runtime import interpreter
 from triton_kernels import load
 
 from stprune.nodes.pair_table import PairTable
