@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .window_sums import read_row
+from .window_sums import read
 
 # A program has a block of rows of a warp's worth of nodes, and a warp eight rows of a tile: by arithmetic, not yet timed.
 LANES = 32
@@ -41,7 +41,7 @@ def _moments_kernel(
     searched = inside
     row = begin
     while (row < stop) & (tl.max(searched.to(tl.int32), 0) != 0):
-        x, kept = read_row(at, row, row_stride, searched, null, HAS_NULL, True)
+        x, kept = read(at + row * row_stride, searched, null, HAS_NULL)
         centre = tl.where(kept, x, centre)
         searched = searched & (kept == 0)
         row += 1
@@ -52,7 +52,7 @@ def _moments_kernel(
     row = begin
     while row < stop:
         there = inside[None, :] & (row + line < stop)
-        x, kept = read_row(at[None, :], row + line, row_stride, there, null, HAS_NULL, True)
+        x, kept = read(at[None, :] + (row + line) * row_stride, there, null, HAS_NULL)
         value = tl.where(kept, x - centre[None, :], 0.0)
         count += kept.to(tl.int32)
         total += value

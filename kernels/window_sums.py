@@ -7,15 +7,26 @@ import triton.language as tl
 
 
 @triton.jit
-def read_row(series, row, row_stride, there, null, HAS_NULL: tl.constexpr, GAPS: tl.constexpr):
-    """A row's values in float64 and which of them are valid."""
-    raw = tl.load(series + row * row_stride, mask=there, other=0.0)
-    kept = there
-    if GAPS:
-        kept = kept & (raw == raw)
-        if HAS_NULL:
-            kept = kept & (raw != null)
+def read(pointer, inside, null, HAS_NULL: tl.constexpr):
+    """Values in float64, and which of them are valid."""
+    raw = tl.load(pointer, mask=inside, other=0.0)
+    kept = inside & (raw == raw)
+    if HAS_NULL:
+        kept = kept & (raw != null)
     return raw.to(tl.float64), kept
+
+
+@triton.jit
+def _read_row(series, row, usable, spare, row_stride, inside, null, HAS_NULL: tl.constexpr):
+    """As `read`, of a row; of `spare` where it is none to be used, and then nothing counts as valid."""
+    x, kept = read(series + tl.where(usable, row, spare) * row_stride, inside, null, HAS_NULL)
+    return x, kept & usable
+
+
+@triton.jit
+def _distance(x, kept, centre, GAPS: tl.constexpr):
+    """Of values from their centre, 0 of missing ones; without gaps that is up to the rows that are read."""
+    return tl.where(kept, x - centre, 0.0) if GAPS else x - centre
 
 
 @triton.jit
@@ -26,7 +37,7 @@ def _add(state, x, kept, centre, follows, GAPS: tl.constexpr):
     neighbours, of values times their distance from the open end. With gaps also the sum of the values beside a gap, once for
     each gap, and of entries, of pairs of neighbours, of distances and of their squares.
     """
-    value = tl.where(kept, x - centre, 0.0)
+    value = _distance(x, kept, centre, GAPS)
     last, before, s = state[0], state[1], state[2]
     new = (value, kept, s + value, tl.fma(value, value, state[3]), tl.fma(value, last, state[4]), state[5] + s)
     if GAPS:
@@ -70,7 +81,7 @@ def group_windows(
     inverse_std,
     scratch,  # the program's
     out,  # at the group's first window
-    column,
+    left_column,
     num_columns,
     tiles,
     row_stride,
@@ -91,10 +102,12 @@ def group_windows(
     """The windows that begin in rows first, first + step, ... < last of a group, in all columns of the program.
 
     A window without a gap has the same bits with GAPS and without: the same sums in the same order, products fused by hand.
+    Returns whether an entry of the windows is missing or infinite, with GAPS whether one is infinite.
     """
     WIDE: tl.constexpr = series.dtype.element_ty == tl.float64
     FIELDS: tl.constexpr = 9 if GAPS else 4
     SUMS: tl.constexpr = 8 if GAPS else 5
+    column = left_column + tl.arange(0, LANES)
     zero = tl.zeros([LANES], tl.float64)
     no = zero != 0.0
     blocks = (length + STEP - 1) // STEP
@@ -105,6 +118,8 @@ def group_windows(
     running_own = running + FIELDS * LANES
     centres = running_own + 5 * LANES
     tile_size = centres + 2 * LANES
+    # Without gaps the group's last row stands for those that no window has: it is at distance 0 from the centre.
+    spare = length - 1
     span = (length - 1).to(tl.float64)
     size = length.to(tl.float64)
     # Of windows without a gap.
@@ -114,6 +129,7 @@ def group_windows(
     full_parts = full_rest + 1.0 / history.to(tl.float64)
 
     # Suffixes, from the group's last row backwards, about its last valid value.
+    found = no
     measurable = zero
     tile = tiles * 0
     while tile < tiles:
@@ -122,7 +138,7 @@ def group_windows(
         at = series + tile * LANES
         saved = scratch + tile * tile_size
         state = (zero, no) + (zero,) * FIELDS
-        c, _ = read_row(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
+        c, _ = read(at + spare * row_stride, inside, null, HAS_NULL)
         block = blocks - 1
         while block >= 0:
             _save_state(saved + block * FIELDS * LANES, inside & (block < blocks - 1), state, FIELDS, LANES)
@@ -130,13 +146,17 @@ def group_windows(
             if GAPS or block > 0:
                 for i in tl.static_range(STEP):
                     row = block * STEP + (STEP - 1 - i)
-                    x, kept = read_row(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
+                    usable = (row >= first) & (row < length)
+                    x, kept = _read_row(at, row, usable, spare, row_stride, inside, null, HAS_NULL)
                     if GAPS:
                         c = tl.where(kept & (state[7] == 0.0), x, c)
+                        found = found | (kept & (tl.abs(x) == float("inf")))
+                    elif HAS_NULL:
+                        found = found | (inside & usable & (kept == 0))
                     state = _add(state, x, kept, c, row < length - 1, GAPS)
                     if DRIFT:
-                        cut = (row - history) // STEP
-                        stored = inside & (row >= history) & (row < length) & (row - history == cut * STEP)
+                        cut = block - history // STEP
+                        stored = inside & (cut >= 0) & (row < length) & (history % STEP == STEP - 1 - i)
                         tl.store(saved + cuts + cut * 3 * LANES, state[2], mask=stored)
                         if GAPS:
                             tl.store(saved + cuts + (cut * 3 + 1) * LANES, state[7], mask=stored)
@@ -150,14 +170,18 @@ def group_windows(
             tl.store(saved + centres, c, mask=inside)
         tile += 1
 
+    width = tl.minimum(tiles * LANES, num_columns - left_column).to(tl.float64)
+    with_drift = tl.sum(measurable, 0)
+    wanted, place = first, tiles * 0
     block = tiles * 0
     while block * STEP < last:
         begin = block * STEP
         places = ()
         for i in tl.static_range(STEP):
-            r = begin + i - first
-            place = r // step
-            places += (tl.where((r >= 0) & (begin + i < last) & (place * step == r), place, -1),)
+            hit = (begin + i == wanted) & (wanted < last)
+            places += (tl.where(hit, place, -1),)
+            place = tl.where(hit, place + 1, place)
+            wanted = tl.where(hit, wanted + step, wanted)
         sums = ((zero,) * SUMS,) * STEP
         tile = tiles * 0
         while tile < tiles:
@@ -169,24 +193,27 @@ def group_windows(
                 c = tl.load(saved + centres, mask=inside, other=0.0)
                 own_c = tl.load(saved + centres + LANES, mask=inside & (begin > 0), other=0.0)
             else:
-                c, _ = read_row(at, length - 1, row_stride, inside, null, HAS_NULL, GAPS)
+                c, _ = read(at + spare * row_stride, inside, null, HAS_NULL)
 
             row = begin + STEP
-            x, kept = read_row(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
-            value = tl.where(kept, x - c, 0.0)
+            x, kept = _read_row(at, row, (row >= first) & (row < length), spare, row_stride, inside, null, HAS_NULL)
+            value = _distance(x, kept, c, GAPS)
             there = inside & (block < blocks - 1)
             state = _load_state(saved + block * FIELDS * LANES, there, value, kept, FIELDS, FIELDS, LANES)
             lefts = ()
             for i in tl.static_range(STEP):
                 row = begin + (STEP - 1 - i)
-                x, kept = read_row(at, row, row_stride, inside & (row >= first) & (row < length), null, HAS_NULL, GAPS)
+                usable = (row >= first) & (row < length)
+                x, kept = _read_row(at, row, usable, spare, row_stride, inside, null, HAS_NULL)
+                if HAS_NULL and not GAPS:
+                    found = found | (inside & usable & (kept == 0))
                 state = _add(state, x, kept, c, row < length - 1, GAPS)
                 lefts += (state,)
 
             # Prefixes of the next group, about the same centre, and about their own for windows with nothing before them.
-            x, kept = read_row(at, length + begin - 1, row_stride, inside, null, HAS_NULL, GAPS)
+            x, kept = read(at + (length + begin - 1) * row_stride, inside, null, HAS_NULL)
             there = inside & (begin > 0)
-            state = _load_state(saved + running, there, tl.where(kept, x - c, 0.0), kept, FIELDS, FIELDS, LANES)
+            state = _load_state(saved + running, there, _distance(x, kept, c, GAPS), kept, FIELDS, FIELDS, LANES)
             if GAPS:
                 # Where the group's last row is valid, no window needs a centre of its own.
                 value = tl.where(kept & there, x - own_c, 0.0)
@@ -252,14 +279,14 @@ def group_windows(
                     nan = float("nan")
                     to = out + places[i] * num_columns.to(tl.int64) + tile * LANES
                     plane = num_windows.to(tl.int64) * num_columns
-                    wanted = inside & (places[i] >= 0)
+                    shown = inside & (places[i] >= 0)
                     missing = tl.where(inside, 1.0 - count / size, 0.0)
-                    tl.store(to, tl.where(present, centre + mean, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + plane, tl.where(present, deviation * inverse, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 2 * plane, tl.where(present, slope * flat, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 3 * plane, tl.where(present, covariance * shrink, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 4 * plane, tl.where(weight > 0.0, gap * weight, nan).to(tl.float32), mask=wanted)
-                    tl.store(to + 5 * plane, missing.to(tl.float32), mask=wanted)
+                    tl.store(to, tl.where(present, centre + mean, nan).to(tl.float32), mask=shown)
+                    tl.store(to + plane, tl.where(present, deviation * inverse, nan).to(tl.float32), mask=shown)
+                    tl.store(to + 2 * plane, tl.where(present, slope * flat, nan).to(tl.float32), mask=shown)
+                    tl.store(to + 3 * plane, tl.where(present, covariance * shrink, nan).to(tl.float32), mask=shown)
+                    tl.store(to + 4 * plane, tl.where(weight > 0.0, gap * weight, nan).to(tl.float32), mask=shown)
+                    tl.store(to + 5 * plane, missing.to(tl.float32), mask=shown)
                 else:
                     a = sums[i]
                     new = (
@@ -280,24 +307,30 @@ def group_windows(
                 follows = begin + i + 1 < last
                 if DRIFT:
                     row = begin + i + history
-                    x, kept = read_row(at, row, row_stride, inside & (row >= first) & follows, null, HAS_NULL, GAPS)
-                    tail -= tl.where(kept, x - c, 0.0)
+                    x, kept = _read_row(at, row, (row >= first) & follows, spare, row_stride, inside, null, HAS_NULL)
+                    tail -= _distance(x, kept, c, GAPS)
                     if GAPS:
                         tail_n -= tl.where(kept, 1.0, 0.0)
                         own_past += tl.where(kept & (row >= length), x - own_c, 0.0)
                 row = length + begin + i
-                x, kept = read_row(at, row, row_stride, inside & follows, null, HAS_NULL, GAPS)
+                x, kept = _read_row(at, row, follows, spare, row_stride, inside, null, HAS_NULL)
+                if HAS_NULL and not GAPS:
+                    found = found | (inside & follows & (kept == 0))
                 if GAPS:
+                    found = found | (kept & (tl.abs(x) == float("inf")))
                     own_c = tl.where(kept & (state[7] == 0.0), x, own_c)
                     own = _add(own, x, kept, own_c, True, GAPS)
                 state = _add(state, x, kept, c, True, GAPS)
                 if DRIFT:
-                    cut = (row + 1 - history) // STEP
-                    stored = inside & (cut * STEP == row + 1 - history) & (cut < blocks)
+                    cut = block + (length - history) // STEP + 1
+                    stored = inside & (cut < blocks) & ((length - history) % STEP == STEP - 1 - i)
                     tl.store(saved + cuts + cut * 3 * LANES, 0.0 - state[2], mask=stored)
                     if GAPS:
                         tl.store(saved + cuts + (cut * 3 + 1) * LANES, 0.0 - state[7], mask=stored)
                         tl.store(saved + cuts + (cut * 3 + 2) * LANES, own[2], mask=stored)
+            if not GAPS:
+                # A missing or infinite entry of any window has come into these two.
+                found = found | (inside & ((lefts[STEP - 1][3] + state[3] < float("inf")) == 0))
             there = inside & (begin + STEP < last)
             _save_state(saved + running, there, state, FIELDS, LANES)
             if GAPS:
@@ -313,8 +346,8 @@ def group_windows(
                     for j in tl.static_range(SUMS):
                         tl.store(to + j, tl.sum(sums[i][j], 0))
                     if not GAPS:
-                        width = tl.minimum(tiles * LANES, num_columns - tl.min(column, 0)).to(tl.float64)
                         tl.store(to + 5, width)
-                        tl.store(to + 6, tl.sum(measurable, 0) if DRIFT else 0.0)
+                        tl.store(to + 6, with_drift if DRIFT else 0.0)
                         tl.store(to + 7, width * size)
         block += 1
+    return tl.max(found.to(tl.int32), 0) != 0
