@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Ids of a batch that are compared at a time, and drawn nodes of a program: at least one for each thread, as of threads that hold
-# the same place one could write it before another one looks. By arithmetic, not yet timed on a GPU.
+# Ids of a batch that are compared at a time, and drawn nodes of a program: at least one for each thread, as of threads that
+# hold the same place one could write it before another one looks. By arithmetic, not yet timed on a GPU.
 BLOCK_OTHER = 1024
 BLOCK_NODE = 1024
 NUM_WARPS = 4
