@@ -41,7 +41,11 @@ def words_of(node, window, epoch, seed):
 def _given(given, scale, row, node, inside, columns, BY: tl.constexpr):
     """The weights or scores of a row; a score is infinite where it is unknown."""
     values = tl.load(given + row * columns + node, mask=inside, other=1)
-    found = values.to(tl.float32)
+    if values.dtype == tl.bfloat16:
+        # Its bits are the upper half: a conversion is slower, and older GPUs have none.
+        found = (values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        found = values.to(tl.float32)
     if BY == LEVELS:
         of_block = tl.load(scale + row * (columns // SCALED_NODES) + node // SCALED_NODES, mask=inside, other=0.0)
         # Division with the host's rounding.

@@ -6,9 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Ids of a batch that are compared at a time, and drawn nodes of a program. By arithmetic, not yet timed on a GPU.
+# Ids of a batch that are compared at a time, and drawn nodes of a program: at least one for each thread, as of threads that
+# hold the same place one could write it before another one looks. By arithmetic, not yet timed on a GPU.
 BLOCK_OTHER = 1024
 BLOCK_NODE = 1024
+NUM_WARPS = 4
 
 
 @triton.jit(do_not_specialize=["size", "count", "num_windows"])
@@ -50,5 +52,5 @@ def keep_pairs(index: Tensor, node: Tensor, scores: Tensor, kept_node: Tensor, k
     windows, count = kept_node.shape
     _keep_pairs_kernel[(size, triton.cdiv(count, BLOCK_NODE))](
         index, node, scores, kept_node, kept_score, fresh, size, count, windows,
-        BLOCK_OTHER=BLOCK_OTHER, BLOCK_NODE=BLOCK_NODE, num_warps=4,
+        BLOCK_OTHER=BLOCK_OTHER, BLOCK_NODE=BLOCK_NODE, num_warps=NUM_WARPS,
     )  # fmt: skip
