@@ -15,8 +15,8 @@ By arithmetic, not yet timed, for float32 and 12 + 12 rows:
 A row is wanted by two groups, which are worked on at about the same time: the second finds it in the cache. With the pass for
 the nodes' deviations that makes 2.3 reads of the first series, where 3 are the target. But 32 values take 157 instructions of a
 warp, 51 of them in float64 (counted in the machine code for an H200): 97 for the sums themselves, 40 to add up 32 threads, 21
-for the first walk back through a group. With one a cycle in each of 4 x 132 schedulers at 1.98 GHz that is 1.4 ms, where a read at
-4.3 TB/s takes 0.28. So about 6 reads are to be expected, and what decides is the instructions, not the memory.
+for the first walk back through a group. With one a cycle in each of 4 x 132 schedulers at 1.98 GHz that is 1.4 ms, where a read
+at 4.3 TB/s takes 0.28. So about 6 reads are to be expected, and what decides is the instructions, not the memory.
 """
 
 from __future__ import annotations
