@@ -173,8 +173,9 @@ class PrunedLoss(Criterion):
                 each column (node and channel). No gradient flows into them: `PrunedMean` has one.
             score: [B] floating, what the table stores in place of the score of eq. 4; or [B, m] with node: scores of pairs,
                 whose mean is the sample's. Costs two small ops.
-            node_weight: [B, m] float32, what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which draws again.
-                A compiled step with drawn nodes should be given it: the draw is compiled anew for every epoch otherwise.
+            node_weight: [B, m] float32, what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which knows them
+                of the very tensor that it drew and draws again for others. A compiled step with drawn nodes should be given it:
+                the draw is compiled anew for every epoch otherwise.
 
         Returns:
             A scalar.

@@ -146,7 +146,7 @@ def spread_nodes(shares: torch.Tensor, sizes: list[int], counts_nodes: list[bool
 
 def mean_of_channels(means: torch.Tensor, sizes: list[int], counts_nodes: list[bool]) -> torch.Tensor:
     """Values [B, F] of columns for every node, [B, m] float32: the mean of its channels that have one."""
-    channels = [1 + i for i, counted in enumerate(counts_nodes) if not counted]
+    channels = [1 + i for i, (size, counted) in enumerate(zip(sizes, counts_nodes, strict=True)) if size > 1 and not counted]
     if channels:
         means = means.view(means.shape[0], *sizes).nanmean(channels)
     return means.to(torch.float32)

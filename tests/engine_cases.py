@@ -14,7 +14,9 @@ from stprune.ops.strata import checked_strata
 from stprune.reference import plan_budget
 from stprune.reference.random import SHUFFLE
 
-MODULES = "order check_range finite_stats budget draw draw_weighted draw_threshold spacing shuffle draw_nodes gather_nodes"
+MODULES = (
+    "order check_range finite_stats budget draw draw_weighted draw_threshold spacing shuffle draw_nodes keep_pairs gather_nodes"
+)
 REFERENCES = {
     name: function
     for module in (*MODULES.split(), "plan_weights", "plan_lookup", "table_age")
@@ -177,6 +179,8 @@ ON_A_GPU += (
     "permute",
     "draw_nodes",
     "draw_nodes_weighted",
+    "draw_nodes_by_score",
+    "keep_pairs",
     "gather_nodes",
     "gather_nodes_backward",
 )

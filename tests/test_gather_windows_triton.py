@@ -14,6 +14,7 @@ import itertools
 import torch
 from triton_kernels import load
 from stprune.reference.gather_windows import gather_windows as reference
+from stprune.reference.precision import accumulator
 from stprune.testing import assert_same
 
 kernel = load("gather_windows")
@@ -204,7 +205,6 @@ def test_importing_the_package_does_not_import_triton():
 import sys, torch
 before = "triton" in sys.modules
 import stprune, stprune.ops
-from stprune.reference.precision import accumulator
 assert ("triton" in sys.modules) == before and "stprune.kernels.gather_windows" not in sys.modules
 """)
 

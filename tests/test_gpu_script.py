@@ -5,9 +5,11 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -121,6 +123,14 @@ def test_without_its_library_nothing_runs(run, tmp_path):
     assert status == 1
     assert "library: FAILED" in printed
     assert not any("--suite" in call for call in calls)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU")
+def test_without_a_gpu_it_says_so_before_anything_is_compiled(run, tmp_path):
+    status, printed, calls = run(tmp_path / "out", "loss", PYTHON=sys.executable)
+    assert (status, calls) == (1, [])
+    assert f"\ngpu.sh: torch {torch.__version__} finds no GPU; --dry needs none\nlibrary: FAILED" in printed
+    assert "pip" not in printed
 
 
 def test_rows_behind_red_tests_are_kept_apart(run, tmp_path):

@@ -21,7 +21,7 @@ ALLOWED = {
     "planner": {"ops", "methods", "plan", "plan_memory", "quota", "ranks", "schedule", "table"},
     "passes": {"ops", "plan"},
     "ranks": {"ops", "exchange"},
-    "nodes": {"ops", "nodes", "exchange"},
+    "nodes": {"ops", "reference", "nodes", "exchange"},
     "granularity": {"ops", "nodes", "ranks"},
     "running": {"ops", "plan", "table"},
     "sharded": {

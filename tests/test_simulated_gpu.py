@@ -42,6 +42,36 @@ def test_compiled_kernels_match_the_reference(library, tmp_path, file, name, say
     assert simulated(script(file, name), library, tmp_path, seed=7).strip() == says
 
 
+ASSERTED = """
+import torch
+from triton_kernels import load
+from stprune.nodes.pair_table import PairTable
+
+def refused(call):
+    try:
+        call()
+    except AssertionError as error:
+        print(error)
+
+draw, cut, columns = load("draw_nodes"), load("gather_windows"), PairTable(9, 40).columns
+x, y = torch.empty(1, 2, 3, 1), torch.empty(1, 2, 3, 1)
+for window, start, node in ((8, 5, 4), (9, 9, 4), (-1, -1, 4), (0, 0, 5), (0, 0, -1)):
+    refused(lambda: draw.draw_nodes_by_score(*columns, torch.tensor([window]), 40, 30, 0.25, 7, 8))
+    nodes = torch.tensor([[0, node, 1]])
+    refused(lambda: cut.gather_windows(
+        torch.rand(10, 5, 1), torch.tensor([start]), nodes, *[None] * 7, [0], False, True, x, y
+    ))
+"""
+
+
+def test_wrong_ids_stop_the_kernels_by_name(library, tmp_path):
+    said = simulated(ASSERTED, library, tmp_path).splitlines()
+    start = "gather_windows: start must lie in [0, number of rows - history - horizon]"
+    node = "gather_windows: node must lie in [0, number of nodes - 1]"
+    window = "Priority.draw: index must lie in [0, number of windows - 1]"
+    assert said == [f"device check failed: {x}" for x in (window, start, window, start, node, node)]
+
+
 HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 k_out)\n{\n"
 HEAD += ".reg .pred %p<9>;\n.reg .b32 %r<19>;\n.reg .b64 %d<19>;\n.shared .align 4 .b8 cells[256];\n"
 # %r1: the thread, %r2: its neighbour, %d2 and %d3: their places in memory, %r4 and %r5: in shared memory, %r6: the block.

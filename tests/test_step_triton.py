@@ -15,6 +15,7 @@ import math
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_kernels import launches, load
+from stprune.nodes.pair_table import PairTable
 from stprune.reference import plan_lookup as lookup_reference
 from stprune.reference import pruned_step as step_reference
 from stprune.reference import table_update as table_reference
@@ -215,12 +216,21 @@ with watched() as watch:
     node = draws.draw_nodes(index, 9, 2, 1, 2)
     cut.gather_windows(series, index, node, *[None] * 7, [0], False, True, x, y)
 assert (watch.ours, watch.torchs) == (2, [])
+for storage in ("float32", "bfloat16", "int8"):
+    pairs = PairTable(3, 9, storage=storage)
+    score, *kept = torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool)
+    with watched() as watch:
+        node, _ = draws.draw_nodes_by_score(*pairs.columns, index, 9, 2, 0.25, 1, 2)
+        load("keep_pairs").keep_pairs(index, node, score, *kept)
+    assert (watch.ours, watch.torchs) == (2, []), (watch.ours, watch.torchs)
 print("ok")
 """
 )
 LAUNCHES = {
     "gather_windows": 1,
     "draw_nodes": 1,
+    "draw_nodes_by_score": 1,
+    "keep_pairs": 1,
     "pruned_step": 3,
     "pruned_loss_backward": 1,
     "plan_lookup": 1,
@@ -253,10 +263,15 @@ class Ops(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("drawn", [False, True])
-def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> None:  # type: ignore[no-untyped-def]
-    """On torch's device without memory, where whatever asks for a value is an error, as what waits for a GPU would be."""
-    sampler = stprune.PruningSampler(300, num_epochs=4, num_nodes=33, node_ratio=0.3 if drawn else 1.0)
+@pytest.mark.parametrize("drawn", [None, "uniform", "float32", "bfloat16", "int8"])
+def test_a_step_of_training_takes_six_launches_or_seven_and_waits_for_nothing(drawn) -> None:  # type: ignore[no-untyped-def]
+    """On torch's device without memory, where whatever asks for a value is an error, as what waits for a GPU would be.
+
+    Nodes drawn by error, whose table has the storage, take one more: their errors are kept until the epoch ends.
+    """
+    by_error = drawn not in (None, "uniform")
+    law = stprune.Priority(storage=drawn) if by_error else "uniform"
+    sampler = stprune.PruningSampler(300, num_epochs=4, num_nodes=33, node_ratio=0.3 if drawn else 1.0, node_sampler=law)
     sampler.set_epoch(1)
     sampler.to("meta")
     series = torch.rand(323, 33, 1, device="meta")
@@ -271,14 +286,17 @@ def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> N
     one = torch.ones_like(value)
     with Ops() as back:
         torch.autograd.grad(value, prediction, one)
-    assert cut.names == [*["draw_nodes"] * drawn, "gather_windows"]
-    assert forward.names == ["pruned_step"]
+    kept = ["keep_pairs"] * by_error
+    assert cut.names == [*["draw_nodes_by_score" if by_error else "draw_nodes"] * (drawn is not None), "gather_windows"]
+    assert forward.names == ["pruned_step", *kept]
     assert back.names == ["pruned_loss_backward"]
-    assert sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + drawn
+    assert (
+        sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + (drawn is not None) + by_error
+    )
     values = torch.rand(16, x.shape[2], device="meta", requires_grad=True)
     with Ops() as mean:
         stprune.PrunedMean(sampler)(values, index, *node)
-    assert mean.names == ["plan_lookup", "aten::mul", "aten::mean", "aten::mean", "table_update"]
+    assert mean.names == ["plan_lookup", *["aten::mul"] * (1 + by_error), "aten::mean", "aten::mean", "table_update", *kept]
 
 
 # on a GPU -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <type_traits>
 
@@ -194,6 +195,30 @@ uint64_t convert(const Instruction& i, uint64_t raw) {
 
 // Instructions that need nothing but a thread's registers; false for the others.
 bool compute(const Instruction& i, uint64_t* s, const int32_t* lists) {
+  // 16-bit floats in float32: exact for a comparison, a sign, a sum or a product that is rounded once.
+  const bool narrow = i.type == Type::f16_ || i.type == Type::bf16_;
+  const auto in = [](std::initializer_list<Op> ops, Op op) {
+    return std::find(ops.begin(), ops.end(), op) != ops.end();
+  };
+  if (narrow && in({Op::add_, Op::sub_, Op::mul_, Op::min_, Op::max_, Op::neg_, Op::abs_, Op::setp_}, i.op)) {
+    uint64_t wide[6] = {};
+    Instruction widened = i;
+    widened.op = Op::cvt_;
+    widened.type = Type::f32_;
+    widened.from = i.type;
+    wide[1] = convert(widened, s[i.a]);
+    wide[2] = convert(widened, s[i.b]);
+    wide[3] = s[i.c];
+    widened = i;
+    widened.type = Type::f32_;
+    widened.d = 0, widened.a = 1, widened.b = 2, widened.c = 3, widened.e = 4;
+    compute(widened, wide, lists);
+    Instruction back = i;
+    back.from = Type::f32_;
+    s[i.d] = i.op == Op::setp_ ? wide[0] : convert(back, wide[0]);
+    if (i.op == Op::setp_ && i.count == 2) s[i.e] = wide[4];
+    return true;
+  }
   const uint64_t a = s[i.a], b = s[i.b], c = s[i.c];
   auto number = [&](auto f) {
     s[i.d] = with_number(i.type, [&](auto zero) -> uint64_t {

@@ -26,7 +26,9 @@ def build(folder: pathlib.Path, objects: Sequence[pathlib.Path] = ()) -> pathlib
     """The simulator as a library; with objects that nvcc made for the host also the CUDA runtime that they call."""
     library = folder / "libgpu.so"
     sources = [HERE / "simulator.cpp", *([HERE / "cuda_runtime.cpp"] if objects else [])]
-    subprocess.run([str(COMPILER), *FLAGS.split(), *map(str, [*sources, *objects]), "-o", str(library)], check=True)
+    command = [str(COMPILER), *FLAGS.split(), *map(str, [*sources, *objects]), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return library
 
 

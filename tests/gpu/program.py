@@ -350,7 +350,24 @@ class _Entry:
         def not_flag(i: int) -> int:
             return FLAGS["NEGATED"] if operands[i].startswith("!") else 0
 
-        if op in ("ret", "exit"):
+        packed = [x for x in rest if re.fullmatch(r"b?f16x2|[us]16x2|[us]8x4|e\d+m\d+x2", x)]
+        if packed and op != "cvt":
+            # A pair of 16-bit numbers in 32 bits: one half after the other.
+            if op not in ("setp", "add", "sub", "min", "max", "neg", "abs") or not packed[0].endswith("16x2"):
+                raise Unknown(op)
+            halves = [self._slot(0) for _ in range(6)]
+            self.lists += halves
+            base, given = len(self.lists) - 6, range(1, len(operands))
+            for i in given:
+                emit("unpack", d=base + 2 * i - 2, a=value(i), count=2)
+            to = [self._operand(x, scope) for x in operands[0].split("|")] if op == "setp" else halves[4:]
+            for i, half in enumerate(to):
+                places = dict(zip("ab", (halves[2 * x - 2 + i] for x in given), strict=False))
+                comparison = COMPARISONS[rest[0]] if op == "setp" else 0
+                emit(op, kind=packed[0][:-2], comparison=comparison, d=half, **places)
+            if op != "setp":
+                emit("pack", d=value(0), a=base + 4, count=2)
+        elif op in ("ret", "exit"):
             emit("exit")
         elif op == "trap":
             emit("trap")
