@@ -101,7 +101,7 @@ for case in (("fp32", False, False, 90), ("fp32", True, True, 100), ("fp64", Fal
     assert "bar.sync" not in ptx
 moments = load("node_moments")
 constants = {"HAS_NULL": True, "BLOCK_ROWS": moments.MOMENT_ROWS, "TILE": moments.TILE, "LANES": moments.LANES}
-assembly(moments._moments_kernel, {"series": "*fp32", "out": "*fp64"}, constants, **moments.OPTIONS)
+assembly(moments._moments_kernel, {"series": "*fp32", "out": "*fp64"}, constants, stack=8, **moments.OPTIONS)
 """
 
 
