@@ -7,7 +7,6 @@ of range are errors. What this cannot see is the device's own part: intrinsics, 
 
 import concurrent.futures
 import ctypes
-import fcntl
 import itertools
 import os
 import pathlib
@@ -49,24 +48,16 @@ def build(folder, flags):
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
-    linked, library = folder / "linked.so", folder / "libcuda_host.so"
-    subprocess.run([COMPILER, "-shared", *flags, *objects, "-o", str(linked)], check=True, env=environment)
-    return linked.rename(library)
+    library = folder / "libcuda_host.so"
+    subprocess.run([COMPILER, "-shared", *flags, *objects, "-o", str(library)], check=True, env=environment)
+    return library
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(made_once, tmp_path_factory):
     """The launchers, compiled for the host; undefined behaviour traps."""
     flags = os.environ.get("STPRUNE_EMULATION_FLAGS", "-fsanitize=undefined -fsanitize-undefined-trap-on-error").split()
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all processes of the run: one compiles, which takes half a minute
-    folder /= "cuda_host"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = folder / "libcuda_host.so"
-        found = ctypes.CDLL(str(made if made.exists() else build(folder, flags)))
+    found = ctypes.CDLL(str(made_once("libcuda_host.so", lambda: build(tmp_path_factory.mktemp("cuda_host"), flags))))
     found.emulation_error.restype = ctypes.c_char_p
     sized = ("select", "topk", "bernoulli", "systematic", "draw_weighted", "gather_nodes_backward")
     for name in (*sized, "finite_stats", "draw_threshold", "budget", "plan_budget", "count_nonfinite"):

@@ -210,12 +210,16 @@ def test_narrow_floats_are_taken_as_the_float32_they_are(dtype):
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
+def expected(made_once, tmp_path_factory):
     """The results of all cases by the references, from a process without the compiled library."""
-    file = tmp_path_factory.mktemp("ops") / "expected.pt"
-    script = "import sys, torch, test_ops as t; torch.save({name: t.call(name) for name in t.ALL}, sys.argv[1])"
-    run(script, str(file), STPRUNE_DISABLE_NATIVE="1")
-    return torch.load(file)
+
+    def make():
+        file = tmp_path_factory.mktemp("ops") / "expected.pt"
+        script = "import sys, torch, test_ops as t; torch.save({name: t.call(name) for name in t.ALL}, sys.argv[1])"
+        run(script, str(file), STPRUNE_DISABLE_NATIVE="1")
+        return file
+
+    return torch.load(made_once("expected_of_ops.pt", make))
 
 
 # Ops of one pass over memory, which cut the work for threads at more samples than those.
