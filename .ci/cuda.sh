@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles the CUDA library for every architecture, without a GPU and whatever torch is installed, and looks at what came
-# out; then the kernels' logic on the host under AddressSanitizer. Says so and stops where there is no nvcc. Needs the
-# Python whose torch and test extras are used as `python` on PATH, or in $PYTHON; cmake, ninja and a C++ compiler.
+# Compiles the CUDA library for every architecture, without a GPU and whatever torch is installed, looks at what came out
+# and runs it on a simulated GPU; then the kernels' logic on the host under AddressSanitizer. Says so where there is no nvcc.
+# Needs the Python whose torch and test extras are used as `python` on PATH, or in $PYTHON; cmake, ninja and a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,6 +22,9 @@ if command -v nvcc >/dev/null; then
   # Registers that spill to memory make a kernel slow; ptxas spills a few bytes of some kernel on some architecture.
   grep -oE "[0-9]+ bytes spill stores" "$BUILD/log" | sort -n | uniq -c | sed 's/^/registers: kernels with /'
   STPRUNE_CUDA_LIBRARY="$BUILD/tree/_C_cuda.so" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda_build.py
+  # What nvcc made runs on a simulated GPU.
+  STPRUNE_CUDA_OBJECTS="$BUILD/tree/CMakeFiles/_C_cuda.dir/csrc/cuda" "$PYTHON" -m pytest -q -p no:cacheprovider \
+    tests/test_simulated_cuda.py
   echo "CUDA library compiled for sm_80, sm_90 and sm_100: $(du -h "$BUILD/tree/_C_cuda.so" | cut -f1)"
 else
   echo "nvcc is not on PATH: the CUDA sources were not compiled" >&2

@@ -19,6 +19,8 @@ class OutputOf {
     if (!buffer_) return;
     check_vector(*buffer_, op, name);
     check_dtype(*buffer_, dtype, op, name);
+    STD_TORCH_CHECK(buffer_->is_cuda() == like.is_cuda() && buffer_->get_device_index() == like.get_device_index(), op,
+                    ": ", name, " must be on the device of the input");
   }
 
   // Whether there is room for so many elements. An op that learns the size of its result in the end writes nothing

@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Ids of one program, and ids it compares them with at a time.
-BLOCK_ID = 32
-BLOCK_OTHER = 64
 NUM_WARPS = 4
+# Ids of one program: one a thread. With fewer, several threads would hold the same id, and one could read a mark that another
+# has just written.
+BLOCK_ID = 32 * NUM_WARPS
+# Ids it compares them with at a time.
+BLOCK_OTHER = 64
 # Largest batch whose ids are compared: 2 * 10^6 comparisons take about as long as the launches that claiming costs, some 2 us.
 # By that arithmetic, not yet timed on a GPU.
 COMPARED = 2048
@@ -87,7 +89,7 @@ def take(
     noted = (count + 3 + place * 0).to(tl.pointer_type(tl.uint64), bitcast=True)
     tl.atomic_max(noted, (ids + (ids >= 0).to(tl.int64)).to(tl.uint64, bitcast=True), mask=valid & (known == 0))
     if IS_TRAINED and program == 0:
-        tl.store(count + 2, tl.load(count + 2) + size)
+        tl.atomic_add(count + 2, size)
     if STORED:
         if CLAIMED:
             slot = tl.load(slot_of + place, mask=known, other=0)

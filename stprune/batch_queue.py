@@ -12,7 +12,6 @@ from torch.utils.data import BatchSampler
 
 from stprune.ops import _check
 from stprune.passes import Batches, Pass
-from stprune.plan import Plan
 from stprune.sampler import PruningSampler
 
 _OP = "BatchQueue"
@@ -119,8 +118,8 @@ class BatchQueue:
                     raise RuntimeError(f"{_OP}: loader must draw from the sampler given, got a batch without a pass over it")
                 # The loader's pass has begun, and the sampler knows where.
                 self._epoch = self.sampler.epoch
-                seen, order = _Looked(self.sampler), self.sampler.last_pass[2]
-                ids = Pass(seen, self.batch_size, self._drop_last, order)  # type: ignore[arg-type]
+                _, position, order = self.sampler.last_pass
+                ids = Pass(self.sampler, self.batch_size, self._drop_last, order, again=(self.sampler.plan, position))
             found = next(ids, None)
             if found is None:
                 raise RuntimeError(
@@ -183,19 +182,3 @@ def _keeps_order(batches: Any) -> bool:
     """Whether a batch sampler is one that hands out its sampler's ids in their order: not a class of the user's own."""
     kind = type(batches)
     return kind in (BatchSampler, Batches) or (kind.__name__ == "BatchSampler" and kind.__module__.startswith("torchdata."))
-
-
-class _Looked:
-    """A sampler's share of the epoch as the loader's pass has it; a pass over this one changes nothing of the sampler."""
-
-    def __init__(self, sampler: PruningSampler) -> None:
-        self._sampler = sampler
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
-
-    def begin_pass(self, position: int | None, order: torch.Tensor | None) -> tuple[Plan, int]:
-        return self._sampler.plan, self._sampler.last_pass[1]
-
-    def end_pass(self, plan: Plan, end: int) -> None:
-        pass

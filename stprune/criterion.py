@@ -45,7 +45,7 @@ class Criterion(torch.nn.Module):
         """Begin a training step on the loss's device, to which the sampler's table moves, too.
 
         Returns:
-            The checked ids [B]; `PruningSampler.places` of them and `PruningSampler.step_arguments`, which the ops take.
+            The checked ids [B]; `Running.places` of them and `Running.step_arguments`, which the ops take.
 
         Raises:
             TypeError, ValueError: `index` is missing, or is not one int64 id for each sample.
@@ -64,7 +64,8 @@ class Criterion(torch.nn.Module):
         if index.device != device:
             _check.ids(self.op, "index", index, sampler.table.num_samples - 1)
             index = index.to(device, non_blocking=True)
-        return index, sampler.places(index), sampler.step_arguments(per_step=self.rescale == "per_step")
+        running = sampler.running
+        return index, running.places(index), running.step_arguments(per_step=self.rescale == "per_step")
 
     def check_node(self, node: Any, shape: Sequence[int | None], of: str, whole: torch.Tensor, hint: str = "") -> None:
         """Refuse drawn nodes that are not int64 [B, m] of this shape, which `whole` has among its dimensions."""
@@ -115,9 +116,9 @@ class Criterion(torch.nn.Module):
             return
         if plan_ids is None:
             _check.ids(self.op, "index", index, num_samples - 1)
-        elif not bool((known := torch.isin(index, plan_ids)).all()):
-            bad = int(index[~known][0])
-            raise ValueError(f"{self.op}: index must hold ids of the plan of epoch {self.sampler.epoch}, got {bad}")
+        else:
+            known = torch.isin(index, plan_ids)
+            _check.members(self.op, "index", index, known, f"the plan of epoch {self.sampler.epoch}")
 
     def take_scores(
         self,

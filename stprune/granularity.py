@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset
+from torch.utils.weak import WeakIdKeyDictionary
 
 from stprune.nodes import Draw, NodeSampler, resolve
 from stprune.ops import _check
@@ -18,6 +19,33 @@ from stprune.ranks import Ranks
 GRANULARITIES = ("window", "node", "pair")
 AUTO = "auto"
 """`node_ratio` of a sampler that is told during the run how many nodes to draw."""
+
+
+class _Drawn(WeakIdKeyDictionary):
+    """What drawn nodes count for, as long as somebody holds their tensor: a loader draws them, and later a criterion asks.
+
+    Of a tensor that was written into since nothing is known, nor in a graph that is compiled or captured, whose next run has
+    other nodes in the same tensor. A copy in another process is empty.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Drawn, ()
+
+    def note(self, node: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, epoch: int) -> None:
+        """Remember the weights of a draw."""
+        if not (_in_graph(node) or node.is_inference() or index.is_inference()):
+            self[node] = weight, index, (index._version, node._version, epoch)
+
+    def weight(self, node: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor | None:
+        """What `note` was told of these very tensors, or None."""
+        if _in_graph(node) or node not in self:
+            return None
+        weight, of, versions = self[node]
+        return weight if of is index and versions == (index._version, node._version, epoch) else None
+
+
+def _in_graph(tensor: torch.Tensor) -> bool:
+    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 class Granularity:
@@ -65,6 +93,7 @@ class Granularity:
         self.num_windows = num_windows
         self.count = self._count(nodes)
         self._next: int | None = None
+        self._drawn = _Drawn()
         self._told = not self.auto  # somebody has said how many nodes to draw
         chosen = resolve(node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
@@ -101,14 +130,13 @@ class Granularity:
         )  # fmt: skip
 
     @torch.inference_mode(False)
-    def begin(self, ranks: Ranks) -> float:
-        """Begin an epoch with the number of nodes that rank 0 was told to draw, and return its share; a collective."""
+    def begin(self, ranks: Ranks) -> None:
+        """Begin an epoch with the number of nodes that rank 0 was told to draw; a collective."""
         if self.auto:
             # 0: the first rank was told nothing.
             count = ranks.of_first(self._next or (self.count if self._told else 0))
             self._draw(count or self._nodes)
             self._next, self._told = None, count > 0
-        return self.node_ratio
 
     def _draw(self, count: int) -> None:
         if count != self.count:
@@ -121,14 +149,13 @@ class Granularity:
         return self.node_sampler.state_dict() | own
 
     @torch.inference_mode(False)
-    def load_state_dict(self, op: str, state: dict[str, Any]) -> float:
-        """Go on from `state_dict()`, and return the share of nodes that is drawn."""
+    def load_state_dict(self, op: str, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
         if self.auto:
             counts = [_check.integer(op, "num_drawn", count, 0, self.num_nodes) for count in state[AUTO]]
             self._draw(counts[0] or self._nodes)
             self._next, self._told = counts[1] or None, any(counts)
         self.node_sampler.load_state_dict({name: value for name, value in state.items() if name != AUTO})
-        return self.node_ratio
 
     @property
     def num_samples(self) -> int:
@@ -168,7 +195,10 @@ class Granularity:
             return (index % self.num_nodes).unsqueeze(1), None
         if self.count == self.num_nodes:
             return torch.arange(self.num_nodes, device=index.device).expand(index.numel(), -1).contiguous(), None
-        return self.node_sampler.draw(index, epoch)
+        node, weight = self.node_sampler.draw(index, epoch)
+        if weight is not None:
+            self._drawn.note(node, weight, index, epoch)
+        return node, weight
 
     @property
     def draws_some(self) -> bool:
@@ -202,7 +232,10 @@ class Granularity:
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
         """What each of the nodes [B, m] that `draw` gave counts for; None where all count 1."""
-        return self.node_sampler.weights(index, node, epoch) if self.draws_some else None
+        if not self.draws_some:
+            return None
+        weight = self._drawn.weight(node, index, epoch)
+        return self.node_sampler.weights(index, node, epoch) if weight is None else weight
 
 
 def length_of(op: str, data_source: Any) -> int:

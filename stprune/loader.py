@@ -14,12 +14,14 @@ from torch import Tensor
 
 from stprune.ops import _check
 from stprune.ops._window_recipe import make_recipe
+from stprune.passes import num_parts
 from stprune.prefetch import Memory, in_background
+from stprune.reference.precision import accumulator
 from stprune.sampler import PruningSampler
 from stprune.windows.chunk_order import chunk_order, chunk_settings
 from stprune.windows.chunked_series import ChunkedSeries
 from stprune.windows.clock import clock_features
-from stprune.windows.ids import draws_nodes, ids_of
+from stprune.windows.ids import ids_of
 from stprune.windows.sources import source_of
 from stprune.windows.starts import WindowStarts
 
@@ -130,7 +132,7 @@ class WindowLoader:
         if steps_per_day is not None and time_features is not None:
             raise ValueError(f"{_OP}: time_features must be None with steps_per_day, got both")
         if time_features is None and (steps_per_day is not None or timestamps is not None):
-            wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+            wide = accumulator(tensor.dtype)
             time_features = clock_features(
                 _OP, tensor.shape[0], steps_per_day=steps_per_day, first_step=first_step, timestamps=timestamps, dtype=wide
             )
@@ -161,7 +163,6 @@ class WindowLoader:
         self.sampler = sampler
         # Whatever the sampler is, from here on it has the functions of a PruningSampler that this file calls.
         self._ids = ids_of(_OP, sampler, self._starts, tensor.shape[1])
-        self._draws_nodes = draws_nodes(self._ids)
         self._chunks = chunk_settings(_OP, order, self._ids, self._source, chunk_rows, memory_chunks, length)
         # What may come back at once: the batches made ahead, the one in use and the one before.
         self._memory = Memory(self.prefetch + 2), Memory(self.prefetch + 2)
@@ -176,8 +177,7 @@ class WindowLoader:
 
     def __len__(self) -> int:
         """Batches of the whole epoch; the first pass after `load_state_dict` may have fewer."""
-        full, rest = divmod(len(self._ids), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return num_parts(len(self._ids), self.batch_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: the sampler's `set_epoch`, if it has one. Iterators that have begun are not affected."""
@@ -217,7 +217,7 @@ class WindowLoader:
         first = next(ids, None)
         if first is None:
             return
-        draw = self._ids.node_draw() if self._draws_nodes else None
+        draw = self._ids.node_draw() if self._ids.draws_nodes else None
         batches = itertools.chain([first], ids)
         if on is not None:
             yield from (self._resident_batch(each, draw) for each in batches)

@@ -13,6 +13,7 @@ from stprune.criterion import Criterion, of_pairs
 from stprune.ops import _check
 from stprune.ops.pruned_loss import LOSSES, arranged, channels_of, checked_dims, checked_loss, pruned_loss
 from stprune.ops.pruned_step import pruned_step
+from stprune.reference.precision import accumulator
 from stprune.sampler import PruningSampler
 
 _OP = "PrunedLoss"
@@ -127,11 +128,12 @@ class PrunedLoss(Criterion):
         self.dims = checked_dims(_OP, dims)
         self.normalized_target = bool(normalized_target)
         if (mean is None) != (std is None):
-            raise ValueError(f"{_OP}: mean and std must be given together")
+            raise ValueError(f"{_OP}: mean and std must be given together, got {'mean' if std is None else 'std'} alone")
         if normalized_target and mean is None:
             raise ValueError(f"{_OP}: mean and std must be given for a normalized_target, got None")
         if node_scale is not None and self.loss == "mape":
-            raise ValueError(f"{_OP}: node_scale must be None for the loss 'mape', which is relative already")
+            kind = type(node_scale).__name__
+            raise ValueError(f"{_OP}: node_scale must be None for the loss 'mape', which is relative already, got {kind}")
         self.mean, self.std, self.node_scale, self.horizon_weights = mean, std, node_scale, horizon_weights
         self._affine_rows, self._horizon_row = scaling.Remembered(), scaling.Remembered()
 
@@ -171,8 +173,9 @@ class PrunedLoss(Criterion):
                 each column (node and channel). No gradient flows into them: `PrunedMean` has one.
             score: [B] floating, what the table stores in place of the score of eq. 4; or [B, m] with node: scores of pairs,
                 whose mean is the sample's. Costs two small ops.
-            node_weight: [B, m] float32, what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which draws again.
-                A compiled step with drawn nodes should be given it: the draw is compiled anew for every epoch otherwise.
+            node_weight: [B, m] float32, what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which knows them
+                of the very tensor that it drew and draws again for others. A compiled step with drawn nodes should be given it:
+                the draw is compiled anew for every epoch otherwise.
 
         Returns:
             A scalar.
@@ -203,7 +206,7 @@ class PrunedLoss(Criterion):
         sizes, counts_nodes = ([], []) if node is None else channels_of(prediction.shape, dims)
         shares = self.node_shares(index, node, node_weight)
         if shares is not None:
-            shares = scaling.spread_nodes(shares.to(p.device, _accumulator(p)), sizes, counts_nodes)
+            shares = scaling.spread_nodes(shares.to(p.device, accumulator(p.dtype)), sizes, counts_nodes)
         if columns is not None:
             shares = columns if shares is None else shares * columns
         wanted = node is not None and (self.sampler.wants_pair_scores or (score is not None and score.dim() == 2))
@@ -216,7 +219,7 @@ class PrunedLoss(Criterion):
             pairs = None if means is None else scaling.mean_of_channels(means, sizes, counts_nodes)
         else:
             of_plan = self.weights(place, arguments)
-            weights = of_plan.to(_accumulator(p))
+            weights = of_plan.to(accumulator(p.dtype))
             if entries is None:
                 found = pruned_loss(p, t, m, weights, affine, horizon, shares, *options, wanted)
                 value, _, statistics, count, means = found
@@ -242,7 +245,7 @@ class PrunedLoss(Criterion):
         weight = self.leading("weight", _check.floating(_OP, "weight", weight), "prediction", prediction)
         if weight.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{_OP}: weight must not require a gradient, which only PrunedMean gives, got one that does")
-        weight = arranged(weight.to(_accumulator(prediction)), self.dims)
+        weight = arranged(weight.to(accumulator(prediction.dtype)), self.dims)
         batch, steps, *columns = arranged_prediction.shape
         if weight.shape[1] == 1:
             return weight.squeeze(1).expand(batch, *columns).reshape(batch, math.prod(columns)).contiguous(), None
@@ -257,7 +260,7 @@ class PrunedLoss(Criterion):
         steps = prediction.shape[at] if at >= 0 else 1
         if weights.numel() != steps:
             raise ValueError(f"{_OP}: horizon_weights must have one weight for each of {steps} steps, got {weights.numel()}")
-        key = prediction.device, _accumulator(prediction)
+        key = prediction.device, accumulator(prediction.dtype)
         return self._horizon_row.get(key, [weights], lambda: weights.to(key[1]).to(key[0]))
 
     def _affine(self, prediction: torch.Tensor, target: torch.Tensor, node: torch.Tensor | None) -> torch.Tensor | None:
@@ -287,12 +290,8 @@ class PrunedLoss(Criterion):
             channels=channels,
         )
         # Rounded on the host: some devices have no float64.
-        rows = rows.to(_accumulator(prediction)).to(prediction.device)
+        rows = rows.to(accumulator(prediction.dtype)).to(prediction.device)
         return rows if drawn else scaling.as_columns(rows, None, counts_nodes)
-
-
-def _accumulator(prediction: torch.Tensor) -> torch.dtype:
-    return torch.float64 if prediction.dtype == torch.float64 else torch.float32
 
 
 def _by_steps(

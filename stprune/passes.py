@@ -16,12 +16,17 @@ _STRETCH = 1 << 16
 """Ids taken from the plan at a time: 0.5 MB of int64, enough to hide the call."""
 
 
+def num_parts(count: int, size: int, *, drop_last: bool = False) -> int:
+    """Into how many parts of `size` so many things go: a last part that is smaller counts, or is dropped."""
+    return count // size if drop_last else -(-count // size)
+
+
 class Share(Protocol):
     """What a pass asks of its sampler: this rank's share of the epoch.
 
     Attributes:
         rank, num_replicas, drop_last: as `PruningSampler` has them.
-        reach: position of the epoch's order at which every rank has delivered its share.
+        total_size: position of the epoch's order at which every rank has delivered its share.
         begin_position: position at which the next pass begins.
     """
 
@@ -32,7 +37,7 @@ class Share(Protocol):
     @property
     def num_replicas(self) -> int: ...
     @property
-    def reach(self) -> int: ...
+    def total_size(self) -> int: ...
     @property
     def begin_position(self) -> int: ...
     def __len__(self) -> int: ...
@@ -62,8 +67,7 @@ class Batches:
         self.device = device
 
     def __len__(self) -> int:
-        full, over = divmod(len(self.sampler), self.batch_size)
-        return full + (over > 0 and not self.drop_last)
+        return num_parts(len(self.sampler), self.batch_size, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
         return Pass(self.sampler, self.batch_size, self.drop_last, self.order, self.device)
@@ -89,6 +93,7 @@ class Pass:
         batch_size: ids in an array; None yields Python ints.
         drop_last: leave out a last array that is not full.
         order, device: see `PruningSampler.batches`.
+        again: plan and position of a pass that has begun, whose ids are only looked at: the sampler is told nothing of it.
     """
 
     def __init__(
@@ -98,12 +103,15 @@ class Pass:
         drop_last: bool,
         order: torch.Tensor | None,
         device: torch.device | None = None,
+        *,
+        again: tuple[Plan, int] | None = None,
     ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._order = order
         self._device = device
+        self._again = again
         self._start: int | None = None  # position in the order; None: wherever the sampler begins
         self._stretches: Generator[list[Any], None, None] | None = None
         # Items of a stretch are handed out by a list's own iterator: a step of a generator each would take ten times as long.
@@ -131,7 +139,8 @@ class Pass:
         if not self._ended and self._before + self._size(item) == self._total:
             self._ended = True
             self._stretches.close()
-            self._sampler.end_pass(self._plan, self._at(self._total))
+            if self._again is None:
+                self._sampler.end_pass(self._plan, self._at(self._total))
         if item is None:
             raise StopIteration
         return item
@@ -152,10 +161,9 @@ class Pass:
 
     def _begin(self) -> Generator[list[Any], None, None]:
         sampler = self._sampler
-        self._plan, self._start = sampler.begin_pass(self._start, self._order)
+        self._plan, self._start = self._again or sampler.begin_pass(self._start, self._order)
         replicas, size = sampler.num_replicas, self._batch_size
-        left = sampler.reach - self._start
-        left = max(0, left // replicas if sampler.drop_last else -(-left // replicas))
+        left = num_parts(max(0, sampler.total_size - self._start), replicas, drop_last=sampler.drop_last)
         if size is not None and self._drop_last:
             left -= left % size
         self._total = left
@@ -187,7 +195,7 @@ class Pass:
     def state_dict(self) -> dict[str, int]:
         """Where the pass stands in the epoch's order."""
         if self._ended:  # also where a tail was dropped
-            return {"position": self._sampler.reach}
+            return {"position": self._sampler.total_size}
         return {"position": self._sampler.begin_position if self._start is None else self._at(self._delivered)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

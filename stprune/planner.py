@@ -11,6 +11,7 @@ import torch
 
 from stprune.methods import Method, SoftRandom, asked_count
 from stprune.ops import _check
+from stprune.ops.finite_mean import finite_stats
 from stprune.ops.strata import Strata, checked_strata
 from stprune.plan import EpochPlan, Plan, UniformPlan, make_plan
 from stprune.plan_memory import PlanMemory
@@ -138,8 +139,9 @@ class Planner:
             if scheduled > ratio and method.ratio(ratio) < 1.0:
                 method = SoftRandom()
             # Certain samples would break the fixed count: the unknown rank with the highest instead.
-            known = torch.isfinite(scores)
-            scores = torch.where(known, scores, scores[known].max() if bool(known.any()) else 1.0)
+            stats = finite_stats(scores)
+            highest = stats.largest if stats.count else 1.0
+            scores = scores.nan_to_num(nan=highest, posinf=highest, neginf=highest)
         # On another device torch's allocator hands out the last plan's memory again.
         out = memory.take(asked_count(ratio, size)) if scores.device.type == "cpu" else None
         plan = make_plan(

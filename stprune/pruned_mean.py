@@ -98,8 +98,9 @@ class PrunedMean(Criterion):
             score: [B] floating, what the table stores in place of the sample's mean over its unmasked entries; or [B, m] with
                 node: scores of pairs, whose mean is the sample's. No gradient flows into it. Give one where losses are
                 negative: method "st-prune" takes a score below 0 as 0, and draws alike what is.
-            node_weight: [B, m], what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which draws again. A
-                compiled step with drawn nodes should be given it: the draw is compiled anew for every epoch otherwise.
+            node_weight: [B, m], what `sampler.draw_nodes` gave beside `node`; None asks the sampler, which knows them of
+                the very tensor that it drew and draws again for others. A compiled step with drawn nodes should be given it:
+                the draw is compiled anew for every epoch otherwise.
 
         Returns:
             A scalar.

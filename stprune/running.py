@@ -63,31 +63,34 @@ class Running:
         self._local = None if self.plan.local is None else self.plan.local.to(device)
 
     def places(self, index: torch.Tensor) -> torch.Tensor:
-        """See `PruningSampler.places`."""
+        """What an op takes as index beside `step_arguments`: rows of the table, which are the ids unless it is sharded.
+
+        Args:
+            index: [B] int64 sample ids on the table's device; not modified.
+
+        Raises:
+            ValueError: an id is not in this rank's share of a sharded plan (looked at on the CPU).
+        """
         if self._local is None:
             return index
         place, known = rows_of(self._local, index)
-        if not torch.compiler.is_compiling() and index.is_cpu and not bool(known.all()):
-            bad = int(index[~known][0])
-            raise ValueError(f"PruningSampler: index must hold ids of this rank's share of the epoch, got {bad}")
+        if not torch.compiler.is_compiling() and index.is_cpu:
+            _check.members("PruningSampler", "index", index, known, "this rank's share of the epoch")
         return place
 
-    def step_arguments(self, per_step: bool) -> tuple[Any, ...]:
-        """See `PruningSampler.step_arguments`."""
+    def step_arguments(self, *, per_step: bool) -> tuple[Any, ...]:
+        """What an op looks weights up in and takes scores into, on the table's device.
+
+        Args:
+            per_step: weights are divided by the plan's mean weight.
+
+        Returns:
+            ids [K] int64 of the plan, or None where every id in [0, num_samples) is in it; weights [K] or [1] float32; their
+            divisor [] float32 or None; num_samples; the table's scores, marks, variance, count and beta.
+        """
         ids, weights, mean = self._columns
         size = self.plan.num_samples if ids is None and self._local is None else self.table.num_samples
         return ids, weights, mean if per_step else None, size, *self.table.columns, self.table.beta
-
-    def weights_of(self, index: torch.Tensor, per_step: bool) -> torch.Tensor:
-        """See `PruningSampler.weights_of`."""
-        op = "PruningSampler.weights_of"
-        index = _check.index(op, "index", index)
-        weight, known = self.plan.lookup(index.cpu())
-        if not bool(known.all()):
-            bad = int(index.cpu()[~known][0])
-            raise ValueError(f"{op}: index must hold ids of the plan of epoch {self.plan.epoch}, got {bad}")
-        mean = torch.tensor(self.plan.mean_weight, dtype=torch.float32)
-        return (weight / mean if per_step else weight).to(index.device, torch.float32)
 
     # --- how far it has come -----------------------------------------------------------------------------------------
 

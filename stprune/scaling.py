@@ -31,12 +31,14 @@ def setting(name: str, value: Any) -> torch.Tensor | None:
         numbers = torch.from_numpy(np.array(value, dtype=np.float64))
     else:
         numbers = torch.tensor(_check.real(_OP, name, value, -math.inf, math.inf), dtype=torch.float64)
-    finite = bool(torch.isfinite(numbers).all())
-    if name == "horizon_weights":
-        if numbers.dim() != 1 or not finite or not bool((numbers >= 0).all()):
-            raise ValueError(f"{_OP}: horizon_weights must be one finite weight >= 0 for each step, got {tuple(numbers.shape)}")
-    elif not finite or (name != "mean" and not bool((numbers > 0).all())):
-        raise ValueError(f"{_OP}: {name} must be {'finite' if name == 'mean' else 'positive and finite'} everywhere")
+    least, rule = {
+        "mean": (-math.inf, "be finite everywhere"),
+        "horizon_weights": (0.0, "be one finite weight >= 0 for each step"),
+    }.get(name, (math.ulp(0.0), "be positive and finite everywhere"))
+    if not bool((good := torch.isfinite(numbers) & (numbers >= least)).all()):
+        raise ValueError(f"{_OP}: {name} must {rule}, got {float(numbers[~good][0]):g}")
+    if name == "horizon_weights" and numbers.dim() != 1:
+        raise ValueError(f"{_OP}: {name} must {rule}, got shape {tuple(numbers.shape)}")
     return numbers
 
 
@@ -144,7 +146,7 @@ def spread_nodes(shares: torch.Tensor, sizes: list[int], counts_nodes: list[bool
 
 def mean_of_channels(means: torch.Tensor, sizes: list[int], counts_nodes: list[bool]) -> torch.Tensor:
     """Values [B, F] of columns for every node, [B, m] float32: the mean of its channels that have one."""
-    channels = [1 + i for i, counted in enumerate(counts_nodes) if not counted]
+    channels = [1 + i for i, (size, counted) in enumerate(zip(sizes, counts_nodes, strict=True)) if size > 1 and not counted]
     if channels:
         means = means.view(means.shape[0], *sizes).nanmean(channels)
     return means.to(torch.float32)

@@ -15,6 +15,8 @@ from stprune.ops.table_update import FRESH, KNOWN, SCORED, TRAINED, table_update
 
 _OP = "ScoreTable"
 _COLUMNS = ("scores", "marks", "variance")
+LAYOUT = 1
+"""Of pickled tables and samplers: one more with every change of what their attributes hold."""
 Columns = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
 
 
@@ -79,6 +81,14 @@ class ScoreTable:
 
     def __repr__(self) -> str:
         return f"ScoreTable(num_samples={self.num_samples}, device={self.device}, beta={self.beta}, decay={self.decay})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for copies."""
+        return self.__dict__ | {"layout": LAYOUT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy; a pickle of another version of stprune is refused."""
+        self.__dict__.update(unpickled(_OP, state))
 
     @property
     def device(self) -> torch.device:
@@ -299,3 +309,19 @@ class ScoreTable:
             # What was scored in the epoch is news to the other ranks where each loads a state of its own.
             self._marks &= (SCORED | TRAINED | KNOWN) | (self._marks & SCORED) * FRESH
         self._count[:3].zero_()
+
+
+def unpickled(op: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a copy, from its `__getstate__`.
+
+    Pickles hold attributes as they are, for copies and other processes; states are for files that outlive a version.
+
+    Raises:
+        ValueError: another version of stprune made the pickle, in which attributes may mean something else.
+    """
+    if (layout := state.get("layout")) != LAYOUT:
+        raise ValueError(
+            f"{op}: layout of the pickle must be {LAYOUT}, got {layout}: another version of stprune made it. Load it there and "
+            "save its state_dict(), which a new sampler or table takes by load_state_dict()"
+        )
+    return {name: value for name, value in state.items() if name != "layout"}

@@ -7,7 +7,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Without it cuBLAS does not promise that a product has the same bits on another stream, as a captured step has one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import fcntl
 import pathlib
 
 import pytest
@@ -35,24 +34,6 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory):
-    """`made_once(name, make)`: the file that make() has written, one for all processes of a run."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-
-    def path_of(name, make):
-        path = folder / name
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                make().rename(path)
-        return path
-
-    return path_of
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ from special_inputs import SPECIAL, WIDE
 
 import stprune
 from stprune import testing
-from stprune.ops.plan_budget import plan_budget as budget_plan
-from stprune.ops.strata import Strata, checked_strata
+from stprune.ops.strata import checked_strata
 from stprune.reference import plan_budget
 from stprune.reference.random import SHUFFLE
 
-MODULES = "order check_range finite_stats budget draw draw_weighted draw_threshold spacing shuffle draw_nodes gather_nodes"
+MODULES = (
+    "order check_range finite_stats budget draw draw_weighted draw_threshold spacing shuffle draw_nodes keep_pairs gather_nodes"
+)
 REFERENCES = {
     name: function
     for module in (*MODULES.split(), "plan_weights", "plan_lookup", "table_age")
@@ -72,8 +73,11 @@ def lookups(x):
     yield torch.arange(n).flip(0).contiguous(), None, random(n, 4), torch.tensor(0.3), n
 
 
-def totals(strata):
-    yield strata, *kept(strata.numel()), int(strata.max()) + 1 if strata.numel() else 3
+def calibrations(strata):
+    """The last stratum has no sample."""
+    n = strata.numel()
+    indices, weights = kept(n)
+    yield weights, indices, strata, torch.bincount(strata, minlength=2 + int(strata.max()) if n else 3)
 
 
 def table_of(scores):
@@ -129,8 +133,8 @@ OPS = {
     "inclusion_budget": (scores_of, SCORES, WIDE, budgets),
     "plan_budget": (scores_of, SCORES, WIDE, plans),
     "compact_strata": (labels, LABELS, [torch.int64], lambda x: [(x,)]),
-    "stratum_totals": (labels, LABELS, [torch.int32], totals),
-    "stratum_totals ": (labels, LABELS[:4], [torch.uint8], totals),
+    "calibrate": (labels, LABELS, [torch.int32], calibrations),
+    "calibrate ": (labels, LABELS[:4], [torch.uint8], calibrations),
     "inverse_at": (probabilities, ["uniform"], WIDE, lambda p: [(p + 0.01, kept(p.numel())[0])]),
     "plan_lookup": (scores_of, ["holes"], ONE, lookups),
     "scale_by_stratum": (
@@ -159,22 +163,15 @@ SIZED = {
 # --- running a case ----------------------------------------------------------------------------------------------------
 
 
-def _budget_plan(scores, alpha, count, minimum, strata, sizes, seed, epoch):
-    cut = None if strata is None else Strata(strata, sizes)
-    settings = {"alpha": alpha, "count": count, "minimum": minimum, "seed": seed, "epoch": epoch, "strata": cut}
-    kept = budget_plan(scores, **settings)
-    return kept.indices, kept.weights, torch.tensor([kept.indices.numel(), kept.mean_weight], dtype=torch.float64)
-
-
 DOORS = {
-    # Weights are calibrated by stratum behind the op of a GPU.
-    "plan_budget": _budget_plan,
     # The functions bring 16-bit keys to what the kernels of a GPU take.
     "select": stprune.select,
     "topk": lambda keys, k, is_sorted: stprune.topk(keys, k, sorted=is_sorted),
 }
 ON_A_GPU = ("select", "topk", "check_range", "finite_stats", "inclusion_budget", "draw", "draw_weighted", "draw_threshold")
 ON_A_GPU += (
+    "calibrate",
+    "draw_spaced",
     "table_age",
     "count_nonfinite",
     "plan_budget",
@@ -182,6 +179,8 @@ ON_A_GPU += (
     "permute",
     "draw_nodes",
     "draw_nodes_weighted",
+    "draw_nodes_by_score",
+    "keep_pairs",
     "gather_nodes",
     "gather_nodes_backward",
 )

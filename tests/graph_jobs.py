@@ -53,6 +53,24 @@ def weighted(device):
     return lambda x: OPS.draw_nodes_weighted(x, index, 50, 1, 2)[1]
 
 
+def calibrated(device):
+    strata, sizes = ((IDS % 24).to(torch.uint8).to(device), torch.bincount(IDS % 24).to(device))
+    index = IDS[::2].contiguous().to(device)
+
+    def run(x):
+        weights = x[::2].contiguous()
+        OPS.calibrate(weights, index, strata, sizes)
+        return weights
+
+    return run
+
+
+def aged(x):
+    scores, marks = x.clone(), torch.zeros_like(x, dtype=torch.uint8)
+    OPS.table_age(scores, marks, 0.5, 0.9)
+    return torch.cat([scores.double(), OPS.count_nonfinite(scores, marks + 8)])
+
+
 def gathered(device):
     node = NODE.to(device)
     return lambda x: stprune.gather_nodes(x, node)
@@ -88,6 +106,9 @@ JOBS = {
     "draw_weighted": (simple(lambda x: OPS.draw_weighted(x, 20_000, 1, 2, False, None, None)[1]), W, W.flip(0).contiguous()),
     "check_range": (simple(lambda x: OPS.check_range(x, 1.0, True)), P, P.square()),
     "inclusion_budget": (simple(lambda x: OPS.inclusion_budget(x, 0.5, 60_000.0, 0.1)), SCORES, SCORES.flip(0).square()),
+    "calibrate": (calibrated, W, W.flip(0).contiguous()),
+    "finite_stats": (simple(OPS.finite_stats), KEYS, MORE),
+    "table_age, count_nonfinite": (simple(aged), KEYS, MORE),
     "shuffle": (simple(lambda x: OPS.shuffle(x, 1, 2, None)[0]), IDS, IDS.flip(0).contiguous()),
     "draw_nodes": (simple(lambda x: stprune.draw_nodes(x, num_nodes=170, count=50, seed=1, epoch=2)), INDEX, INDEX + 100),
     "draw_nodes_weighted": (weighted, CHANCES, CHANCES.flip(0)),

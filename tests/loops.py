@@ -3,6 +3,7 @@
 import io
 
 import torch
+import torch._dynamo.testing
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -91,3 +92,21 @@ def uninterrupted(kind, save, loader=None, **options):
         run.epoch(epoch, lambda: after_step.append(save(run)))
         after_epoch.append(save(run))
     return run.ids, after_step, after_epoch
+
+
+def train_step(sampler, weight, step, *, compiled, epochs):
+    """Train `weight` by the losses `step(index)` of batches of 10, compiled as one graph or not.
+
+    Returns the function that trained, and a counter of the graphs that were made.
+    """
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    function = torch.compile(step, fullgraph=True, backend=counter) if compiled else step
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        for start in range(0, len(sampler), 10):
+            function(sampler.plan.order(start, start + 10)).backward()
+            with torch.no_grad():
+                weight -= 0.1 * weight.grad
+            weight.grad = None
+    return function, counter

@@ -58,6 +58,15 @@ def results(module, folder, world, limit=100):
     }
 
 
+def refusal(call):
+    """The error that a call raises, by its type and words; "" where it raises none."""
+    try:
+        call()
+        return ""
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def started(rank, work, folder, port, arguments):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}

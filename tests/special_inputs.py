@@ -7,6 +7,7 @@ import torch
 from named_inputs import SCORES, probabilities, sample_positions, scores_of, window_with_a_tie
 
 from stprune import testing
+from stprune.nodes.pair_table import PairTable
 from stprune.reference import budget
 from stprune.reference.random import DRAW, WEIGHTED, words, words_at
 from stprune.testing import FLOATS
@@ -83,6 +84,16 @@ def candidates_crowd():
     keys[30_000:33_000] = 0.5
     for k in (47_000, 49_000, 50_000, 51_000):
         yield keys, k
+
+
+@special("draw_spaced")
+def high_windows_far_apart():
+    """A high window that is the nearest one for hundreds of chunks of a GPU's kernel."""
+    n = (1 << 21) + 300_000
+    for places in ([], [5, n - 3]):
+        scores = torch.zeros(n)
+        scores[places] = 2.0
+        yield scores, 700_000, 1.0, 3, 4
 
 
 @special("select", *((n,) for n in (4097, 2 * testing.CHUNK, 2 * testing.CHUNK + 64, 3 * testing.CHUNK + 63)))
@@ -274,6 +285,40 @@ def nodes_by_weight(kind, sizes):
     elif kind == "extreme":
         weights, weights[:, 0] = weights * 1e-30, 1e30
     yield weights, index, count, 5, 6
+
+
+@special("draw_nodes_by_score", *itertools.product(("float32", "bfloat16", "int8"), (*DRAWN, (63, 62), (192, 192))))
+def nodes_by_score(storage, sizes):
+    """Windows with some unknown scores, with none known, zeros, equal ones, one large beside subnormal ones, huge ones."""
+    num_nodes, count = sizes
+    windows = 9 if num_nodes < 2000 else 2
+    scores = torch.exp(3 * torch.randn(9, num_nodes, generator=generator(num_nodes)))
+    scores[:3][torch.rand(3, num_nodes, generator=generator()) < 0.2] = torch.inf
+    scores[3], scores[4], scores[5], scores[5, 0], scores[6] = torch.inf, 0.0, 1e-42, 1.0, 2.5
+    scores[7] *= 1e-43
+    scores[8] *= 1e30
+    table = PairTable(windows, num_nodes, storage=storage)
+    table.update(torch.arange(windows), torch.arange(num_nodes).expand(windows, -1), scores[:windows])
+    index = torch.randperm(windows, generator=generator())
+    for floor in (0.25, 1.0, 1e-30):
+        yield *table.columns, index, num_nodes, count, floor, 5, 6
+    yield *table.columns, index[:0], num_nodes, count, 0.25, 5, 6
+
+
+@special("keep_pairs", (1,), (7,), (1500,))
+def pairs_of_windows_again_and_of_none(count):
+    """Windows that come twice in a batch, that came before, and ids outside of the table."""
+    kept = (
+        torch.zeros(9, count, dtype=torch.int32),
+        torch.rand(9, count, generator=generator()),
+        torch.zeros(9, dtype=torch.bool),
+    )
+    kept[0][2:5] = 3
+    kept[2][3] = True
+    for ids in ([0, 2, 8, 1], [1, 3, 1, 6, 1], [9, -1, 6, 2**40, 6, -(2**62)], [-3, 9], []):
+        index = torch.tensor(ids, dtype=torch.int64)
+        node = torch.randint(5000, (len(ids), count), generator=generator(len(ids)))
+        yield index, node, torch.rand(node.shape, generator=generator(1)), *kept
 
 
 def nodes_of(samples, num_nodes, count, repeats):

@@ -45,7 +45,7 @@ class OnCuda(torch.Tensor):
     def __bool__(self):
         return bool(self.item())
 
-    # torch's own indexing looks for a GPU.
+    # torch's own indexing and inversion look for a GPU.
     def __getitem__(self, key):
         if isinstance(key, slice):
             return torch.ops.aten.slice.Tensor(self, 0, key.start, key.stop, key.step or 1)
@@ -58,6 +58,9 @@ class OnCuda(torch.Tensor):
         StandIn.now.waits += ["nonzero"] * (key.dtype == torch.bool)
         value = value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=self.dtype, device=CUDA)
         torch.ops.aten.index_put_.default(self, [key], value)
+
+    def __invert__(self):
+        return torch.bitwise_not(self)
 
     __torch_dispatch__ = None
 
@@ -111,7 +114,7 @@ class StandIn(TorchDispatchMode):
         if to_host or name in WAITS:
             self.waits.append(name)
         elif ours:
-            self.ops.append(name)
+            self.ops.append(f"{name} with strata" if name == "plan_budget" and args[4] is not None else name)
         elif name not in NO_KERNEL:
             self.launches.append(name)
         if device is not None:
@@ -138,6 +141,9 @@ COSTS = {
     "draw": (2, 0),
     "draw_threshold": (7, 1),
     "plan_budget": (9, 2),
+    "plan_budget with strata": (11, 2),
+    "calibrate": (2, 0),
+    "draw_spaced": (4, 1),
     "shuffle": (1, 0),
     "permute": (1, 0),
     "table_age": (1, 0),

@@ -1,6 +1,7 @@
 """Rows made by hand for the tests of studies."""
 
 import math
+from dataclasses import fields, replace
 
 from stprune.study.rows import Point, Row
 from stprune.study.spec import Spec
@@ -12,13 +13,14 @@ def row(spec=SPEC, *, mae=2.0, validation=None, nodes=100, curve=None, points=No
     """A run with made-up numbers: 10 s a pass, 1,000 windows, an error that halves over the run unless a curve is given.
 
     Args:
-        spec: of the run.
+        spec: of the run, but for the fields of a spec among the values.
         mae: test MAE; the other test errors follow from it.
         validation: best validation MAE; None: the test MAE.
         nodes: of the series.
         curve: (share of the budget, validation MAE), or `points` as they stand in the row.
-        values: other fields of the row.
+        values: fields of the spec, and other fields of the row.
     """
+    spec = replace(spec, **{field.name: values.pop(field.name) for field in fields(Spec) if field.name in values})
     cost, best = spec.cost, mae if validation is None else validation
     shares = curve or ((0.5, 2 * best), (1.0, best))
     points = points or tuple(Point(cost * s, 100, 20 * cost * s, 10 * cost * s, v) for s, v in shares)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-import torch._dynamo.testing
+from loops import train_step
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -478,7 +478,6 @@ def test_checkpointed_losses_are_recomputed_without_a_second_score(kind, reentra
 def test_a_training_step_is_one_graph_and_is_not_compiled_again_each_epoch(kind, more):
     results = []
     for compiled in (False, True):
-        torch._dynamo.reset()
         sampler = stprune.PruningSampler(40, num_epochs=5, keep_ratio=0.5, schedule="none")
         model = torch.nn.Linear(4, 4)
         _, call = criteria(sampler, model=model)[kind]
@@ -492,28 +491,19 @@ def test_a_training_step_is_one_graph_and_is_not_compiled_again_each_epoch(kind,
             "score": lambda x: {"score": x[:, 0, 0].abs()},
         }[more]
 
-        def step(x, index, weight=weight, call=call, keywords=keywords):
-            return call(x @ weight, index, **keywords(x))
+        def step(index, x=x, weight=weight, call=call, keywords=keywords):
+            return call(x[index] @ weight, index, **keywords(x[index]))
 
-        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-        function = torch.compile(step, fullgraph=True, backend=counter) if compiled else step
-        for epoch in range(5):
-            sampler.set_epoch(epoch)
-            for start in range(0, len(sampler), 10):
-                index = sampler.plan.order(start, start + 10)
-                function(x[index], index).backward()
-                with torch.no_grad():
-                    weight -= 0.1 * weight.grad
-                weight.grad = None
-            value = function(x[index], index)
+        function, counter = train_step(sampler, weight, step, compiled=compiled, epochs=5)
+        index = sampler.plan.order(10, 20)
+        value = function(index)
         model.eval()
         before = state(sampler)
-        evaluated = function(x[index], index)
+        evaluated = function(index)
         assert_same(state(sampler), before)
-        torch.testing.assert_close(evaluated, step(x[index], index))
+        torch.testing.assert_close(evaluated, step(index))
         results.append((weight.detach(), sampler.table.scores, value.detach(), evaluated.detach()))
-        if compiled:
-            assert counter.frame_count <= 4
+        assert counter.frame_count <= 4
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 

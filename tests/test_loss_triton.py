@@ -9,6 +9,7 @@ from own_process import needs_triton, run
 
 import stprune
 from stprune.reference import pruned_loss as reference
+from stprune.reference.precision import accumulator
 
 # In a process of its own: TRITON_INTERPRET must be set before the kernels are imported, and is not undone.
 INTERPRETED = """
@@ -16,6 +17,7 @@ import math
 import torch
 from triton_kernels import load
 from stprune.reference import pruned_loss as reference
+from stprune.reference.precision import accumulator
 
 kernel, backward, tiles = load("pruned_loss"), load("pruned_loss_backward"), load("tiles")
 LOSSES = reference.LOSSES
@@ -30,7 +32,7 @@ def draw(*shape):
 
 
 def check(shape, dtype, loss, masked, extras, null_value, permuted=False, other=None, tolerance=0.0):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     target = draw(*shape) * 3 + 5
     prediction = target + draw(*shape) * 4 - 2
     target[draw(*shape) < 0.2] = 0.0
@@ -188,7 +190,7 @@ COMBINATIONS += [(torch.bfloat16, "mae"), (torch.float16, "huber"), (torch.float
 def test_gpu_matches_the_reference(dtype: torch.dtype, loss: str) -> None:
     first = (dtype, loss) == COMBINATIONS[0]
     parameter = {"huber": 0.8, "mape": 4.0, "quantile": 0.3}.get(loss, 1.0)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     tolerance = 1e-11 if dtype == torch.float64 else 1e-5
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 12, 170), *(((2, 12, 8600), (2, 12, 300, 3), (3, 40, 700), (4, 12, 1)) if first else ())):

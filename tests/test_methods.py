@@ -8,7 +8,7 @@ import torch
 
 import stprune
 from stprune.methods.greedy import TopK
-from stprune.methods.seta import kmeans_1d
+from stprune.methods.seta import group_edges
 from stprune.ops.budget import budget_probability
 
 
@@ -158,6 +158,12 @@ def _plain_kmeans(values, groups):
             break
         centres = moved
     return label
+
+
+def kmeans_1d(values, groups):
+    """Labels of the values, by the groups that their edges say."""
+    ordered = values.sort().values
+    return torch.bucketize(values, ordered[group_edges(ordered, groups)[1:-1]], right=True)
 
 
 def test_kmeans_equals_lloyd():

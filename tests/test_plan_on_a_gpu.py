@@ -10,6 +10,9 @@ from stand_in import CUDA, OnCuda, StandIn
 
 import stprune
 from stprune.loader import WindowLoader
+from stprune.methods import resolve
+from stprune.ops.strata import checked_strata
+from stprune.plan import make_plan
 
 N = 200_000  # more than 2^17, from where on the budget rule takes a sample; launches do not grow with the size
 
@@ -20,35 +23,40 @@ def gpu():
         yield mode
 
 
-# Launches and waits of a plan and its whole order.
+# Launches of a plan and its whole order; the same with strata, however many; waits.
 COSTS = {
-    "st-prune": (10, 2),
-    "infobatch": (10, 2),
-    "soft-random": (11, 2),
-    "rs2": (12, 1),
-    "top-k": (18, 2),
-    "epsilon-greedy": (18, 2),
-    "ucb": (18, 2),
-    "full": (3, 0),
+    "st-prune": (10, 12, 2),
+    "infobatch": (10, 12, 2),
+    "soft-random": (11, 13, 2),
+    "rs2": (10, 10, 1),
+    "top-k": (16, 16, 2),
+    "epsilon-greedy": (16, 16, 2),
+    "ucb": (16, 16, 2),
+    "spaced": (16, 16, 2),
+    "seta": (18, 18, 2),
+    "full": (3, 3, 0),
 }
 
 
 def test_the_published_table_is_this_one():
     table = (pathlib.Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "README.md").read_text()
-    rows = re.findall(r"\| `([\w-]+)` \| (\d+) \| (\d+) \|", table)
-    assert {name: (int(launches), int(waits)) for name, launches, waits in rows} == COSTS
+    rows = re.findall(r"\| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \|", table)
+    assert {name: tuple(map(int, numbers)) for name, *numbers in rows} == COSTS
+    assert set(COSTS) == set(stprune.METHODS)
 
 
+@pytest.mark.parametrize("num_strata", [0, 24, 1000])
 @pytest.mark.parametrize("method", COSTS)
-def test_launches_and_waits_of_a_plan(gpu, method):
+def test_launches_and_waits_of_a_plan(gpu, method, num_strata):
     scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
-    settings = {"method": method, "keep_ratio": 0.5, "epoch": 1, "seed": 0}
-    expected = stprune.plan_epoch(scores, **settings)
-    on_device = scores.to(CUDA)
+    strata = checked_strata("test", torch.arange(N) % num_strata, N) if num_strata else None
+    settings = {"method": resolve(method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
+    expected = make_plan(scores, **settings, strata=strata)
+    on_device, there = scores.to(CUDA), strata and strata.to(CUDA)
     gpu.forget()
-    plan = stprune.plan_epoch(on_device, **settings)
+    plan = make_plan(on_device, **settings, strata=there)
     order = plan.order(0, len(plan))
-    assert gpu.cost == COSTS[method]
+    assert gpu.cost == (COSTS[method][num_strata > 0], COSTS[method][2])
     assert isinstance(order, OnCuda)
     assert torch.equal(order.inner, expected.order(0, len(plan)))
     assert torch.equal(plan.indices.inner, expected.indices)
@@ -99,12 +107,17 @@ def test_ids_stay_on_the_device_where_the_series_is(gpu, start, stride, gap):
             assert torch.equal(one.inner, two)
 
 
-def test_launches_and_waits_between_epochs(gpu):
+@pytest.mark.parametrize(
+    ("settings", "cost"),
+    [({}, (16, 5)), ({"strata": torch.arange(N) % 24}, (18, 5)), ({"fixed_length": True}, (19, 6))],
+    ids=["", "strata", "fixed_length"],
+)
+def test_launches_and_waits_between_epochs(gpu, settings, cost):
     """All of `set_epoch` but the order: the last epoch's counts, the table's age, the plan, scores without a number."""
-    sampler = stprune.PruningSampler(N, num_epochs=4).to(CUDA)
+    sampler = stprune.PruningSampler(N, num_epochs=4, **settings).to(CUDA)
     scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp().to(CUDA)
-    sampler.table.update(sampler.plan.indices, scores, trained=True)
+    sampler.table.update(sampler.plan.indices, scores[: len(sampler.plan)], trained=True)
     sampler.set_epoch(1)
     gpu.forget()
     sampler.set_epoch(2)
-    assert gpu.cost == (16, 5)
+    assert gpu.cost == cost

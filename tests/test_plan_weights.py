@@ -1,11 +1,11 @@
-"""inverse_at, compact_strata, stratum_totals and scale_by_stratum: what they give and what they refuse."""
+"""inverse_at, compact_strata, calibrate and scale_by_stratum: what they give and what they refuse."""
 
 import pytest
 import torch
 
 import stprune
 from stprune import testing
-from stprune.ops.plan_weights import compact_strata, inverse_at, scale_by_stratum, stratum_totals
+from stprune.ops.plan_weights import calibrate, compact_strata, inverse_at, scale_by_stratum
 
 
 def case(n, num_strata, seed=0):
@@ -13,22 +13,19 @@ def case(n, num_strata, seed=0):
     strata = torch.randint(0, max(1, num_strata), (n,), generator=generator)
     indices = (torch.rand(n, generator=generator) < 0.4).nonzero().flatten()
     weights = 1 / torch.rand(indices.numel(), generator=generator).clamp_min(0.05)
-    return strata.to(torch.uint8 if num_strata <= 256 else torch.int32), indices, weights, num_strata
+    return strata.to(torch.uint8), indices, weights, torch.bincount(strata)
 
 
-def test_totals_are_the_totals():
-    strata, indices, weights, num_strata = case(100_000, 7)
-    kept, totals, members = stratum_totals(strata, indices, weights, num_strata)
-    assert torch.equal(kept, torch.bincount(strata[indices]))
-    assert torch.equal(members, strata[indices])
-    torch.testing.assert_close(totals, torch.bincount(strata[indices], weights=weights.double()), rtol=1e-13, atol=0)
+def test_totals_are_the_sizes():
+    strata, indices, weights, sizes = case(100_000, 7)
+    calibrate(weights, indices, strata, sizes)
+    torch.testing.assert_close(torch.bincount(strata[indices], weights=weights.double()), sizes.double(), rtol=1e-6, atol=0)
 
 
 def test_nothing_kept_or_nothing_there():
     none = torch.empty(0, dtype=torch.int64)
-    kept, totals, members = stratum_totals(torch.tensor([1, 1], dtype=torch.uint8), none, torch.empty(0), 3)
-    assert (kept.tolist(), totals.tolist(), members.tolist()) == ([0, 0, 0], [0.0, 0.0, 0.0], [])
-    assert stratum_totals(none.int(), none, torch.empty(0), 0)[0].tolist() == []
+    assert calibrate(torch.empty(0), none, torch.tensor([1, 1], dtype=torch.uint8), torch.tensor([0, 2])).tolist() == []
+    assert calibrate(torch.empty(0), none, none.int(), torch.tensor([0])).tolist() == []
     assert [part.numel() for part in compact_strata(none)] == [0, 0]
     assert inverse_at(torch.ones(3), none).tolist() == []
 
@@ -45,19 +42,19 @@ def test_labels_that_do_not_fit_are_refused(label):
 @pytest.mark.parametrize("stratum", [-1, 3, 4, 2**30])
 @pytest.mark.skipif(not testing.isas(), reason="the compiled CPU library is not built")
 def test_labels_and_indices_out_of_range_are_refused(stratum):
-    strata, indices, weights, _ = case(40_000, 3)
+    strata, indices, weights, sizes = case(40_000, 3)
+    before = weights.clone()
     wrong = strata.int()
     wrong[indices[7]] = stratum
     with pytest.raises(RuntimeError, match="strata must lie in"):
-        stratum_totals(wrong, indices, weights, 3)
+        calibrate(weights, indices, wrong, sizes)
     for place, index in ((0, -1), (-1, 40_000)):
         bad = indices.clone()
         bad[place] = index
         with pytest.raises(RuntimeError, match="indices ascend"):
-            stratum_totals(strata, bad, weights, 3)
+            calibrate(weights, bad, strata, sizes)
         with pytest.raises(RuntimeError, match="indices must lie in"):
             inverse_at(torch.ones(40_000), bad)
-    before = weights.clone()
     members = strata[indices].int()
     members[7] = 3
     with pytest.raises(RuntimeError, match="members must lie in"):

@@ -9,6 +9,7 @@ import stprune
 from stprune.ops.pruned_loss import pruned_loss
 from stprune.reference import pruned_loss as reference
 from stprune.reference import residual_stats as stats_reference
+from stprune.reference.precision import accumulator
 from stprune.testing import isa, isas
 
 LOSSES = ("mae", "mse", "huber", "mape", "quantile")
@@ -18,10 +19,6 @@ PARAMETER = {"mae": 1.0, "mse": 1.0, "huber": 1.5, "mape": 9.0, "quantile": 0.3}
 SHAPES = ((3, 12, 1), (2, 5, 7), (2, 5, 16), (2, 12, 65), (2, 33, 20), (2, 3, 5, 3), (1, 2, 4100), (2, 12, 515), (1, 1, 1))
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
 GRADIENT = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-
-
-def accumulator(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def case(shape, dtype=torch.float32, *, extras=False, masked=False, seed=0):

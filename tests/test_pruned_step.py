@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import stprune
 from stprune.ops.pruned_step import composed
 from stprune.reference import pruned_step as reference
+from stprune.reference.precision import accumulator
 from stprune.testing import isa, isas
 
 NAN = float("nan")
@@ -63,7 +64,7 @@ def assert_same_bits(results):
 def test_the_step_is_lookup_loss_and_update(dtypes, loss, extras):
     """Bit for bit the compiled parts, and within rounding the reference."""
     prediction, target, mask = batch(dtypes=dtypes)
-    wide = torch.float64 if dtypes[0] == torch.float64 else torch.float32
+    wide = accumulator(dtypes[0])
     given = [prediction.detach(), target, None, None, None, None]
     if extras:
         g = torch.Generator().manual_seed(3)
@@ -74,7 +75,7 @@ def test_the_step_is_lookup_loss_and_update(dtypes, loss, extras):
         made = sampler(method)
         index = made.plan.indices[:5].flip(0)
         options = (0.0, 0.0, loss, 0.8, 0.5, 0.4, extras)
-        plan_and_table = made.step_arguments(per_step=True)
+        plan_and_table = made.running.step_arguments(per_step=True)
         results = []
         for run in (OP, composed, reference.pruned_step):
             arguments = copied(plan_and_table)
@@ -139,7 +140,7 @@ def test_what_a_gpu_does_with_a_batch_of_no_entries_and_with_one_that_does_not_f
     index = torch.arange(2)
     results = []
     for run in (cuda, OP):
-        arguments = copied(sampler("full").step_arguments(per_step=True))
+        arguments = copied(sampler("full").running.step_arguments(per_step=True))
         empty = torch.zeros(2, 0, 3)
         outputs = run(empty, empty, *[None] * 4, index, *arguments, None, 0.0, 0, 1.0, 0.5, 0.5, True)
         results.append([*outputs, *(x for x in arguments[4:8] if x is not None)])
@@ -157,7 +158,7 @@ def test_opcheck():
         inputs = (prediction.detach(), target, mask, torch.rand(7, 1, 37), torch.rand(12), torch.rand(5, 37))
         index = made.plan.indices[:5]
         # Copies, as opcheck tests the op on the table itself several times.
-        arguments = copied(made.step_arguments(per_step=True))
+        arguments = copied(made.running.step_arguments(per_step=True))
         torch.library.opcheck(OP, (*inputs, index, *arguments, 0.0, 0.1, 2, 1.5, 0.5, 0.5, False))
 
 
@@ -391,6 +392,6 @@ def test_the_op_and_its_reference_refuse_the_same(bad):
         with pytest.raises(RuntimeError):
             run(
                 prediction.detach(), target, mask, None, None, None, index,
-                *made.step_arguments(per_step=True), None, 0.0, 0, 1.0, 0.5, 0.5, False,
+                *made.running.step_arguments(per_step=True), None, 0.0, 0, 1.0, 0.5, 0.5, False,
             )  # fmt: skip
         assert_same_bits([before, state(made)])

@@ -9,6 +9,7 @@ import stprune
 from stprune.ops.pruned_loss import LOSSES as ALL_LOSSES
 from stprune.ops.pruned_loss import pruned_loss
 from stprune.reference import residual_stats as reference
+from stprune.reference.precision import accumulator
 from stprune.reference.pruned_loss import pruned_loss_backward as reference_backward
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -382,7 +383,7 @@ def test_backward_matches_reference(dtype, loss, null_value, masked):
     prediction[0, 0, :5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.0], dtype=dtype)
     count = reference.kept_entries(target, mask if masked else None, null_value).sum((1, 2))
     count = torch.cat([count, count.sum(0, keepdim=True)])
-    grad_loss = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    grad_loss = torch.tensor([1.0, -2.0, 0.5], dtype=accumulator(dtype))
     options = (mask if masked else None, None, None, None, None, null_value, 0.0, ALL_LOSSES.index(loss), 1.5, count, True)
     arguments = (None, grad_loss, prediction, target, *options)
     actual = torch.ops.stprune.pruned_loss_backward(*arguments)

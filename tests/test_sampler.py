@@ -14,6 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from torch.utils.data.distributed import DistributedSampler
 
 import stprune
+from stprune.epochs import Epochs
+from stprune.table import LAYOUT, ScoreTable
 
 METHODS = sorted(stprune.METHODS)
 
@@ -392,6 +394,44 @@ class EverythingAtHalf(stprune.Method):
 def test_copies_deliver_the_same(duplicate):
     sampler = scored(keep_ratio=0.5)
     assert list(duplicate(sampler)) == list(sampler)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("kept", "kind"),
+    [
+        (lambda sampler: sampler, Epochs),
+        (lambda sampler: sampler, ScoreTable),
+        (lambda sampler: sampler.table, ScoreTable),
+        (stprune.PrunedLoss, ScoreTable),
+        (stprune.PrunedMean, Epochs),
+        (lambda sampler: stprune.WindowLoader(torch.rand(123, 2), sampler, batch_size=4), Epochs),
+    ],
+)
+def test_a_pickle_of_another_version_is_refused(kept, kind, sharded, monkeypatch):
+    """A sampler from before a batch's counts had a fourth number was loaded, and failed in its first training step."""
+    held = kept(stprune.PruningSampler(100, num_epochs=2, sharded=sharded))
+    with monkeypatch.context() as before:
+        before.delattr(kind, "__getstate__")
+        old = pickle.dumps(held)
+    with pytest.raises(ValueError, match=r"layout of the pickle must be \d+, got None: another version .* state_dict\(\)"):
+        pickle.loads(old)
+
+
+def test_what_is_pickled_has_a_number_for_its_layout():
+    """When this fails: give LAYOUT the next number, so that pickles from before are refused, and put the new names here."""
+    sampler = scored()
+    names = {
+        1: (
+            "_agreed _memory _planner _ranks _running _units _warned anneal auto_nodes draws_nodes drop_last epoch "
+            "fixed_length granularity keep_ratio last_pass layout method min_per_stratum node_sampler num_epochs schedule seed "
+            "sharded shuffle table",
+            "_count _marks _scores _variance beta decay epoch layout num_samples stored",
+            4,
+        )
+    }
+    found = [" ".join(sorted(each.__getstate__())) for each in (sampler, sampler.table)]
+    assert (*found, len(sampler.table.columns[3])) == names[LAYOUT]
 
 
 @pytest.mark.parametrize(

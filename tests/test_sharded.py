@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 import stprune
+from stprune.reference import table_update as reference
 from stprune.reference.finite_stats import tree_sum
 from stprune.sharded.owners import bounds_of, own_nodes, root_of
 
@@ -183,6 +184,21 @@ def foreign(rank, start):
     return said, sampler.table.share.num_losses, int(other[0])
 
 
+def foreign_unasked(rank, start):
+    """Rank 1 alone trained on an id of the other share where asking would have waited, as on a GPU."""
+    start()
+    sampler = stprune.PruningSampler(64, num_epochs=4, method="top-k", sharded=True)
+    sampler.set_epoch(0)
+    other = sorted(set(range(64)) - set(sampler))[1:2]
+    if rank == 1:
+        rows = sampler.table.places(torch.tensor(other))
+        reference.update_known(*sampler.table.share.columns, rows, torch.ones(1), None, None, 0.5, True)
+    try:
+        sampler.set_epoch(1)
+    except ValueError as error:
+        return str(error), other[0]
+
+
 def other_moments(rank, start):
     """Each rank loads its state of another epoch, as of a run that was killed between two ranks' checkpoints."""
     start()
@@ -295,6 +311,7 @@ CASES = {
     "part 3": (3, resumed_part(400, 2, None)),
     "uninterrupted": (1, uninterrupted),
     "foreign": (2, foreign),
+    "foreign, unasked": (2, foreign_unasked),
     "forgotten": (2, forgotten),
     "other moments": (2, other_moments),
     # A killed process takes part in no case after this one. Messages of set_epoch: settings, then the exchange's two, the
@@ -359,6 +376,12 @@ def test_ids_of_another_rank_are_refused(results):
         assert len(said) == 4
         assert all(f"got {bad}" in message for message in said), said
         assert losses == 0
+
+
+def test_an_id_of_another_rank_that_nobody_asked_for_is_named_later(results):
+    (said, _), (same, bad) = results["foreign, unasked"]
+    assert said == same
+    assert f"got {bad} in a batch" in said
 
 
 def test_states_of_several_moments_are_refused_on_every_rank(results):

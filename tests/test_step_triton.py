@@ -14,11 +14,12 @@ import contextlib
 import math
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import interpreter
-from triton_kernels import load
+from triton_kernels import launches, load
+from stprune.nodes.pair_table import PairTable
 from stprune.reference import plan_lookup as lookup_reference
 from stprune.reference import pruned_step as step_reference
 from stprune.reference import table_update as table_reference
+from stprune.reference.precision import accumulator
 
 lookup, loss, table = load("plan_lookup"), load("pruned_loss"), load("table_update")
 backward = load("pruned_loss_backward")
@@ -79,7 +80,7 @@ for width in (4, 128):
     except RuntimeError as error:
         assert "plan_weights must have one element or one for each of 10 ids" in str(error)
 
-table.BLOCK_ID, table.BLOCK_OTHER = 16, 32
+table.BLOCK_ID, table.BLOCK_OTHER, table.OPTIONS["num_warps"] = 32, 32, 1
 for n, size, variance, stored in ((1, 1, 1, 1), (20, 40, 1, 1), (99, 20, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
     state = table_of(n, variance=variance, stored=stored)
     index = torch.randint(0, n, (size,), generator=generator)
@@ -119,8 +120,8 @@ STEP = (
     START
     + """
 tiles = load("tiles")
-tiles.CONFIGS, loss.BLOCK_STEP, loss.BLOCK_SAMPLE, table.BLOCK_ID = ((8, 1), (16, 1)), 4, 2, 4
-loss.BLOCK_ID = 4
+tiles.CONFIGS, loss.BLOCK_STEP, loss.BLOCK_SAMPLE = ((8, 1), (16, 1)), 4, 2
+table.BLOCK_ID, loss.BLOCK_ID, table.OPTIONS["num_warps"] = 32, 32, 1
 
 
 class Watch(TorchDispatchMode):
@@ -138,22 +139,13 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watched():
-    call = interpreter.GridExecutor.__call__
-
-    def counted(self, *args, **kwargs):
-        watch.ours += 1
-        # What the interpreter itself does is no work of ours.
-        with torch.utils._python_dispatch._disable_current_modes():
-            return call(self, *args, **kwargs)
-
-    interpreter.GridExecutor.__call__ = counted
-    with Watch() as watch:
+    with launches() as ours, Watch() as watch:
         yield watch
-    interpreter.GridExecutor.__call__ = call
+    watch.ours = ours.count
 
 
 def step(shape, dtype, extras, method, stored=True, wrong=False, loss_name=0):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     samples, columns = shape[0], math.prod(shape[2:])
     target = draw(*shape, dtype=torch.float64) * 3 + 5
     prediction = (target + draw(*shape, dtype=torch.float64) * 4 - 2).to(dtype)
@@ -224,12 +216,21 @@ with watched() as watch:
     node = draws.draw_nodes(index, 9, 2, 1, 2)
     cut.gather_windows(series, index, node, *[None] * 7, [0], False, True, x, y)
 assert (watch.ours, watch.torchs) == (2, [])
+for storage in ("float32", "bfloat16", "int8"):
+    pairs = PairTable(3, 9, storage=storage)
+    score, *kept = torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool)
+    with watched() as watch:
+        node, _ = draws.draw_nodes_by_score(*pairs.columns, index, 9, 2, 0.25, 1, 2)
+        load("keep_pairs").keep_pairs(index, node, score, *kept)
+    assert (watch.ours, watch.torchs) == (2, []), (watch.ours, watch.torchs)
 print("ok")
 """
 )
 LAUNCHES = {
     "gather_windows": 1,
     "draw_nodes": 1,
+    "draw_nodes_by_score": 1,
+    "keep_pairs": 1,
     "pruned_step": 3,
     "pruned_loss_backward": 1,
     "plan_lookup": 1,
@@ -262,10 +263,15 @@ class Ops(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("drawn", [False, True])
-def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> None:  # type: ignore[no-untyped-def]
-    """On torch's device without memory, where whatever asks for a value is an error, as what waits for a GPU would be."""
-    sampler = stprune.PruningSampler(300, num_epochs=4, num_nodes=33, node_ratio=0.3 if drawn else 1.0)
+@pytest.mark.parametrize("drawn", [None, "uniform", "float32", "bfloat16", "int8"])
+def test_a_step_of_training_takes_six_launches_or_seven_and_waits_for_nothing(drawn) -> None:  # type: ignore[no-untyped-def]
+    """On torch's device without memory, where whatever asks for a value is an error, as what waits for a GPU would be.
+
+    Nodes drawn by error, whose table has the storage, take one more: their errors are kept until the epoch ends.
+    """
+    by_error = drawn not in (None, "uniform")
+    law = stprune.Priority(storage=drawn) if by_error else "uniform"
+    sampler = stprune.PruningSampler(300, num_epochs=4, num_nodes=33, node_ratio=0.3 if drawn else 1.0, node_sampler=law)
     sampler.set_epoch(1)
     sampler.to("meta")
     series = torch.rand(323, 33, 1, device="meta")
@@ -280,14 +286,17 @@ def test_a_step_of_training_takes_six_launches_and_waits_for_nothing(drawn) -> N
     one = torch.ones_like(value)
     with Ops() as back:
         torch.autograd.grad(value, prediction, one)
-    assert cut.names == [*["draw_nodes"] * drawn, "gather_windows"]
-    assert forward.names == ["pruned_step"]
+    kept = ["keep_pairs"] * by_error
+    assert cut.names == [*["draw_nodes_by_score" if by_error else "draw_nodes"] * (drawn is not None), "gather_windows"]
+    assert forward.names == ["pruned_step", *kept]
     assert back.names == ["pruned_loss_backward"]
-    assert sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + drawn
+    assert (
+        sum(LAUNCHES.get(name, 0) for name in (*cut.names, *forward.names, *back.names)) == 5 + (drawn is not None) + by_error
+    )
     values = torch.rand(16, x.shape[2], device="meta", requires_grad=True)
     with Ops() as mean:
         stprune.PrunedMean(sampler)(values, index, *node)
-    assert mean.names == ["plan_lookup", "aten::mul", "aten::mean", "aten::mean", "table_update"]
+    assert mean.names == ["plan_lookup", *["aten::mul"] * (1 + by_error), "aten::mean", "aten::mean", "table_update", *kept]
 
 
 # on a GPU -------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def numbers(found):
 
 
 def test_rows_survive_the_disk(tmp_path):
-    rows = [row(), row(replace(SPEC, family="nodes-uniform", num_drawn=7, cost=0.1), mae=0.1 + 0.2, diverged=True)]
+    rows = [row(), row(family="nodes-uniform", num_drawn=7, cost=0.1, mae=0.1 + 0.2, diverged=True)]
     storage.append(tmp_path / "rows.jsonl", rows[:1])
     storage.append(tmp_path / "rows.jsonl", rows[1:])
     assert storage.read(tmp_path / "rows.jsonl") == rows
@@ -172,9 +172,9 @@ def test_settings_come_first_then_rates_then_seeds_of_the_best():
 def test_a_grid_knows_the_rows_of_its_cells_families_and_budgets():
     grid = Grid((replace(BLOCK, curve=(0.5,)),))
     own = Spec(TINY, "stid", "full", 8, 2e-3, 0.5, dim=4)
-    mine = [row(own), row(replace(own, cost=0.25, batch_size=3, seed=7))]
+    mine = [row(own), row(own, cost=0.25, batch_size=3, seed=7)]
     others = [
-        row(replace(own, **{name: value}))
+        row(own, **{name: value})
         for name, value in {
             "data": "demand", "model": "tsmixer", "family": "rs2", "cost": 1.0, "dim": 16, "rate_schedule": "constant",
             "optimizer": "sgd",
@@ -396,7 +396,7 @@ def test_a_study_makes_every_run_once_and_then_none(tmp_path):
 def test_the_time_left_is_that_of_the_series_or_else_of_all_and_knows_what_runs_take_beside_training(monkeypatch):
     now = iter([100.0, 130.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    short, long = row(SPEC, seconds=10.0), row(replace(SPEC, data="traffic"), seconds=40.0)
+    short, long = row(seconds=10.0), row(data="traffic", seconds=40.0)
     clock = progress.TimeLeft(2)
     assert clock.seconds([], Counter(demand=3)) is None
     assert clock.seconds([short, long], Counter(demand=3, traffic=1)) == (3 * 10 + 40) / 2
@@ -447,7 +447,7 @@ if __name__ == "__main__":
 
 
 def test_a_report_is_of_the_grid_and_not_of_all_rows_in_its_folder(tmp_path, capsys):
-    quick, whole = replace(SPEC, data="demand?nodes=12&steps=800", cost=2.0), [row(), row(replace(SPEC, seed=1))]
+    quick, whole = replace(SPEC, data="demand?nodes=12&steps=800", cost=2.0), [row(), row(seed=1)]
     storage.append(tmp_path / "rows.jsonl", [row(quick), *whole])
     grid = Grid((Block(data=("demand",)),))
     assert run_study(grid, tmp_path, minutes=0) == whole

@@ -62,6 +62,11 @@ struct Kernels {
   // Minus the keys of weighted sampling (so that the largest are drawn): minus infinity where w = 0.
   void (*priority)(const float* w, const uint32_t* words, int64_t n, float* keys);
   void (*race)(const float* w, const uint32_t* words, int64_t n, float* keys);
+  // Scores in 8 bits, relative to the scale of every SCALED_NODES of them; n is a multiple of that.  out [n]
+  void (*widen_levels)(const uint8_t* levels, const float* scale, int64_t n, float* out);
+  // Chances of nodes by their scores: stprune/reference/draw_nodes.py, chances_of; n is a multiple of 64, and infinity
+  // pads.  out [n]
+  void (*chances)(const float* scores, int64_t n, float floor, float rest, float* out);
   // drawn: the key's numerator is at most sure * w by more than rounding; neither that nor above never * w by more than
   // rounding: unsure.  words [n rounded up to 64], made here
   void (*split_priority)(const PhiloxCounter* at, const float* w, int64_t n, float sure, float never, uint64_t* drawn,

@@ -1,9 +1,11 @@
 // Keys: their order, where they come from, and the kernels by type.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/chunks.h"
 
@@ -109,33 +111,20 @@ void for_blocks(const Source& source, int64_t chunk, const Body& body) {
 }
 
 // The order of keys as that of unsigned integers, for the radix search.
-inline uint32_t radix_code(float key) {
-  if (std::isnan(key)) return UINT32_MAX;
-  uint32_t bits;
-  const float plus_zero = key + 0.0f;
-  std::memcpy(&bits, &plus_zero, sizeof bits);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
+template <typename Key>
+auto radix_code(Key key) {
+  using Code = std::conditional_t<sizeof(Key) == 4, uint32_t, uint64_t>;
+  constexpr Code sign = Code{1} << (8 * sizeof(Code) - 1);
+  if (std::isnan(key)) return std::numeric_limits<Code>::max();
+  const Code bits = std::bit_cast<Code>(key + Key{0});  // -0 becomes +0
+  return bits & sign ? ~bits : bits | sign;
 }
-inline uint64_t radix_code(double key) {
-  if (std::isnan(key)) return UINT64_MAX;
-  uint64_t bits;
-  const double plus_zero = key + 0.0;
-  std::memcpy(&bits, &plus_zero, sizeof bits);
-  return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
-}
-inline float radix_key(uint32_t code) {
-  if (code == UINT32_MAX) return std::numeric_limits<float>::quiet_NaN();
-  const uint32_t bits = code >> 31 ? code & 0x7FFFFFFFu : ~code;
-  float key;
-  std::memcpy(&key, &bits, sizeof key);
-  return key;
-}
-inline double radix_key(uint64_t code) {
-  if (code == UINT64_MAX) return std::numeric_limits<double>::quiet_NaN();
-  const uint64_t bits = code >> 63 ? code & 0x7FFFFFFFFFFFFFFFull : ~code;
-  double key;
-  std::memcpy(&key, &bits, sizeof key);
-  return key;
+template <typename Code>
+auto radix_key(Code code) {
+  using Key = std::conditional_t<sizeof(Code) == 4, float, double>;
+  constexpr Code sign = Code{1} << (8 * sizeof(Code) - 1);
+  if (code == std::numeric_limits<Code>::max()) return std::numeric_limits<Key>::quiet_NaN();
+  return std::bit_cast<Key>(code & sign ? code & ~sign : ~code);
 }
 
 }  // namespace

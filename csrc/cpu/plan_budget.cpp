@@ -11,8 +11,6 @@
 namespace stprune {
 namespace {
 
-// stprune/reference/plan_weights.py: a stratum with fewer kept samples merges with a neighbour.
-constexpr int64_t MIN_STRATUM = 30;
 static_assert(SUM_BLOCK == SYSTEMATIC_BLOCK);
 
 // Probabilities made of scores.
@@ -28,41 +26,6 @@ struct OfScores {
     return room;
   }
 };
-
-struct Sizes {
-  const int64_t* of;  // [num]
-  int64_t num;
-};
-
-// What the weights of each stratum are multiplied by so that they add up to its true size (eq. 10).
-std::vector<double> stratum_factors(const StratumTotals& totals, Sizes strata) {
-  std::vector<int64_t> group(strata.num);
-  std::vector<double> total(strata.num), group_size, group_total;
-  int64_t complete = 0, members = 0;
-  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
-    const Total found = totals.of(stratum);
-    total[stratum] = found[0];
-    group[stratum] = complete;
-    members += static_cast<int64_t>(found[1]);
-    if (members >= MIN_STRATUM) {
-      ++complete;
-      members = 0;
-    }
-  }
-  group_size.resize(std::max<int64_t>(1, complete));
-  group_total.resize(group_size.size());
-  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
-    // What is left over at the end joins the last complete group.
-    group[stratum] = std::min(group[stratum], std::max<int64_t>(0, complete - 1));
-    group_size[group[stratum]] += static_cast<double>(strata.of[stratum]);
-    group_total[group[stratum]] += total[stratum];
-  }
-  std::vector<double> factor(strata.num);
-  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
-    factor[stratum] = group_size[group[stratum]] / group_total[group[stratum]];
-  }
-  return factor;
-}
 
 template <typename T>
 class Planned {

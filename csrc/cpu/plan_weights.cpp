@@ -1,4 +1,4 @@
-// inverse_at: Horvitz-Thompson weights of kept samples. compact_strata, stratum_totals and scale_by_stratum: their
+// inverse_at: Horvitz-Thompson weights of kept samples. compact_strata, calibrate and scale_by_stratum: their
 // calibration (eq. 10).
 #include <tuple>
 
@@ -119,26 +119,26 @@ std::tuple<Tensor, Tensor> compact_strata(const Tensor& strata) {
   return {labels, sizes};
 }
 
-std::tuple<Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, const Tensor& indices, const Tensor& weights,
-                                                  int64_t num_strata) {
-  const char* op = "stratum_totals";
+void calibrate(Tensor weights, const Tensor& indices, const Tensor& strata, const Tensor& sizes) {
+  const char* op = "calibrate";
   check_vector(strata, op, "strata");
   check_vector(indices, op, "indices");
   check_vector(weights, op, "weights");
+  check_vector(sizes, op, "sizes");
   check_dtype(indices, ScalarType::Long, op, "indices");
   check_dtype(weights, ScalarType::Float, op, "weights");
+  check_dtype(sizes, ScalarType::Long, op, "sizes");
   STD_TORCH_CHECK(weights.numel() == indices.numel(), op, ": weights and indices must have one size");
-  STD_TORCH_CHECK(num_strata >= 0 && num_strata <= std::numeric_limits<int32_t>::max(), op,
-                  ": num_strata must lie in [0, 2^31 - 1]");
+  STD_TORCH_CHECK(sizes.numel() <= std::numeric_limits<int32_t>::max(), op, ": sizes must have fewer than 2^31");
   const int64_t kept = indices.numel();
   const int64_t* index = indices.const_data_ptr<int64_t>();
-  const float* weight = weights.const_data_ptr<float>();
-  Tensor members = new_output(strata, kept, strata.scalar_type());
-  StratumTotals totals(strata.numel(), num_strata);
+  float* weight = weights.mutable_data_ptr<float>();
+  StratumTotals totals(strata.numel(), sizes.numel());
   std::atomic<bool> good{true};
   std::atomic<int64_t> done{0};
   with_labels(strata, op, [&]<typename Label>(const Label* label) {
-    Label* member = members.mutable_data_ptr<Label>();
+    const Workspace<Label> members(kept, op);
+    Label* member = members.data();
     for_chunks(totals.parts(), [&](int64_t part) {
       const int64_t begin = totals.begin(part), end = totals.end(part);
       const int64_t start = std::lower_bound(index, index + kept, begin) - index;
@@ -151,20 +151,15 @@ std::tuple<Tensor, Tensor, Tensor> stratum_totals(const Tensor& strata, const Te
       }
       done.fetch_add(stop - start, std::memory_order_relaxed);
     });
+    // Nothing is changed when something is wrong.
+    STD_TORCH_CHECK(good.load() && done.load() == kept && totals.in_range(), op,
+                    ": strata must lie in [0, num_strata), indices ascend in [0, n)");
+    const std::vector<double> factor = stratum_factors(totals, {sizes.const_data_ptr<int64_t>(), sizes.numel()});
+    for_stages(kept, [&](int64_t first, int64_t size) {
+      scale_weights(weight + first, member + first, size, factor.data());
+      return true;
+    });
   });
-  STD_TORCH_CHECK(good.load() && done.load() == kept && totals.in_range(), op,
-                  ": strata must lie in [0, num_strata), indices ascend in [0, n)");
-
-  Tensor kept_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Long);
-  Tensor total_out = torch::stable::new_empty(strata, {num_strata}, ScalarType::Double);
-  int64_t* kept_to = kept_out.mutable_data_ptr<int64_t>();
-  double* total_to = total_out.mutable_data_ptr<double>();
-  for (int64_t stratum = 0; stratum < num_strata; ++stratum) {
-    const Total total = totals.of(stratum);
-    kept_to[stratum] = static_cast<int64_t>(total[1]);
-    total_to[stratum] = total[0];
-  }
-  return {kept_out, total_out, members};
 }
 
 void scale_by_stratum(Tensor weights, const Tensor& members, const Tensor& factor) {
@@ -198,7 +193,7 @@ void scale_by_stratum(Tensor weights, const Tensor& members, const Tensor& facto
 STABLE_TORCH_LIBRARY_IMPL(stprune, CPU, m) {
   m.impl("inverse_at", TORCH_BOX(&inverse_at));
   m.impl("compact_strata", TORCH_BOX(&compact_strata));
-  m.impl("stratum_totals", TORCH_BOX(&stratum_totals));
+  m.impl("calibrate", TORCH_BOX(&calibrate));
   m.impl("scale_by_stratum", TORCH_BOX(&scale_by_stratum));
 }
 

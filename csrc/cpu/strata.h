@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t MOST_PARTS = 64;
 constexpr int64_t MOST_TOTALS = 1 << 20;
 constexpr int64_t TOTAL_LANES = 4;
+// A stratum with fewer kept samples merges with a neighbour.
+constexpr int64_t MIN_STRATUM = 30;
 
 // A total weight and, as one addition does for both, how many it is of.
 typedef double Total __attribute__((vector_size(16)));
@@ -83,6 +85,41 @@ class StratumTotals {
   int64_t n_, num_strata_, places_, part_size_ = 0, parts_ = 0;
   std::vector<Total> sums_;
 };
+
+struct Sizes {
+  const int64_t* of;  // [num]
+  int64_t num;
+};
+
+// What the weights of each stratum are multiplied by so that they add up to its true size (eq. 10).
+std::vector<double> stratum_factors(const StratumTotals& totals, Sizes strata) {
+  std::vector<int64_t> group(strata.num);
+  std::vector<double> total(strata.num), group_size, group_total;
+  int64_t complete = 0, members = 0;
+  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
+    const Total found = totals.of(stratum);
+    total[stratum] = found[0];
+    group[stratum] = complete;
+    members += static_cast<int64_t>(found[1]);
+    if (members >= MIN_STRATUM) {
+      ++complete;
+      members = 0;
+    }
+  }
+  group_size.resize(std::max<int64_t>(1, complete));
+  group_total.resize(group_size.size());
+  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
+    // What is left over at the end joins the last complete group.
+    group[stratum] = std::min(group[stratum], std::max<int64_t>(0, complete - 1));
+    group_size[group[stratum]] += static_cast<double>(strata.of[stratum]);
+    group_total[group[stratum]] += total[stratum];
+  }
+  std::vector<double> factor(strata.num);
+  for (int64_t stratum = 0; stratum < strata.num; ++stratum) {
+    factor[stratum] = group_size[group[stratum]] / group_total[group[stratum]];
+  }
+  return factor;
+}
 
 }  // namespace
 }  // namespace stprune

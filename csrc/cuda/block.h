@@ -151,8 +151,9 @@ int launch(const Kernel& kernel, int64_t blocks, void* stream) {
                           dim3(Kernel::THREADS), arguments, 0, static_cast<cudaStream_t>(stream));
 }
 
+// One block a processor: it may have all registers, where the compiler would rather spill some for a second block.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::THREADS) run_rounds(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::THREADS, 1) run_rounds(const Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   Block<Kernel::THREADS> block;
   const auto grid = cooperative_groups::this_grid();

@@ -140,27 +140,26 @@ struct BudgetSolve {
   }
 
   STPRUNE_DEVICE void settle(Block<THREADS>& block, Shared& shared, int round) const {
-    BudgetState state{};
-    if (round > 0 || sampled) state = *measure.memory.state;
-    if (round == 0) {
-      begin(block, shared, state);
-    } else {
-      take_in(state, measure.whole(block, shared, of_open(state.stage) ? num_open() : n));
-    }
-    block.sync();
-    block.own([&](int t) {
-      if (t == 0) *measure.memory.state = state;
-    });
-  }
-
-  STPRUNE_DEVICE void begin(Block<THREADS>& block, Shared& shared, BudgetState& state) const {
     const BudgetMemory<T>& memory = measure.memory;
+    if (round > 0) {
+      const int64_t measured = of_open(memory.state->stage) ? num_open() : n;
+      const Clipped found = measure.whole(block, shared, blocks_of(measured, measure.GROUP));
+      block.own([&](int t) {
+        if (t == 0) take_in(*memory.state, found);
+      });
+      return;
+    }
     const int64_t groups = blocks_of(n, BudgetSplit<T>::GROUP);
     const int64_t num_known = total_of(block, shared.counts, memory.known, groups);
     const int64_t num_positive = total_of(block, shared.counts, memory.positive, groups);
-    state.certain.low = total_of(block, shared.counts, memory.low, groups);
-    state.certain.high = total_of(block, shared.counts, memory.high, groups);
-    state.certain.middle = tree_sum(block, memory.sums, groups);
+    const Clipped certain = measure.whole(block, shared, groups);
+    block.own([&](int t) {
+      if (t == 0) begin(*memory.state, num_known, num_positive, certain);
+    });
+  }
+
+  STPRUNE_DEVICE void begin(BudgetState& state, int64_t num_known, int64_t num_positive, const Clipped& certain) const {
+    state.certain = certain;
     const double known = static_cast<double>(num_known), positive = static_cast<double>(num_positive);
     double wanted = count - static_cast<double>(n - num_known);
     if (wanted < minimum * known) wanted = ceil(minimum * known);

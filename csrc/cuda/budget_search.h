@@ -169,31 +169,19 @@ struct Measure {
 
   STPRUNE_DEVICE void part(Block<COUNT>& block, BudgetShared& shared, const T* values, int64_t n, double scale,
                            double bound) const {
-    constexpr int EACH = 8;
     for (int64_t group = block.index(); group * GROUP < n; group += block.count()) {
       PerThread<int64_t> low, high;
       PerThread<double> sum;
       block.own([&](int t) {
-        const int64_t first = group * GROUP + t / WARP * FINITE_BLOCK + (t & (WARP - 1));
         low[t] = high[t] = 0;
         sum[t] = 0.0;
-        for (int row = 0; row < FINITE_BLOCK / WARP; row += EACH) {
-          T loaded[EACH];
-#pragma unroll
-          for (int i = 0; i < EACH; ++i) {
-            const int64_t index = first + (row + i) * WARP;
-            loaded[i] = static_cast<T>(infinity());  // counts nowhere
-            if (index < n) loaded[i] = input(values, index);
-          }
-#pragma unroll
-          for (int i = 0; i < EACH; ++i) {
-            const double size = size_of(loaded[i], power), scaled = size * scale;
-            const bool is_high = scaled >= 1.0;
-            high[t] += is_high;
-            low[t] += !is_high && scaled <= bound;
-            sum[t] += scaled > bound && scaled < 1.0 ? size : 0.0;
-          }
-        }
+        for_lane(values, n, group * (COUNT / WARP) + t / WARP, t & (WARP - 1), [&](T value) {
+          const double size = size_of(value, power), scaled = size * scale;
+          const bool is_high = scaled >= 1.0;
+          high[t] += is_high;
+          low[t] += !is_high && scaled <= bound;
+          sum[t] += scaled > bound && scaled < 1.0 ? size : 0.0;
+        });
       });
       reduce_warp(block, sum, Sum{});
       write(block, group, reduce(block, shared.counts, low, Sum{}), reduce(block, shared.counts, high, Sum{}),
@@ -210,9 +198,8 @@ struct Measure {
     });
   }
 
-  // All parts together, by one block.
-  STPRUNE_DEVICE Clipped whole(Block<COUNT>& block, BudgetShared& shared, int64_t n) const {
-    const int64_t groups = blocks_of(n, GROUP);
+  // All groups together, by one block.
+  STPRUNE_DEVICE Clipped whole(Block<COUNT>& block, BudgetShared& shared, int64_t groups) const {
     Clipped found;
     found.low = total_of(block, shared.counts, memory.low, groups);
     found.high = total_of(block, shared.counts, memory.high, groups);
@@ -261,7 +248,7 @@ struct BudgetBracket {
   }
 
   STPRUNE_DEVICE void settle(Block<THREADS>& block, Shared& shared, int round) const {
-    const Clipped found = measure.whole(block, shared, BUDGET_SAMPLE);
+    const Clipped found = measure.whole(block, shared, BLOCKS);
     BudgetState state{};
     if (round == 0) {
       state.known = static_cast<double>(found.low);

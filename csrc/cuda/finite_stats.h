@@ -40,11 +40,28 @@ inline FiniteMemory finite_memory(int64_t n, Scratch& scratch) {
 
 STPRUNE_DEVICE double infinity() { return double_of(0x7FF0000000000000ull); }
 
+// Calls body(value) for a lane's numbers of block `number` of the n, in their order; infinity, which counts nowhere,
+// stands in for what is missing in the last one. 32 bytes of a lane's loads are in flight together.
+template <class T, class F>
+STPRUNE_DEVICE void for_lane(const T* values, int64_t n, int64_t number, int lane, F body) {
+  constexpr int EACH = 32 / sizeof(T);
+  const int64_t first = number * FINITE_BLOCK + lane;
+  for (int row = 0; row < FINITE_BLOCK / WARP; row += EACH) {
+    T loaded[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      const int64_t index = first + (row + i) * WARP;
+      loaded[i] = static_cast<T>(infinity());
+      if (index < n) loaded[i] = input(values, index);
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) body(loaded[i]);
+  }
+}
+
 template <class T>
 struct FiniteGroups {
   static constexpr int THREADS = FINITE_THREADS;
-  // Loads of a lane that are in flight together.
-  static constexpr int EACH = 8;
   struct Shared {
     SharedArray<int64_t, WARP> counts;
     SharedArray<double, WARP> sums;
@@ -59,29 +76,18 @@ struct FiniteGroups {
     PerThread<double> sum, low, high;
     PerThread<int64_t> count;
     block.own([&](int t) {
-      const int64_t first = block.index() * FINITE_GROUP + t / WARP * FINITE_BLOCK + (t & (WARP - 1));
       sum[t] = 0.0;
       count[t] = 0;
       low[t] = infinity();
       high[t] = -infinity();
-      for (int row = 0; row < FINITE_BLOCK / WARP; row += EACH) {
-        T loaded[EACH];
-#pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-          const int64_t index = first + (row + i) * WARP;
-          loaded[i] = static_cast<T>(infinity());  // counts nowhere
-          if (index < n) loaded[i] = input(values, index);
-        }
-#pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-          const double value = static_cast<double>(loaded[i]);
-          if (!(value - value == 0.0)) continue;
-          sum[t] += value;
-          count[t] += 1;
-          low[t] = value < low[t] ? value : low[t];
-          high[t] = value > high[t] ? value : high[t];
-        }
-      }
+      for_lane(values, n, block.index() * (THREADS / WARP) + t / WARP, t & (WARP - 1), [&](T loaded) {
+        const double value = static_cast<double>(loaded);
+        if (!(value - value == 0.0)) return;
+        sum[t] += value;
+        count[t] += 1;
+        low[t] = value < low[t] ? value : low[t];
+        high[t] = value > high[t] ? value : high[t];
+      });
     });
     reduce_warp(block, sum, Sum{});
     const double all = sum_neighbours(block, shared.sums, sum);

@@ -12,8 +12,7 @@ void check_node(const Tensor& node, const Tensor& x, int64_t samples, const char
   STD_TORCH_CHECK(node.dim() == 2 && node.is_contiguous() && node.size(0) == samples, op,
                   ": node must be contiguous with shape [B, m]");
   check_dtype(node, ScalarType::Long, op, "node");
-  STD_TORCH_CHECK(node.is_cuda() && node.get_device_index() == x.get_device_index(), op,
-                  ": node must be on the device of its data");
+  check_same_device(node, x, op, "node");
 }
 
 Tensor gather_nodes(const Tensor& x, const Tensor& node) {

@@ -52,5 +52,23 @@ inline bool is_float64(const Tensor& tensor, const char* op, const char* argumen
   return dtype == ScalarType::Double;
 }
 
+inline void check_same_device(const Tensor& tensor, const Tensor& data, const char* op, const char* argument) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == data.get_device_index(), op, ": ", argument,
+                  " must be on the device of its data");
+}
+
+// Strata [n] and how many samples have each label, on the device of `data`. Returns the bytes of a label.
+inline int check_strata(const Tensor& strata, const Tensor& sizes, const Tensor& data, const char* op) {
+  check_vector(strata, op, "strata");
+  check_vector(sizes, op, "sizes");
+  check_dtype(sizes, ScalarType::Long, op, "sizes");
+  check_same_device(strata, data, op, "strata");
+  check_same_device(sizes, data, op, "sizes");
+  STD_TORCH_CHECK(sizes.numel() < int64_t{1} << 31, op, ": sizes must have fewer than 2^31 elements");
+  const bool narrow = strata.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(narrow || strata.scalar_type() == ScalarType::Int, op, ": strata must be uint8 or int32");
+  return narrow ? 1 : 4;
+}
+
 }  // namespace
 }  // namespace stprune

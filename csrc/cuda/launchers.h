@@ -27,6 +27,12 @@ int stprune_cuda_bernoulli_mark(int wide, const void* probability, int64_t n, in
                                 void* scratch, int64_t* drawn, void* stream);
 int stprune_cuda_bernoulli_emit(int64_t n, void* scratch, int64_t* out, void* stream);
 
+// The same in two steps for windows far enough apart.
+int64_t stprune_cuda_draw_spaced_scratch(int64_t n);
+int stprune_cuda_draw_spaced_mark(int wide, const void* scores, int64_t n, int64_t spacing, double threshold,
+                                  int64_t seed, int64_t epoch, void* scratch, int64_t* drawn, void* stream);
+int stprune_cuda_draw_spaced_emit(int64_t n, void* scratch, int64_t* out, void* stream);
+
 // Systematic draw of exactly `count`; n <= 2^30.
 int64_t stprune_cuda_systematic_scratch(int64_t n);
 int stprune_cuda_systematic(int wide, const void* probability, int64_t n, int64_t count, int64_t seed, int64_t epoch,
@@ -41,12 +47,19 @@ int64_t stprune_cuda_budget_scratch(int wide, int64_t n);
 int stprune_cuda_budget(int wide, const void* scores, int64_t n, double alpha, double count, double minimum,
                         void* scratch, float* out, void* stream);
 
+// Weights of kept samples by stratum. label_bytes: 1 for labels that are uint8, 4 for int32.
+int64_t stprune_cuda_calibrate_scratch(int64_t n, int64_t num_strata);
+int stprune_cuda_calibrate(float* weights, const int64_t* indices, int64_t kept, int label_bytes, const void* labels,
+                           int64_t n, const int64_t* sizes, int64_t num_strata, void* scratch, void* stream);
+
 // The budget rule's plan: `begin` finds the constant, and waits for the number of kept samples unless `kept` is null;
 // `finish` writes them unless they are more than `room`, and waits for totals: [2], their number and the mean weight.
-int64_t stprune_cuda_plan_budget_scratch(int wide, int64_t n);
+// num_strata: 0 is none.
+int64_t stprune_cuda_plan_budget_scratch(int wide, int64_t n, int64_t num_strata);
 int stprune_cuda_plan_budget_begin(int wide, const void* scores, int64_t n, double alpha, double count, double minimum,
                                    void* scratch, int64_t* kept, void* stream);
 int stprune_cuda_plan_budget_finish(int wide, const void* scores, int64_t n, double alpha, int64_t seed, int64_t epoch,
+                                    int label_bytes, const void* labels, const int64_t* sizes, int64_t num_strata,
                                     void* scratch, int64_t room, int64_t* indices, float* weights, double* totals,
                                     void* stream);
 

@@ -6,8 +6,7 @@ namespace {
 
 void check_on_device(const Tensor& scores, const Tensor& marks, const char* op) {
   check_table(scores, marks, op);
-  STD_TORCH_CHECK(marks.is_cuda() && marks.get_device_index() == scores.get_device_index(), op,
-                  ": marks must be on the device of scores");
+  check_same_device(marks, scores, op, "marks");
 }
 
 void table_age(Tensor scores, Tensor marks, std::optional<double> mean, double keep) {

@@ -61,7 +61,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             raise TypeError(f"{_OP}: sampler must be a PruningSampler, got {type(sampler).__name__}")
         super().__init__(*others, **options)
         if self.compute_loss_func is not None:
-            raise ValueError(f"{_OP}: compute_loss_func must be None: give losses per sample by sample_losses")
+            raise ValueError(f"{_OP}: compute_loss_func must be None, got one: give losses per sample by sample_losses")
         if (order := self.args.train_sampling_strategy) != "random":
             raise ValueError(f"{_OP}: train_sampling_strategy must be 'random': the sampler gives the order, got {order!r}")
         if self.args.n_gpu > 1:
@@ -181,7 +181,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     def _run_epoch(self, **named: Any) -> None:
         sampler, args = self.sampler, self.args
         sampler.set_epoch(named["epoch"])
-        count, step = sampler.reach - sampler.begin_position, sampler.num_replicas * self._train_batch_size
+        count, step = sampler.total_size - sampler.begin_position, sampler.num_replicas * self._train_batch_size
         batches = count // step if sampler.drop_last else -(-count // step)
         named["steps_in_epoch"], named["num_update_steps_per_epoch"] = batches, -(-batches // args.gradient_accumulation_steps)
         super()._run_epoch(**named)

@@ -92,18 +92,24 @@ class Method:
         probability = self.inclusion(scores, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
         total = _checked_total(self.name, probability, scores)
         indices = _draw_exactly(probability, total, keep_ratio=keep_ratio, seed=seed, epoch=epoch)
-        # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
-        weights = self.weights(probability.index_select(0, indices)).to(torch.float32, copy=True).contiguous()
+        if self._all_one:
+            weights = torch.ones(indices.numel(), dtype=torch.float32, device=indices.device)
+        else:
+            # Copied, as a method of one's own may return a tensor that it keeps, or one value expanded.
+            weights = self.weights(probability.index_select(0, indices)).to(torch.float32, copy=True).contiguous()
         return self.weighed(indices, weights, strata)
 
     def weighed(self, indices: torch.Tensor, weights: torch.Tensor, strata: Strata | None) -> Budgeted:
         """Kept samples and weights [K], the latter calibrated in place by stratum where they are unbiased."""
         if strata is not None and self.unbiased:
             weights = calibrate(weights, indices, strata)
-        # A subclass may weigh what its base does not. The mean waits for a GPU.
-        all_one = not self.weighs and type(self).weights is Method.weights
-        # Exact for equal weights, so that dividing by it gives exactly 1.
-        return Budgeted(indices, weights, 1.0 if all_one or not weights.numel() else finite_mean(weights))
+        # The mean waits for a GPU. It is exact for equal weights, so that dividing by it gives exactly 1.
+        return Budgeted(indices, weights, 1.0 if self._all_one or not weights.numel() else finite_mean(weights))
+
+    @property
+    def _all_one(self) -> bool:
+        # A subclass may weigh what its base does not.
+        return not self.weighs and type(self).weights is Method.weights
 
 
 class UserMethod(Method):

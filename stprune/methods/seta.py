@@ -40,37 +40,47 @@ class SeTa(Method):
     def inclusion(self, scores: torch.Tensor, *, keep_ratio: float, seed: int, epoch: int) -> torch.Tensor:
         n = scores.numel()
         share = min(1.0, keep_ratio / self.window)
-        candidates = permute(n, 0, asked_count(share, n), seed=seed, epoch=epoch).to(scores.device)
-        known = candidates[torch.isfinite(scores[candidates])]
-        probability = (~torch.isfinite(scores)).to(torch.float32)
-        if known.numel() == 0:
-            return probability
-        label = kmeans_1d(scores[known], self.groups)
-        num_groups = int(label.max()) + 1
+        candidates = permute(n, 0, asked_count(share, n), seed=seed, epoch=epoch, device=scores.device)
+        # NaN stands for every unknown score: it comes last, and no bound leaves it out.
+        clean = scores.nan_to_num(nan=torch.nan, posinf=torch.nan, neginf=torch.nan)
+        values = clean.index_select(0, candidates)
+        low, high = self._span(values.sort().values.cpu(), epoch)
+        left_out = (values < low) | (values > high)
+        return clean.isnan().to(torch.float32).scatter_(0, candidates, (~left_out).to(torch.float32))
+
+    def _span(self, ordered: torch.Tensor, epoch: int) -> tuple[float, float]:
+        """The least and the largest score in the epoch's window, of scores on the host, ascending, NaN last.
+
+        On the host, as sums have other last bits on a GPU, and every step would wait for it.
+        """
+        ordered = ordered[: len(ordered) - int(ordered.isnan().sum())]
+        if len(ordered) == 0:
+            return 0.0, 0.0
+        edges = group_edges(ordered, self.groups)
+        num_groups = len(edges) - 1
         width = max(1, round(num_groups * self.window))
         start = epoch % (num_groups - width + 1)
-        probability[known[(label >= start) & (label < start + width)]] = 1.0
-        return probability
+        return float(ordered[edges[start]]), float(ordered[edges[start + width] - 1])
 
 
-def kmeans_1d(values: torch.Tensor, groups: int, *, max_steps: int = 100) -> torch.Tensor:
-    """Group labels of one-dimensional k-means, 0 for the group of smallest mean.
+def group_edges(ordered: torch.Tensor, groups: int, *, max_steps: int = 100) -> torch.Tensor:
+    """Where the groups of one-dimensional k-means begin and end.
 
     Lloyd's algorithm on the sorted values: a group is an interval, so one step moves the cuts to the midpoints between
-    group means, found with prefix sums. Starts from quantiles; empty groups vanish.
+    group means, found with prefix sums. Starts from quantiles; empty groups vanish, and equal values stay together.
 
     Args:
-        values: [n] floating, finite; not modified.
+        ordered: [n] floating, finite, ascending; not modified.
         groups: how many groups at most, >= 1.
-        max_steps: bound on the number of Lloyd steps.
+        max_steps: bound on the number of Lloyd steps, >= 1.
 
     Returns:
-        [n] int64 labels, ascending with the group's mean.
+        [number of groups + 1] int64: group g holds the values from edge g up to edge g + 1.
     """
-    ordered, position = torch.sort(values.double(), stable=True)
+    ordered = ordered.double()
     n = ordered.numel()
     prefix = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
-    cuts = torch.linspace(0, n, groups + 1, device=values.device).long()[1:-1]
+    cuts = torch.linspace(0, n, groups + 1).long()[1:-1]
     for _ in range(max_steps):
         edges = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), n)]).unique()
         means = (prefix[edges[1:]] - prefix[edges[:-1]]) / (edges[1:] - edges[:-1])
@@ -78,7 +88,4 @@ def kmeans_1d(values: torch.Tensor, groups: int, *, max_steps: int = 100) -> tor
         if torch.equal(moved, cuts):
             break
         cuts = moved
-    label = torch.searchsorted(cuts.unique(), torch.arange(n, device=values.device), right=True)
-    # A cut at 0 or n leaves an empty group behind: number the groups that have members.
-    label = label.unique(return_inverse=True)[1]
-    return torch.empty_like(label).scatter_(0, position, label)
+    return torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), n)]).unique()

@@ -7,14 +7,10 @@ from typing import Any
 import torch
 
 from stprune.ops import _check
+from stprune.reference.draw_nodes import LARGEST_LEVEL, SCALED_NODES, UNKNOWN_LEVEL, stored_scores
 
 _OP = "PairTable"
 STORAGES = ("float32", "bfloat16", "int8")
-BLOCK = 64
-"""Nodes that share a scale in the int8 storage."""
-
-_NEVER = 255
-_LEVELS = 254
 ROWS = 1 << 14
 """Windows worked on at a time where a whole table is: a few hundred MB of temporaries with 8,600 nodes."""
 
@@ -38,9 +34,9 @@ class PairTable:
         self.storage = _check.choice(_OP, "storage", storage, STORAGES)
         self.beta = beta
         if storage == "int8":
-            blocks = -(-num_nodes // BLOCK)
+            blocks = -(-num_nodes // SCALED_NODES)
             # Whole blocks: those past the last node stay unknown.
-            self._values = torch.full((num_windows, blocks * BLOCK), _NEVER, dtype=torch.uint8)
+            self._values = torch.full((num_windows, blocks * SCALED_NODES), UNKNOWN_LEVEL, dtype=torch.uint8)
             self._scale = torch.zeros(num_windows, blocks)
         else:
             self._values = torch.full((num_windows, num_nodes), torch.inf, dtype=getattr(torch, storage))
@@ -50,6 +46,11 @@ class PairTable:
     def nbytes(self) -> int:
         """Bytes of the table."""
         return self._values.nbytes + self._scale.nbytes
+
+    @property
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is stored: values and scales, as `draw_nodes_by_score` takes them."""
+        return self._values, self._scale
 
     @property
     def device(self) -> torch.device:
@@ -75,13 +76,7 @@ class PairTable:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The scores of windows [B] int64: [B, num_nodes] float32, +inf where unknown."""
-        values = self._values[index]
-        if self.storage != "int8":
-            return values.float()
-        known = values != _NEVER
-        share = values.view(len(index), -1, BLOCK).float() / _LEVELS
-        scores = (share.square() * self._scale[index].unsqueeze(2)).flatten(1)
-        return torch.where(known, scores, torch.inf)[:, : self.num_nodes]
+        return stored_scores(*self.columns, index, self.num_nodes)
 
     def update(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
         """Take in the scores [B, m] of the pairs (index [B], node [B, m]), all on the table's device.
@@ -103,12 +98,12 @@ class PairTable:
             self._values[index] = rows.to(self._values.dtype)
             return
         rows = torch.nn.functional.pad(rows, (0, self._values.shape[1] - self.num_nodes), value=torch.inf)
-        rows = rows.view(len(index), -1, BLOCK)
+        rows = rows.view(len(index), -1, SCALED_NODES)
         known = rows < torch.inf
         scale = torch.where(known, rows, 0.0).amax(2)
         share = rows / torch.where(scale > 0, scale, 1.0).unsqueeze(2)
-        level = (torch.where(known, share, 0.0).sqrt() * _LEVELS).round()
-        self._values[index] = torch.where(known, level, _NEVER).to(torch.uint8).flatten(1)
+        level = (torch.where(known, share, 0.0).sqrt() * LARGEST_LEVEL).round()
+        self._values[index] = torch.where(known, level, UNKNOWN_LEVEL).to(torch.uint8).flatten(1)
         self._scale[index] = scale
 
     def state_dict(self) -> dict[str, Any]:

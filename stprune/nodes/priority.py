@@ -9,7 +9,7 @@ import torch
 from stprune.exchange import exchanged
 from stprune.nodes.base import Draw, NodeSampler
 from stprune.nodes.pair_table import ROWS, STORAGES, PairTable
-from stprune.ops import _check
+from stprune.ops import _check, keep_pairs  # noqa: F401  the op is registered
 
 _OP = "Priority"
 
@@ -22,7 +22,8 @@ class Priority(NodeSampler):
     of its window); a pair never scored counts as an average one. The floor bounds what a rarely drawn node can count for.
 
     Scores of an epoch wait until it ends, as only those of earlier epochs may decide what is drawn: 8 bytes for each drawn
-    pair of a window. Every window's row of the table is read to draw its nodes: O(num_nodes) a window.
+    pair of a window. Every window's row of the table is read to draw its nodes: O(num_nodes) a window. On a GPU that takes
+    one launch, and one more keeps a batch's scores; neither waits. The same table gives the same draw on every device.
 
     Args:
         storage: of the table: "float32", "bfloat16" or "int8", which take 4, 2 and 1.06 bytes a pair (see `PairTable`).
@@ -87,35 +88,16 @@ class Priority(NodeSampler):
         self.num_windows, self.num_nodes, self.count = num_windows, num_nodes, count
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
-        device = index.device
-        index = index.to(self.table.device)
-        if index.is_cuda:
-            _check.ids_on_device(f"{_OP}.draw", "index", index, self.num_windows - 1)
-        chances = self._chances(self.table.rows(index))
-        # The op directly, without the checks of `draw_nodes_weighted`, which would wait for the device and break a compiled
-        # graph: these chances are positive and finite.
-        node, weights = torch.ops.stprune.draw_nodes_weighted(chances, index, self.count, self.seed, epoch)
-        # Nodes of equal chances have a known inclusion probability, which is less noisy than a threshold.
-        equal = chances.amin(1, keepdim=True) == chances.amax(1, keepdim=True)
-        weights = torch.where(equal, self.num_nodes / self.count, weights) * (self.count / self.num_nodes)
-        return node.to(device), weights.to(device)
-
-    def _chances(self, scores: torch.Tensor) -> torch.Tensor:
-        known = scores < torch.inf
-        number = known.sum(1, keepdim=True).clamp_min(1)
-        mean = torch.where(known, scores, 0.0).sum(1, keepdim=True) / number
-        relative = torch.where(known & (mean > 0), scores / mean.clamp_min(1e-30), 1.0)
-        return self.floor + (1.0 - self.floor) * relative
+        node, weights = torch.ops.stprune.draw_nodes_by_score(
+            *self.table.columns, index.to(self.table.device), self.num_nodes, self.count, self.floor, self.seed, epoch
+        )
+        return node.to(index.device), weights.to(index.device)
 
     def update(self, index: torch.Tensor, node: torch.Tensor, scores: torch.Tensor) -> None:
-        device = self.table.device
-        index, node, scores = index.to(device), node.to(device), scores.detach().to(device, torch.float32)
         # A second pass over a window in one epoch changes nothing, as for the scores of samples.
-        before = self._node[index]
-        first = before[:, :1] == 0
-        self._node[index] = torch.where(first, node.to(torch.int32) + 1, before)
-        self._score[index] = torch.where(first, scores, self._score[index])
-        self._fresh[index] |= first.squeeze(1)
+        device = self.table.device
+        batch = index.to(device), node.to(device), scores.detach().to(device, torch.float32)
+        torch.ops.stprune.keep_pairs(*(x.contiguous() for x in batch), self._node, self._score, self._fresh)
 
     def advance(self) -> None:
         trained = self._trained()

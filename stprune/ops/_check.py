@@ -50,6 +50,12 @@ def ids(op: str, name: str, value: torch.Tensor, high: int) -> None:
         raise ValueError(f"{op}: {name} must lie in [0, {high}], got {low if low < 0 else top}")
 
 
+def members(op: str, name: str, value: torch.Tensor, known: torch.Tensor, of: str) -> None:
+    """All ids are known, [B] bool each."""
+    if not bool(known.all()):
+        raise ValueError(f"{op}: {name} must hold ids of {of}, got {int(value[~known][0])}")
+
+
 def ids_on_device(op: str, name: str, value: torch.Tensor, high: int) -> None:
     """`value` holds whole numbers in [0, high], asserted by the device when it gets there: that ends the process's use of it.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stprune.ops import _check
 from stprune.ops._series import as_series
+from stprune.reference.precision import accumulator
 
 LAYOUTS = ("BTNC", "BNTC", "BCTN", "BCNT", "TBNC", "BTN", "BNT")
 """Orders of batch, time, node and channel; those without C are for one channel."""
@@ -171,7 +172,7 @@ def _table(op: str, name: str, value: Any, series: Tensor, *, positive: bool = F
     """A number, or what broadcasts to [node, channel], as a table on the series' device."""
     if value is None:
         return None
-    wide = torch.float64 if series.dtype == torch.float64 else torch.float32
+    wide = accumulator(series.dtype)
     shape = tuple(series.shape[1:])
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         table = torch.as_tensor(value).detach()

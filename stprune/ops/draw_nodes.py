@@ -1,6 +1,8 @@
-"""draw_nodes, draw_nodes_weighted: which nodes of each window are kept."""
+"""draw_nodes, draw_nodes_weighted, draw_nodes_by_score: which nodes of each window are kept."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -10,9 +12,8 @@ from stprune.reference import draw_nodes as reference
 
 _WINDOWS = 1 << 56
 _NODES = 1 << 31
-# Keys of one window that 16 warps hold in registers, 32 a thread; beside weights only half as many, and some are spilled then.
-# Chosen by that arithmetic, not yet timed on a GPU.
-_MOST_NODES = 16384
+# Places in a row are 32-bit numbers in the kernel.
+_MOST_NODES = 1 << 30
 
 
 def _fake(index: torch.Tensor, num_nodes: int, count: int, seed: int, epoch: int) -> torch.Tensor:
@@ -25,8 +26,23 @@ def _weighted_fake(
     return index.new_empty((index.shape[0], count)), weights.new_empty((index.shape[0], count))
 
 
+def _score_fake(
+    values: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, num_nodes: int, count: int, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return index.new_empty((index.shape[0], count)), index.new_empty((index.shape[0], count), dtype=torch.float32)
+
+
+def _by_score(
+    values: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # What indexing says of a wrong id on a GPU names neither op nor argument.
+    _check.ids_on_device("Priority.draw", "index", index, values.shape[0] - 1)
+    return reference.draw_nodes_by_score(values, scale, index, *others)
+
+
 _by_triton = by_triton("draw_nodes", reference.draw_nodes)
 _weighted_by_triton = by_triton("draw_nodes_weighted", reference.draw_nodes_weighted, file="draw_nodes")
+_score_by_triton = by_triton("draw_nodes_by_score", _by_score, file="draw_nodes")
 
 
 # Registered for every device, as a compiled library has a uniform draw of its own for CUDA.
@@ -44,11 +60,24 @@ def _draw_nodes_weighted(
     return run(weights, index, count, seed, epoch)
 
 
+def _draw_nodes_by_score(
+    values: torch.Tensor, scale: torch.Tensor, index: torch.Tensor, num_nodes: int, count: int, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    run = _score_by_triton if index.is_cuda and count < num_nodes <= _MOST_NODES else _by_score
+    return run(values, scale, index, num_nodes, count, *others)
+
+
 define("draw_nodes(Tensor index, SymInt num_nodes, SymInt count, int seed, int epoch) -> Tensor", _draw_nodes, _fake)
 define(
     "draw_nodes_weighted(Tensor weights, Tensor index, SymInt count, int seed, int epoch) -> (Tensor, Tensor)",
     _draw_nodes_weighted,
     _weighted_fake,
+)
+define(
+    "draw_nodes_by_score(Tensor values, Tensor scale, Tensor index, SymInt num_nodes, SymInt count, float floor, int seed, "
+    "int epoch) -> (Tensor, Tensor)",
+    _draw_nodes_by_score,
+    _score_fake,
 )
 
 

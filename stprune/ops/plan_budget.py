@@ -10,7 +10,7 @@ from stprune.ops import _check
 from stprune.ops._out import deliver
 from stprune.ops._registry import define
 from stprune.ops.budget import checked_budget
-from stprune.ops.finite_mean import finite_mean, finite_stats
+from stprune.ops.finite_mean import finite_stats
 from stprune.ops.strata import Strata, calibrate
 from stprune.reference import budget as reference_budget
 from stprune.reference import draw as reference_draw
@@ -151,11 +151,6 @@ def plan_budget(
         raise ValueError(f"{op}: scores must have at most 2^30 elements, got {n}")
     if n == 0:
         return Budgeted(scores.new_empty(0, dtype=torch.int64), scores.new_empty(0, dtype=torch.float32), 1.0)
-    if strata is not None and scores.device.type != "cpu":
-        # The kernel of a GPU knows no strata.
-        kept = plan_budget(scores, alpha=alpha, count=count, minimum=minimum, seed=seed, epoch=epoch, out=out)
-        weights = calibrate(kept.weights, kept.indices, strata)
-        return Budgeted(kept.indices, weights, finite_mean(weights))
     labels, sizes = (None, None) if strata is None else (strata.labels.contiguous(), strata.sizes)
     arguments = (scores, alpha, count, minimum, labels, sizes, seed, epoch)
     if out is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stprune.ops._registry import by_triton, define, define_cuda
+from stprune.ops.table_update import ABSENT
 from stprune.reference.plan_lookup import plan_lookup as reference
 
 
@@ -56,16 +57,20 @@ def plan_lookup(
 
 
 def rows_of(ids: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where samples [B] stand among ids [K], ascending: rows [B], K of those that are not there; and which are, [B] bool.
+    """Where samples [B] stand among ids [K], ascending: rows [B], negative where one is not there; and which are, [B] bool.
+
+    `table_update.wrong_id` tells the sample of a negative row.
 
     Example:
         >>> import torch
         >>> from stprune.ops.plan_lookup import rows_of
-        >>> rows_of(torch.tensor([2, 5, 7]), torch.tensor([7, 3]))
-        (tensor([2, 3]), tensor([ True, False]))
+        >>> rows, known = rows_of(torch.tensor([2, 5, 7]), torch.tensor([7, 3]))
+        >>> known.tolist(), int(rows[0]), int(rows[1]) < 0
+        ([True, False], 2, True)
     """
+    absent = index | ABSENT
     if len(ids) == 0:
-        return torch.zeros_like(index), torch.zeros_like(index, dtype=torch.bool)
+        return absent, torch.zeros_like(index, dtype=torch.bool)
     row = torch.searchsorted(ids, index.contiguous()).clamp_max(len(ids) - 1)
     known = ids[row] == index
-    return torch.where(known, row, len(ids)), known
+    return torch.where(known, row, absent), known

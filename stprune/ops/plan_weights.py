@@ -17,31 +17,17 @@ def _compact_fake(strata: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return strata.new_empty(strata.shape, dtype=torch.uint8), strata.new_empty((size,))
 
 
-def _totals_fake(
-    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return (
-        indices.new_empty((num_strata,)),
-        indices.new_empty((num_strata,), dtype=torch.float64),
-        strata.new_empty(indices.shape),
-    )
-
-
-def _scale_fake(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> None:
-    return None
-
-
 define("inverse_at(Tensor probability, Tensor indices) -> Tensor", reference.inverse_at, _inverse_fake)
 define("compact_strata(Tensor strata) -> (Tensor, Tensor)", reference.compact_strata, _compact_fake)
 define(
-    "stratum_totals(Tensor strata, Tensor indices, Tensor weights, SymInt num_strata) -> (Tensor, Tensor, Tensor)",
-    reference.stratum_totals,
-    _totals_fake,
+    "calibrate(Tensor(a!) weights, Tensor indices, Tensor strata, Tensor sizes) -> ()",
+    reference.calibrate,
+    lambda *arguments: None,
 )
 define(
     "scale_by_stratum(Tensor(a!) weights, Tensor members, Tensor factor) -> ()",
     reference.scale_by_stratum,
-    _scale_fake,
+    lambda *arguments: None,
 )
 
 
@@ -91,35 +77,34 @@ def compact_strata(strata: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ops.stprune.compact_strata(strata.contiguous())  # type: ignore[no-any-return]
 
 
-def stratum_totals(
-    strata: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, num_strata: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How many kept samples each stratum has, and their total weight, in one pass over them.
+def calibrate(weights: torch.Tensor, indices: torch.Tensor, strata: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Scale the weights of kept samples, in place, so that each stratum's add up to its true size.
 
     Args:
+        weights: [K] float32, contiguous; overwritten.
+        indices: [K] int64 the kept samples, ascending; not modified.
         strata: [num_samples] uint8 or int32 labels in [0, num_strata); not modified.
-        indices: [K] int64 kept samples, ascending; not modified.
-        weights: [K] float32; not modified.
-        num_strata: how many strata, below 2^31.
+        sizes: [num_strata] int64, how many samples have each label; not modified.
 
     Returns:
-        kept [num_strata] int64, totals [num_strata] float64, and members [K], the stratum of every kept sample. The
-        totals are added up in an order that depends on the sizes alone, for tensors on a GPU on the host.
+        `weights`. Strata with fewer than 30 kept samples are first merged with a neighbour. Totals are added up in float64 in
+        an order that depends on the sizes alone.
+
+    Raises:
+        RuntimeError: a label or index lies outside its range; nothing is changed then. On a GPU the device stops.
 
     Example:
         >>> import torch
-        >>> from stprune.ops.plan_weights import stratum_totals
-        >>> strata, weights = torch.tensor([0, 0, 1], dtype=torch.uint8), torch.tensor([2.0, 1.0])
-        >>> kept, totals, members = stratum_totals(strata, torch.tensor([1, 2]), weights, 2)
-        >>> kept.tolist(), totals.tolist(), members.tolist()
-        ([1, 1], [2.0, 1.0], [0, 1])
+        >>> from stprune.ops.plan_weights import calibrate
+        >>> strata, sizes = torch.zeros(4, dtype=torch.uint8), torch.tensor([4])
+        >>> calibrate(torch.ones(2), torch.tensor([0, 3]), strata, sizes)
+        tensor([2., 2.])
 
     Source:
         Eq. 10.
     """
-    return torch.ops.stprune.stratum_totals(  # type: ignore[no-any-return]
-        strata.contiguous(), indices.contiguous(), weights.contiguous(), num_strata
-    )
+    torch.ops.stprune.calibrate(weights, indices.contiguous(), strata.contiguous(), sizes)
+    return weights
 
 
 def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -127,7 +112,7 @@ def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch
 
     Args:
         weights: [K] float32, contiguous; overwritten.
-        members: [K] uint8 or int32 strata of the samples, as `stratum_totals` gives them; not modified.
+        members: [K] uint8 or int32 strata of the samples, in [0, num_strata); not modified.
         factor: [num_strata] float64; not modified.
 
     Returns:

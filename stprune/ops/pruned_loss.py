@@ -10,6 +10,7 @@ import torch
 from stprune.ops import _check
 from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import pruned_loss as reference
+from stprune.reference.precision import accumulator
 
 LOSSES = reference.LOSSES
 """The losses that the fused op knows; in a schema each is the number of its place."""
@@ -22,9 +23,10 @@ _OPTIONS = (
 )
 
 
-def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
+def fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> Five:
+    """What `pruned_loss` returns, without values; `column_means` is the last argument."""
     samples, column_means = prediction.shape[0], others[-1]
-    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    dtype = accumulator(prediction.dtype)
     return (
         prediction.new_empty((), dtype=dtype),
         prediction.new_empty((samples,), dtype=dtype),
@@ -48,7 +50,7 @@ define(
     f"pruned_loss(Tensor prediction, Tensor target, {_OPTIONS}, float spatial, float temporal, bool column_means)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.pruned_loss,
-    _fake,
+    fake,
 )
 define(
     f"pruned_loss_backward(Tensor? grad_value, Tensor? grad_loss, Tensor prediction, Tensor target, {_OPTIONS}, "

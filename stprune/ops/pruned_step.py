@@ -9,21 +9,15 @@ import torch
 
 from stprune.ops import table_update  # noqa: F401  to be registered
 from stprune.ops._registry import by_triton, define, define_cuda
-from stprune.ops.pruned_loss import gradients
+from stprune.ops.pruned_loss import fake, gradients
 from stprune.reference import pruned_step as reference
 
 Two = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def _fake(prediction: torch.Tensor, target: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    samples, column_means = prediction.shape[0], others[-1]
-    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    return (
-        prediction.new_empty((), dtype=dtype),
-        prediction.new_empty((samples,), dtype=dtype),
-        prediction.new_empty((samples + 1,), dtype=torch.int64),
-        prediction.new_empty((samples, prediction.shape[2:].numel()) if column_means else (0,), dtype=dtype),
-    )
+    value, weight, _, count, column_mean = fake(prediction, target, *others)
+    return value, weight, count, column_mean
 
 
 define(

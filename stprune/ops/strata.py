@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stprune.ops import _check
-from stprune.ops.plan_weights import compact_strata, scale_by_stratum, stratum_totals
-from stprune.reference.plan_weights import stratum_factors
+from stprune.ops import _check, plan_weights
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def checked_strata(op: str, strata: torch.Tensor, num_samples: int) -> Strata:
     if strata.numel() != num_samples:
         raise ValueError(f"{op}: strata must have one label for each of {num_samples} samples, got {strata.numel()}")
     try:
-        return Strata(*compact_strata(strata))
+        return Strata(*plan_weights.compact_strata(strata))
     except RuntimeError as error:
         low, high = (int(end) for end in torch.aminmax(strata))
         if low < 0:
@@ -79,5 +77,4 @@ def calibrate(weights: torch.Tensor, indices: torch.Tensor, strata: Strata) -> t
         >>> float(weights[0]), float(weights[79])
         (1.0, 1.6666666269302368)
     """
-    kept, totals, members = stratum_totals(strata.labels, indices, weights, strata.sizes.numel())
-    return scale_by_stratum(weights, members, stratum_factors(strata.sizes, kept, totals))
+    return plan_weights.calibrate(weights, indices, strata.labels, strata.sizes)

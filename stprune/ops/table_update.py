@@ -8,8 +8,10 @@ from stprune.ops._registry import by_triton, define, define_cuda
 from stprune.reference import table_update as reference
 from stprune.reference.table_update import FRESH, KNOWN, SCORED, TRAINED
 
-__all__ = ["FRESH", "KNOWN", "SCORED", "TRAINED", "table_update", "wrong_id"]
+__all__ = ["ABSENT", "FRESH", "KNOWN", "SCORED", "TRAINED", "table_update", "wrong_id"]
 
+ABSENT = -(1 << 61)
+"""The bits that make a sample without a row in a table a negative row, from which its id can be told."""
 
 define(
     "table_update(Tensor(a!)? scores, Tensor(b!)? marks, Tensor(c!)? variance, Tensor(d!) count, "
@@ -62,11 +64,13 @@ def table_update(
 
 
 def wrong_id(noted: int) -> int | None:
-    """The wrong id that a table's count[3] tells of, or None.
+    """The wrong id that a table's count[3] tells of, or None; of a row that stands for no sample (ABSENT) the sample's id.
 
     Example:
-        >>> from stprune.ops.table_update import wrong_id
-        >>> wrong_id(0), wrong_id(1), wrong_id(-1)
-        (None, 0, -1)
+        >>> from stprune.ops.table_update import ABSENT, wrong_id
+        >>> wrong_id(0), wrong_id(1), wrong_id(-1), wrong_id(7 | ABSENT)
+        (None, 0, -1, 7)
     """
+    if ABSENT <= noted < ABSENT // 2:
+        return noted - ABSENT
     return noted - (noted > 0) if noted else None

@@ -82,8 +82,9 @@ define(
     reference.window_stats,
     _fake,
 )
-define("node_moments(Tensor series, float? null_value) -> Tensor", reference.node_moments, _moments_fake)
 define_cuda("window_stats", by_triton("window_stats", reference.window_stats))
+define("node_moments(Tensor series, float? null_value) -> Tensor", reference.node_moments, _moments_fake)
+define_cuda("node_moments", by_triton("node_moments", reference.node_moments))
 
 
 def window_stats(
@@ -164,20 +165,22 @@ def window_stats(
             f"{op}: series must have at least history + horizon = {history + horizon} rows, got {columns.shape[0]}"
         )
     if node_std is not None:
-        std = as_deviation(op, node_std, shape)
-    elif horizon:
-        moments = torch.ops.stprune.node_moments(columns, null_value)
-        std = deviation(moments.cpu().numpy())
-    else:
-        std = np.zeros(columns.shape[1])
-    inverse = invert(std if horizon else np.zeros_like(std)).to(columns.device)
+        std = torch.from_numpy(as_deviation(op, node_std, shape)).to(columns.device)
+    if horizon == 0:
+        std = columns.new_zeros(columns.shape[1], dtype=torch.float64)
+    elif node_std is None:
+        std = deviation(torch.ops.stprune.node_moments(columns, null_value))
+    inverse = invert(std)
     values, infinite = torch.ops.stprune.window_stats(columns, history, horizon, stride, 0, null_value, inverse, bool(per_node))
-    if bool(infinite):
-        raise infinite_error(op, columns)
     if per_node:
         mean, variance, trend, autocorrelation, drift, missing = values.view(6, -1, *shape).unbind(0)
-        return WindowStats(mean, variance, drift, trend, autocorrelation, missing)
-    return from_sums(values, (history + horizon) * columns.shape[1])
+        stats = WindowStats(mean, variance, drift, trend, autocorrelation, missing)
+    else:
+        stats = from_sums(values, (history + horizon) * columns.shape[1])
+    # Last, as a GPU is waited for here.
+    if bool(infinite):
+        raise infinite_error(op, columns)
+    return stats
 
 
 def without_null(series: torch.Tensor, null_value: float | None, null_tolerance: float) -> tuple[torch.Tensor, float | None]:
@@ -199,30 +202,28 @@ def from_sums(sums: torch.Tensor, entries: int) -> WindowStats:
     return WindowStats(mean, variance, (total[:, 4] / drifts).float(), trend, autocorrelation, missing)
 
 
-def deviation(moments: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def deviation(moments: torch.Tensor) -> torch.Tensor:
     """Population standard deviation of every column [columns] from moments [blocks, 4, columns]; 0 where constant."""
-    count = np.zeros(moments.shape[2])
-    mean, squares = np.zeros_like(count), np.zeros_like(count)
+    count, centre, total, square = moments.unbind(1)
+    there, size = count > 0, count.clamp(min=1.0)
+    mean = torch.where(there, centre + total / size, 0.0)
+    # About the mean of the first block with an entry, so that constant columns give exact zeros.
+    step = torch.where(there, mean - mean.gather(0, there.to(torch.uint8).argmax(0, keepdim=True)), 0.0)
+    entries = _in_order(count).clamp(min=1.0)
+    offset = _in_order(count * step) / entries
     # Infinite entries give NaN here and are refused later, where the row is known.
-    with np.errstate(invalid="ignore"):
-        for n, centre, total, square in moments:
-            # Blocks are merged in their order: the same bits however the series was cut.
-            size = np.maximum(n, 1.0)
-            block_mean = np.where(n > 0, centre + total / size, mean)
-            after = count + n
-            step = np.where(count > 0, block_mean - mean, 0.0)
-            share = n / np.maximum(after, 1.0)
-            squares += np.maximum(square - total * total / size, 0.0) + step * step * count * share
-            mean = np.where(count > 0, mean + step * share, block_mean)
-            count = after
-    std: np.ndarray[Any, Any] = np.sqrt(squares / np.maximum(count, 1.0))
-    return std
+    squares = (square - total * total / size).clamp(min=0.0) + count * (step - offset).square()
+    return (_in_order(squares) / entries).sqrt()
 
 
-def invert(std: np.ndarray[Any, Any]) -> torch.Tensor:
+def _in_order(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the first dimension; on the CPU one by one, so the same bits however the series was cut."""
+    return values.sum(0) if values.is_cuda else values.cumsum(0)[-1]
+
+
+def invert(std: torch.Tensor) -> torch.Tensor:
     """[columns] float64: 1 / std, 0 where std is 0 or NaN."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return torch.from_numpy(np.where(std > 0, 1.0 / std, 0.0))
+    return torch.where(std > 0, 1.0 / std, 0.0)
 
 
 def as_columns(op: str, series: Any) -> tuple[torch.Tensor, tuple[int, ...]]:

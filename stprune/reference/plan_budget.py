@@ -30,6 +30,5 @@ def plan_budget(
     indices = draw(probability, num_kept(scores, count, minimum), seed, epoch)
     weights = plan_weights.inverse_at(probability, indices)
     if strata is not None and sizes is not None:
-        kept, totals, members = plan_weights.stratum_totals(strata, indices, weights, sizes.numel())
-        plan_weights.scale_by_stratum(weights, members, plan_weights.stratum_factors(sizes, kept, totals))
+        plan_weights.calibrate(weights, indices, strata, sizes)
     return indices, weights, mean_weight(weights)

@@ -93,3 +93,9 @@ def stratum_factors(sizes: torch.Tensor, kept: torch.Tensor, totals: torch.Tenso
 def scale_by_stratum(weights: torch.Tensor, members: torch.Tensor, factor: torch.Tensor) -> None:
     """Multiply weights [K] float32 in place by the factor [num_strata] of their stratum, in float64."""
     weights.copy_((weights.double() * factor[members.long()]).to(torch.float32))
+
+
+def calibrate(weights: torch.Tensor, indices: torch.Tensor, strata: torch.Tensor, sizes: torch.Tensor) -> None:
+    """Scale weights [K] float32 of the samples `indices` [K] in place to the true sizes [num_strata] of their strata."""
+    kept, totals, members = stratum_totals(strata, indices, weights, sizes.numel())
+    scale_by_stratum(weights, members, stratum_factors(sizes, kept, totals))

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from stprune.reference.precision import accumulator
+
 LOSSES = ("mae", "mse", "huber", "mape", "quantile")
 """The losses; the code of one, in schemas and kernels, is its place."""
 
@@ -34,7 +36,7 @@ def normalized_null_bounds(
     if null_value != null_value:
         return torch.full_like(mean, math.inf), torch.full_like(mean, -math.inf)
     image = (null_value - mean) / std
-    arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    arithmetic = torch.finfo(accumulator(dtype)).eps
     slack = 2.0 * arithmetic * (image.abs() + (mean / std).abs()) + 0.5 * torch.finfo(dtype).eps * image.abs()
     return image - null_tolerance / std - slack, image + null_tolerance / std + slack
 
@@ -151,7 +153,7 @@ def pruned_loss(
     for factor, term in zip((spatial, temporal), spreads, strict=True):
         # A weight of 0 leaves its term out: 0 * inf would turn an infinite loss into NaN.
         score = score + factor * term if factor > 0.0 else score
-    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    dtype = accumulator(prediction.dtype)
     column_mean = u.sum(1) / kept.sum(1) if column_means else u.new_empty((0,))
     counts = torch.cat([count, number.view(1)])
     return value.to(dtype), mean.to(dtype), torch.stack([*spreads, score]).to(dtype), counts, column_mean.to(dtype)

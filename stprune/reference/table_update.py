@@ -64,18 +64,12 @@ def update_known(
     count[3] = torch.maximum(noted.amax(), count[3] ^ sign) ^ sign
     if scores is None or marks is None or scores.numel() == 0:
         return
-    # A wrong id's place is taken by the last right one, which writes what it writes anyway.
-    places = torch.arange(index.numel(), device=index.device)
-    some, stand_in = known.any(), torch.where(known, places, 0).amax()
-    at = torch.where(known, places, stand_in)
-    index = torch.where(some, index[at], 0)
-    # Of equal ids the last stands for all: parallel writers of one id then all write the same bits.
-    last = at[last_of_each(index)]
+    index, last, some = standing_for(index, known)
     new, old, mark = values[last], scores[index], marks[index]
     left = (~some).expand(index.shape)
     if trained:
         left = left | ((mark & TRAINED) != 0)
-        first = last == places
+        first = last == torch.arange(len(last), device=last.device)
         count[0] += (first & ~left).sum()
         mark = torch.where(some, mark | TRAINED, mark)
         marks[index] = mark
@@ -89,6 +83,19 @@ def update_known(
         variance[index] = torch.where(scored & smooth & torch.isfinite(new), moved, before)
     scores[index] = torch.where(scored, mixed, old)
     marks[index] |= torch.where(scored, SCORED | FRESH | KNOWN, 0).to(torch.uint8)
+
+
+def standing_for(index: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids [B] which may all be read and written, for each place [B] the one whose values it writes, and whether any is known.
+
+    Of equal ids the last place stands for all: parallel writers of one id then all write the same bits. A wrong id's place is
+    taken by the last right one, which writes what it writes anyway; where none is right, all are 0.
+    """
+    places = torch.arange(index.numel(), device=index.device)
+    some, stand_in = known.any(), torch.where(known, places, 0).amax()
+    at = torch.where(known, places, stand_in)
+    index = torch.where(some, index[at], 0)
+    return index, at[last_of_each(index)], some
 
 
 def last_of_each(index: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ class ShardedTable:
         return self
 
     def places(self, index: torch.Tensor) -> torch.Tensor:
-        """Where samples [B] of this rank's share stand in its table; the table's length where one is not in it."""
+        """Where samples [B] of this rank's share stand in its table: see `rows_of`."""
         return rows_of(self.ids, index)[0]
 
     def update(self, index: torch.Tensor, scores: torch.Tensor, *, trained: bool = False) -> None:
@@ -94,7 +94,7 @@ class ShardedTable:
         op = f"{_OP}.update"
         index = _check.index(op, "index", index)
         place = self.places(index.to(self.device))
-        if place.is_cpu and bool((missing := place == len(self.ids)).any()):
+        if place.is_cpu and bool((missing := place < 0).any()):
             raise ValueError(f"{op}: index must hold ids of this rank's share of the epoch, got {int(index[missing.cpu()][0])}")
         self.share.update(place, scores, trained=trained)
 
@@ -144,7 +144,7 @@ class ShardedTable:
         _check.ids(f"{_OP}.forget", "index", index.cpu(), self.num_samples - 1)
         index = index.to(self.device)
         place = self.places(index)
-        self.share.forget(place[place < len(self.ids)])
+        self.share.forget(place[place >= 0])
         self.own.forget(index[self.owners.of(index) == self.owners.rank] - self.owners.start)
 
     def num_nonfinite(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
-import resource
-import sys
 from typing import Any
 
 import numpy as np
@@ -42,13 +40,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def peak_memory() -> float:
-    """Most memory that this process has held in RAM so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, all other systems KiB.
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def device_name(device: torch.device) -> str:

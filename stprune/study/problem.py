@@ -168,7 +168,7 @@ def prepare(series: Series, *, device: torch.device) -> Problem:
     seen = seen[torch.isfinite(seen)]
     mean, std = (float(seen.mean()), float(seen.std(correction=0))) if len(seen) else (math.nan, 0.0)
     if not std > 0:
-        raise ValueError(f"{series.name}: the training part must hold at least two different values, std is {std}")
+        raise ValueError(f"{series.name}: the training part must hold at least two different values, got std {std}")
     for name, part in (("validation", split.validation), ("test", split.test)):
         rows = np.unique(part.first_rows[:, None] + HISTORY + np.arange(HORIZON))
         if not torch.isfinite(values[rows]).any():

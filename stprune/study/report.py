@@ -57,7 +57,6 @@ def render(
     title: str = TITLE,
     note: str = "",
     firm: bool = True,
-    predictions: Sequence[tuple[str, float, float]] = (),
     sources: Sequence[str] = (),
 ) -> str:
     """Build the page.
@@ -68,7 +67,6 @@ def render(
         title: heading of the page.
         note: a sentence that stands before all findings, for instance that a quick run proves nothing.
         firm: False where the runs are too small or too few for any comparison: then no sentence makes one.
-        predictions: (series, predicted, measured) shares of full training's time until its best validation MAE.
         sources: where series and methods come from, for the footer.
 
     Returns:
@@ -90,7 +88,7 @@ def render(
         cards=cards,
         place=place,
         findings=_findings(study, firm),
-        pictures=_pictures(study, predictions),
+        pictures=_pictures(study),
         groups=[(group_name(group), cells, table.matrix(cells, study)) for group, cells in study.groups.items()],
         cells=[(cell, sentences(cell, firm=firm), *table.texts(cell)) for cell in study.cells],
         group_name=group_name,
@@ -123,7 +121,7 @@ def _cards(cell: Cell) -> tuple[list[tuple[str, str]], str]:
     return found, f"{cell.title}, {group_name(cell.group)}"
 
 
-def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> list[Picture]:
+def _pictures(study: Study) -> list[Picture]:
     shown = {group: [cell for cell in cells if cell.families] for group, cells in study.groups.items()}
     several = {group for group, cells in shown.items() if any(len(f.results) > 1 for cell in cells for f in cell.families)}
 
@@ -153,15 +151,13 @@ def _pictures(study: Study, predictions: Sequence[tuple[str, float, float]]) -> 
                 each(figures.changes, shown),
             )
         )
-    if len({cell.num_nodes for cell in study.cells if cell.full and cell.drawing}) > 1:
+    gains = figures.found_gains(study)
+    if len({gain.cell.num_nodes for gain in gains}) > 1:
         text = "Drawing nodes against the best full training, one point a series and model. Higher is better."
-        found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(study))),)))
+        found.insert(1, Picture("Gain against the number of nodes", text, (("", _uri(figures.gains(gains))),)))
     if any(len(figures.tuning_points(cell, FULL)) > 1 for cell in study.cells):
         text = "Validation MAE of the first seed by pairs per step, each at its best learning rate: what the batch alone gives."
         found.append(Picture("Tuning of the batch", text, each(figures.tuning, shown)))
-    if predictions:
-        text = "Share of full training's time until its best validation MAE. The band is 25% to each side."
-        found.append(Picture("Predicted and measured", text, (("", _uri(figures.predictions(predictions))),)))
     return [picture for picture in found if picture.sources]
 
 

@@ -245,12 +245,7 @@ def _samplers(cell: Cell) -> list[str]:
     uniform = cell.drawing
     others = [f for f in cell.families if f.kind == "nodes" and uniform and f.name != uniform.name]
     changes = [(f.label, change) for f in others if (change := compare(f.result, uniform.result if uniform else None))]
-    if not changes or uniform is None:
-        return []
-    text = f"Other ways of drawing nodes against {uniform.label} - {sorted_out(changes)}."
-    if not any(change.better or change.single for _, change in changes):
-        text += " None of them beats it."
-    return [text]
+    return _rivals(f"Other ways of drawing nodes against {uniform.label if uniform else ''}", changes, "None of them beats it.")
 
 
 def _windows(cell: Cell) -> list[str]:
@@ -263,12 +258,14 @@ def _windows(cell: Cell) -> list[str]:
             change = compare(result, best(equal)) if equal else None
             if change:
                 changes.append((family.label, change))
-    if not changes:
-        return []
-    text = f"Against soft random with as many optimizer steps - {sorted_out(changes)}."
-    if not any(change.better or change.single for _, change in changes):
-        text += " So here no choice of windows beats keeping them at random."
-    return [text]
+    none = "So here no choice of windows beats keeping them at random."
+    return _rivals("Against soft random with as many optimizer steps", changes, none)
+
+
+def _rivals(start: str, changes: list[tuple[str, Change]], none_better: str) -> list[str]:
+    """A sentence that holds families against one rival, and one more where none of them is better."""
+    beaten = any(change.better or change.single for _, change in changes)
+    return [f"{start} - {sorted_out(changes)}.{'' if beaten else f' {none_better}'}"] if changes else []
 
 
 def _tail(cell: Cell) -> list[str]:

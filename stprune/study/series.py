@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import pathlib
@@ -42,12 +41,10 @@ class Series:
 
     Attributes:
         name: short name for the report.
-        values: [time, node] float32, in `unit`; NaN where missing.
+        values: [time, node] float32; NaN where missing.
         time_of_day: [time] float32 in [0, 1), share of the day gone by.
         day_of_week: [time] int64, 0 = Monday.
         steps_per_day: steps of a day; where the file has only a part of each day, the steps of that part.
-        first_day: date of the first step, None when not known.
-        unit: unit of the values, empty when not known.
         source: where the series comes from and its licence.
         node_names: one name per node.
         edges: its graph; None where not known.
@@ -59,8 +56,6 @@ class Series:
     time_of_day: FloatArray
     day_of_week: IntArray
     steps_per_day: int
-    first_day: datetime.date | None
-    unit: str
     source: str
     node_names: tuple[str, ...]
     edges: Edges | None = None
@@ -127,20 +122,25 @@ def load(data: str) -> Series:
         >>> series.name, series.values.shape, series.steps_per_day
         ('traffic, nodes=100, days=7, r=0.2', (672, 100), 96)
     """
-    name, _, query = data.partition("?")
-    options = _options(name if name in _OPTIONS else "path", query)
+    name, entries = split_name(data)
+    options = _options(name if name in _OPTIONS else "path", entries)
     null = options.pop("null", None)
     if name == "simbench":
         values, stamps, names = simbench.read_profiles()
-        series = _series(values, read_calendar(stamps), 96, simbench.SOURCE, names, unit="p.u.", first=stamps[0])
-    elif name == "demand":
-        series = _demand(options)
-    elif name == "traffic":
-        series = _traffic(options)
+        series = _series(values, read_calendar(stamps), 96, simbench.SOURCE, names)
+    elif name in GENERATED:
+        series = GENERATED[name](options)
     else:
         series = load_path(pathlib.Path(name), steps_per_day=options.pop("per_day", None))
     series = series.thin(**options)
     return replace(series, name=label(data), null_value=null)
+
+
+def split_name(data: str) -> tuple[str, list[tuple[str, str]]]:
+    """What stands before the `?` of a series' name, and the keys and values behind it."""
+    name, _, query = data.partition("?")
+    found = (entry.partition("=") for entry in query.split("&") if query)
+    return name, [(key, text) for key, _, text in found]
 
 
 def label(data: str) -> str:
@@ -150,8 +150,8 @@ def label(data: str) -> str:
         >>> label("simbench"), label("../data/MontevideoBus?nodes=300&per_day=24")
         ('simbench', 'MontevideoBus, nodes=300')
     """
-    name, _, query = data.partition("?")
-    shown = [each for each in query.split("&") if each and each.partition("=")[0] not in ("null", "per_day")]
+    name, entries = split_name(data)
+    shown = [f"{key}={text}" for key, text in entries if key not in ("null", "per_day")]
     return ", ".join([pathlib.PurePath(name).name, *shown])
 
 
@@ -159,15 +159,14 @@ def _refused(rule: str, got: object) -> ValueError:
     return ValueError(f"load: data must {rule}, got {got}")
 
 
-def _options(kind: str, query: str) -> dict[str, Any]:
+def _options(kind: str, entries: list[tuple[str, str]]) -> dict[str, Any]:
     """The options of a name, as numbers."""
     options: dict[str, Any] = {}
-    for entry in query.split("&") if query else []:
-        key, _, text = entry.partition("=")
+    for key, text in entries:
         if key not in _OPTIONS[kind]:
             raise _refused("have known options", unknown(key, _OPTIONS[kind]))
         if key in options:
-            raise _refused("have each option at most once", repr(entry))
+            raise _refused("have each option at most once", repr(f"{key}={text}"))
         kind_of_value, least, below = _VALUES[key]
         try:
             options[key] = kind_of_value(text)
@@ -176,7 +175,7 @@ def _options(kind: str, query: str) -> dict[str, Any]:
         if not (least <= options[key] < below and math.isfinite(options[key])):
             raise _refused(f"have {key} in [{least}, {below})", text)
     if "days" in options and "steps" in options:
-        raise _refused("have days or steps, not both", repr(query))
+        raise _refused("have days or steps, not both", repr("&".join(f"{key}={text}" for key, text in entries)))
     return options
 
 
@@ -187,8 +186,6 @@ def _series(
     source: str,
     names: tuple[str, ...] | None = None,
     *,
-    unit: str = "",
-    first: np.datetime64 | None = None,
     edges: Edges | None = None,
 ) -> Series:
     return Series(
@@ -197,8 +194,6 @@ def _series(
         time_of_day=calendar.time_of_day,
         day_of_week=calendar.day_of_week,
         steps_per_day=per_day,
-        first_day=None if first is None else first.astype("datetime64[D]").item(),
-        unit=unit,
         source=source,
         node_names=names or tuple(str(node) for node in range(values.shape[1])),
         edges=edges,
@@ -220,6 +215,10 @@ def _traffic(options: dict[str, Any]) -> Series:
     found = traffic(num_nodes=nodes, num_steps=steps, steps_per_day=per_day, r=r, incidents=incidents, seed=seed)
     source = f"generated traffic, r {r:g}, {incidents:g} incidents a node and day, seed {seed}"
     return _series(found.values, counted_calendar(steps, per_day), per_day, source, edges=found.edges)
+
+
+GENERATED = {"demand": _demand, "traffic": _traffic}
+"""What makes the generated series, by their names."""
 
 
 def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series:
@@ -246,12 +245,12 @@ def load_path(path: pathlib.Path, *, steps_per_day: int | None = None) -> Series
         raise _refused("say its steps per day, as in PATH?per_day=96", f"{path.name}, whose files do not")
     if found.timestamps is None:
         days = 5 if "weekdays" in str(meta.get("what")) else 7
-        calendar, first = counted_calendar(len(values), per_day, days_per_week=days), None
+        calendar = counted_calendar(len(values), per_day, days_per_week=days)
     else:
-        calendar, first = read_calendar(found.timestamps), found.timestamps[0]
+        calendar = read_calendar(found.timestamps)
     source = f"{meta['source']}; licence: {meta.get('licence', 'not stated')}" if "source" in meta else f"read from {path.name}"
     edges = None if found.adjacency is None else Edges.of(found.adjacency)
-    return _series(values, calendar, per_day, source, found.node_ids, first=first, edges=edges)
+    return _series(values, calendar, per_day, source, found.node_ids, edges=edges)
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:

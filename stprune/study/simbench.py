@@ -37,17 +37,12 @@ def find_profiles() -> pathlib.Path:
     )
 
 
-def read_profiles(
-    path: pathlib.Path | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.datetime64], tuple[str, ...]]:
+def read_profiles() -> tuple[NDArray[np.float32], NDArray[np.datetime64], tuple[str, ...]]:
     """Read the 192 load profiles of SimBench's complete grid, scenario 0: a year of real quarter hours.
 
     The columns are active (`_pload`) and reactive (`_qload`) power, each scaled by the profile's own maximum active
     power (p.u.); all of them are taken, in the file's order. Time stamps are local, so one spring night lacks an hour
     and one autumn night has it twice: the day's share is read from the stamps, not counted.
-
-    Args:
-        path: the CSV file; None finds it in the installed package.
 
     Returns:
         Values [35136, 192] float32, time stamps [35136] datetime64, names of the columns.
@@ -56,7 +51,7 @@ def read_profiles(
         ModuleNotFoundError: the package is not installed.
         ValueError: the file does not hold 35,136 x 192 numbers with time stamps `dd.mm.yyyy HH:MM`.
     """
-    path = find_profiles() if path is None else path
+    path = find_profiles()
     with path.open(newline="", encoding="utf-8") as file:
         header = next(csv.reader(file, delimiter=";"))
     names = tuple(header[1:])

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 from stprune.study.results import USUAL_BATCH, Change, Reach, Result, best, compare, equal_time, overhead, reach, sixth
 from stprune.study.rows import Row
+from stprune.study.series import GENERATED, split_name
 
 FULL = "full"
 UNIFORM = "nodes-uniform"
-GENERATED = ("demand", "traffic")
-"""Names of the series that are generated."""
 Labels = Mapping[str, tuple[str, str]]
 
 
@@ -102,7 +101,7 @@ class Cell:
     @property
     def generated(self) -> bool:
         """Whether the series was generated, so that its structure was chosen, not measured."""
-        return self.data.partition("?")[0] in GENERATED
+        return split_name(self.data)[0] in GENERATED
 
     @property
     def title(self) -> str:
@@ -205,23 +204,19 @@ def series_names(data: Iterable[str]) -> dict[str, str]:
         >>> list(series_names(["simbench?nodes=90", "flow/data.npz", "traffic?nodes=900&r=0.1&seed=0"]).values())
         ['simbench', 'flow', 'traffic r 0.1']
     """
-    data = list(data)
-    short = {text: _short(text, _SET) for text in data}
-    taken = [_short(text, _SET) + str(_options(text).get("nodes")) for text in data]
+    options = {text: dict(split_name(text)[1]) for text in data}
+    looks = {text: (_short(text, _SET), found.get("nodes")) for text, found in options.items()}
     return {
-        text: short[text] if taken.count(name) == 1 else _short(text, tuple(_options(text)))
-        for text, name in zip(data, taken, strict=True)
+        text: look[0] if list(looks.values()).count(look) == 1 else _short(text, tuple(options[text]))
+        for text, look in looks.items()
     }
 
 
-def _options(text: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in text.partition("?")[2].split("&") if "=" in part)
-
-
 def _short(text: str, shown: Sequence[str]) -> str:
-    path = pathlib.PurePath(text.partition("?")[0])
+    name, entries = split_name(text)
+    path = pathlib.PurePath(name)
     name = path.parent.name if path.stem == "data" and path.parent.name else path.stem
-    return " ".join([name, *(f"{key} {value}" for key, value in _options(text).items() if key in shown)])
+    return " ".join([name, *(f"{key} {value}" for key, value in entries if key in shown)])
 
 
 def _cell(key: tuple[str, Group], rows: list[Row], series: str, labels: Labels) -> Cell:

@@ -76,16 +76,14 @@ def columns(cell: Cell) -> list[Column]:
         Column("hard nodes", "the same of nodes", stat(lambda row: row.hard_nodes_mae, form)),
         Column("over budget", "pairs trained on beyond the budget, as the last step is whole", _overspent),
         Column("steps", "optimizer steps", lambda f: f"{f.result.steps:,.0f}" if f.result else ""),
-        Column("time", "seconds of training, evaluation not counted", lambda f: _seconds(f)),
-        Column("overhead", "deciding and scoring, in % of the run", lambda f: _overhead(f)),
+        Column("time", "seconds of training, evaluation not counted", _seconds),
+        Column("overhead", "deciding and scoring, in % of the run", _overhead),
         Column(
             "cost to best",
             "cost until the best validation MAE of full training, as a share of what full training needed for it",
-            lambda f: f"{f.reach.cost:.0%}" if f.reach else "never" if cell.full else "",
+            lambda f: _reached(cell, f, "cost"),
         ),
-        Column(
-            "time to best", "the same in time", lambda f: f"{f.reach.time:.0%}" if f.reach else "never" if cell.full else ""
-        ),
+        Column("time to best", "the same in time", lambda f: _reached(cell, f, "time")),
         Column("equal time", "test MAE against full training after its time", lambda f: _change(f.equal_time)),
         Column(
             "a sixth",

@@ -165,7 +165,7 @@ class _Source:
         """Rows [begin, end) after the first and some columns, [rows, columns] float32 or float64, NaN where masked out."""
         return without_null(_block(self.cube, self.mask, self.first + begin, self.first + end, left, right), *self.null)[0]
 
-    def moments(self, left: int, right: int) -> np.ndarray[Any, Any]:
+    def moments(self, left: int, right: int) -> Tensor:
         """What the columns' deviations are made of, [blocks, 4, columns]."""
         rows = self.last - self.first
         # Whole blocks of moments, so that no cut shows in them.
@@ -176,8 +176,8 @@ class _Source:
             part = torch.ops.stprune.node_moments(block, self.exact)
             if not bool(part[:, 2:].isfinite().all()):
                 self._refuse_infinite(block, begin)
-            parts.append(part.numpy())
-        return np.concatenate(parts)
+            parts.append(part)
+        return torch.cat(parts)
 
     def cuts(self, stride: int, window: int) -> Iterator[tuple[int, int]]:
         """(begin, end) of rows whose windows are measured together: no window is in two of them."""

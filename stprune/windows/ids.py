@@ -25,14 +25,9 @@ def ids_of(op: str, sampler: Any, starts: WindowStarts, num_nodes: int) -> Any:
     if ids.num_windows != len(starts):
         dropped = f" ({starts.num_dropped} more lie over gaps and are left out)" if starts.num_dropped else ""
         raise ValueError(f"{op}: sampler must have {len(starts)} samples, one a window{dropped}, got {ids.num_windows}")
-    if draws_nodes(ids) and ids.num_nodes != num_nodes:
+    if ids.draws_nodes and ids.num_nodes != num_nodes:
         raise ValueError(f"{op}: sampler must have num_nodes = {num_nodes} as the series has, got {ids.num_nodes}")
     return ids
-
-
-def draws_nodes(ids: Any) -> bool:
-    """Whether batches hold some nodes of each window only."""
-    return bool(ids.draws_nodes)
 
 
 class PlainIds:

@@ -141,7 +141,7 @@ class _Flat:
             _moments, null=null, dtype=np.float64, new_axis=1, chunks=(blocks, (4,), self.widths), meta=_META[3]
         )
         std = moments.rechunk({0: -1}).map_blocks(
-            deviation, dtype=np.float64, drop_axis=[0, 1], chunks=(self.widths,), meta=_META[1]
+            _deviation, dtype=np.float64, drop_axis=[0, 1], chunks=(self.widths,), meta=_META[1]
         )
         result: Array = std.compute()
         return result
@@ -191,6 +191,11 @@ def _moments(block: Array, null: Null) -> Array:
     return moments
 
 
+def _deviation(moments: Array) -> Array:
+    std: Array = deviation(torch.from_numpy(moments)).numpy()
+    return std
+
+
 def _measure(
     block: Array,
     std: Array,
@@ -209,7 +214,7 @@ def _measure(
     count, first = counts[chunk], first_rows[chunk]
     begin = first - chunk_rows[chunk]
     rows = columns[begin : begin + (count - 1) * stride + length] if count else columns[:0]
-    inverse = invert(std[0] if horizon else np.zeros_like(std[0]))
+    inverse = invert(torch.from_numpy(std[0] if horizon else np.zeros_like(std[0])))
     # The place of the first row in the whole series decides the order of the sums, so that every cut gives the same bits.
     values, infinite = torch.ops.stprune.window_stats(rows, history, horizon, stride, first % length, exact, inverse, per_node)
     if bool(infinite):

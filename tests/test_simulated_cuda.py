@@ -1,0 +1,117 @@
+"""The CUDA library as nvcc compiled it, on a simulated GPU, against the references bit for bit.
+
+tests/test_cuda_host.py runs the same sources compiled as C++. Here run nvcc's launchers and its PTX: intrinsics, barriers,
+grids, arguments, aligned vector loads, in orders of threads that the kernels do not choose (gpu/simulator.cpp). Needs the
+objects of a build, which .ci/cuda.sh names in STPRUNE_CUDA_OBJECTS; it takes the PTX out of them.
+"""
+
+import itertools
+import os
+import pathlib
+import subprocess
+
+import pytest
+import torch
+from engine_cases import REFERENCES, assert_all_same, inputs, outcome
+from stand_in import COSTS
+from test_cuda_host import FEW_SIZES, INPUTS, Kernels, taken, with_types
+
+OBJECTS = os.environ.get("STPRUNE_CUDA_OBJECTS")
+pytestmark = pytest.mark.skipif(OBJECTS is None, reason="no objects of nvcc: .ci/cuda.sh makes them")
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    device = pytest.importorskip("gpu.device", reason="triton is not installed, whose cuobjdump takes the PTX out")
+    from triton_kernels import CUOBJDUMP
+
+    objects = sorted(pathlib.Path(OBJECTS).glob("*.cu.o"))
+    gpu = device.Gpu(device.build(tmp_path_factory.mktemp("gpu"), objects))
+    with_types(gpu.library)
+    for one in objects:
+        listing = subprocess.run([CUOBJDUMP, "-ptx", one], capture_output=True, text=True, check=True).stdout
+        gpu.define(listing[listing.index(".version") :])
+    return gpu
+
+
+class OnGpu(Kernels):
+    """As in test_cuda_host; kernels may use no memory but what they are given, and read no scratch they have not written."""
+
+    def __init__(self, gpu):
+        super().__init__(gpu.library)
+        self.gpu, self.made = gpu, {}
+        gpu.forget()
+
+    def empty(self, shape, dtype=torch.int64):
+        tensor = super().empty(shape, dtype)
+        self.made[tensor.data_ptr()] = tensor
+        self.gpu.allow(tensor.data_ptr(), tensor.nbytes, known=False)
+        return tensor
+
+    def copied(self, tensor):
+        tensor = super().copied(tensor)
+        self.gpu.allow(tensor.data_ptr(), tensor.nbytes)
+        return tensor
+
+    def at(self, tensor):
+        if tensor.data_ptr() not in self.made:
+            self.gpu.allow(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        return super().at(tensor)
+
+    def error(self):
+        return self.gpu.error
+
+
+# Slow inputs, by op: every so many of them are run.
+STEPS = {"topk": 30, "inclusion_budget": 30, "select": 12, "draw_weighted": 12, "draw_threshold": 12, "plan_budget": 21}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_matches_the_reference(gpu, name):
+    op, every = inputs(name, FEW_SIZES)
+    first = sum(name.encode()) % 5  # not the same sizes of every input
+    for turn, arguments in enumerate(itertools.islice(taken(op, every), first, None, STEPS.get(op, 3))):
+        gpu.set(seed=(0, 5, 6)[turn % 3], processors=(2, 1, 5)[turn % 3])
+        assert_all_same(outcome(op, getattr(OnGpu(gpu), op), arguments), outcome(op, REFERENCES[op], arguments))
+
+
+def test_wrong_arguments_stop_the_kernels(gpu):
+    gpu.set()
+    with pytest.raises(AssertionError, match="draw: count must be the sum"):
+        OnGpu(gpu).draw(torch.full((100,), 0.5), 60, 0, 0)
+    for bad in (-1, 5):
+        with pytest.raises(AssertionError, match=r"gather_nodes: node must lie in \[0, num_nodes\)"):
+            OnGpu(gpu).gather_nodes(torch.rand(1, 1, 5, 1), torch.tensor([[0, bad]]))
+        with pytest.raises(AssertionError, match=r"gather_nodes: node must lie in \[0, num_nodes\)"):
+            OnGpu(gpu).gather_nodes_backward(torch.rand(1, 1, 2, 1), torch.tensor([[0, bad]]), 5)
+
+
+def test_views_that_begin_at_any_element(gpu):
+    """Vector loads need aligned addresses, which a view does not have."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype, offset in itertools.product((torch.float32, torch.float64), (1, 2, 3)):
+        gpu.set(seed=5)
+        scores = torch.rand(5003, generator=generator, dtype=dtype)[offset:]
+        for op, arguments in {
+            "select": (scores, 1234),
+            "finite_stats": (scores,),
+            "check_range": (scores, 1.0, True),
+            "draw_threshold": (scores, 0.5, True, 1, 2),
+            "inclusion_budget": (scores, 0.5, 1000, 0.1),
+            "draw": (scores / 2, None, 1, 2),
+            "shuffle": (scores, 1, 2),
+        }.items():
+            assert_all_same(outcome(op, getattr(OnGpu(gpu), op), arguments), outcome(op, REFERENCES[op], arguments))
+
+
+def test_launches_and_waits_are_those_that_plans_are_counted_by(gpu):
+    n = 140_000
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    for op, arguments in {
+        "finite_stats": (scores,),
+        "shuffle": (torch.arange(n), 1, 2),
+        "count_nonfinite": (scores, torch.zeros(n, dtype=torch.uint8)),
+    }.items():
+        gpu.set(processors=8)
+        getattr(OnGpu(gpu), op)(*arguments)
+        assert (gpu.launches, gpu.waits) == COSTS[op]
