@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles the CUDA library for every architecture, without a GPU and whatever torch is installed, looks at what came out
-# and runs it on a simulated GPU; then the kernels' logic on the host under AddressSanitizer. Says so and stops where there is no nvcc. Needs the
-# Python whose torch and test extras are used as `python` on PATH, or in $PYTHON; cmake, ninja and a C++ compiler.
+# and runs it on a simulated GPU; then the kernels' logic on the host under AddressSanitizer. Says so where there is no nvcc.
+# Needs the Python whose torch and test extras are used as `python` on PATH, or in $PYTHON; cmake, ninja and a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

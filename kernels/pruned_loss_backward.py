@@ -27,7 +27,7 @@ def _backward_kernel(
     m_sample, m_step, m_outer, m_inner,
     gp_sample, gp_step, gp_outer, gp_inner,
     gt_sample, gt_step, gt_outer, gt_inner,
-    affine_step, affine_sample,
+    affine_step: tl.int64, affine_sample,
     parameter: tl.float64,
     null_low: tl.float64,
     null_high: tl.float64,

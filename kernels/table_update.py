@@ -16,11 +16,11 @@ NUM_WARPS = 4
 # Ids of one program: one a thread. With fewer, several threads would hold the same id, and one could read a mark that another
 # has just written.
 BLOCK_ID = 32 * NUM_WARPS
-# Ids it compares them with at a time.
-BLOCK_OTHER = 64
-# Largest batch whose ids are compared: 2 * 10^6 comparisons take about as long as the launches that claiming costs, some 2 us.
-# By that arithmetic, not yet timed on a GPU.
-COMPARED = 2048
+# Ids it compares them with at a time; more would spill registers.
+BLOCK_OTHER = 16
+# Largest batch whose ids are compared: 1,024 comparisons of a thread take about as long as the launches that claiming costs,
+# some 2 us. By that arithmetic, not yet timed on a GPU.
+COMPARED = 1024
 # Slots for each id of a batch.
 SLOTS = 4
 # Bits of a mark, as in stprune.reference.table_update.

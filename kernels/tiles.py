@@ -70,7 +70,7 @@ def tile_kernel(
     p_sample, p_step, p_outer, p_inner,
     t_sample, t_step, t_outer, t_inner,
     m_sample, m_step, m_outer, m_inner,
-    affine_step, affine_sample,
+    affine_step: tl.int64, affine_sample,
     parameter: tl.float64,
     null_low: tl.float64,
     null_high: tl.float64,

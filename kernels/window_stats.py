@@ -12,11 +12,11 @@ By arithmetic, not yet timed, for float32 and 12 + 12 rows:
 | 35,040 x 170 | 24 MB | 13 MB each | 9 MB | 1,460 x 6 |
 | 1,000,000 x 325 | 1.30 GB | 0.70 GB each | 9 MB | 41,667 x 11 |
 
-A row is wanted by two groups, which are worked on at about the same time: the second finds it in the cache. With the pass for the
-nodes' deviations that makes 2.3 reads of the first series, of 3 that are the target. But 32 values take 157 instructions of a
-warp, 51 of them in float64 (counted in the machine code for an H200): with one a cycle in each of the 4 x 132 schedulers at
-1.98 GHz 1.4 ms, where a read at 4.3 TB/s takes 0.28. So about 6 reads are to be expected, and the instructions decide, not the
-memory: 97 are the sums themselves, 40 add up 32 threads, 21 are the first walk back through a group.
+A row is wanted by two groups, which are worked on at about the same time: the second finds it in the cache. With the pass for
+the nodes' deviations that makes 2.3 reads of the first series, where 3 are the target. But 32 values take 157 instructions of a
+warp, 51 of them in float64 (counted in the machine code for an H200): 97 for the sums themselves, 40 to add up 32 threads, 21
+for the first walk back through a group. With one a cycle in each of 4 x 132 schedulers at 1.98 GHz that is 1.4 ms, where a read
+at 4.3 TB/s takes 0.28. So about 6 reads are to be expected, and what decides is the instructions, not the memory.
 """
 
 from __future__ import annotations

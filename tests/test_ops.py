@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from engine_cases import ON_A_GPU, REFERENCES, SIZED, assert_all_same, flat, inputs, kernel, on, outcome
-from own_process import run
+from own_process import made_once, run
 from special_inputs import SPECIAL
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -212,10 +212,13 @@ def test_narrow_floats_are_taken_as_the_float32_they_are(dtype):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The results of all cases by the references, from a process without the compiled library."""
-    file = tmp_path_factory.mktemp("ops") / "expected.pt"
-    script = "import sys, torch, test_ops as t; torch.save({name: t.call(name) for name in t.ALL}, sys.argv[1])"
-    run(script, str(file), STPRUNE_DISABLE_NATIVE="1")
-    return torch.load(file)
+
+    def make(folder):
+        script = "import sys, torch, test_ops as t; torch.save({name: t.call(name) for name in t.ALL}, sys.argv[1])"
+        run(script, str(folder / "expected.pt"), STPRUNE_DISABLE_NATIVE="1")
+        return folder / "expected.pt"
+
+    return torch.load(made_once(tmp_path_factory, "expected_of_ops.pt", make))
 
 
 # Ops of one pass over memory, which cut the work for threads at more samples than those.

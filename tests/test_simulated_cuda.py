@@ -104,6 +104,25 @@ def test_views_that_begin_at_any_element(gpu):
             assert_all_same(outcome(op, getattr(OnGpu(gpu), op), arguments), outcome(op, REFERENCES[op], arguments))
 
 
+def test_bytes_moved_are_those_of_the_readme(gpu):
+    n = 300_000
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    readme = (pathlib.Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "README.md").read_text()
+    for name, op, arguments in (
+        ("`select`, half of them", "select", (scores, n // 2)),
+        ("`select`, a tenth", "select", (scores, n // 10)),
+        ("`topk`, a tenth", "topk", (scores, n // 10, False)),
+        ("`draw`, half of them", "draw", (torch.full((n,), 0.5), n // 2, 1, 2)),
+        ("`draw_threshold`, half of them", "draw_threshold", (scores, 0.5, True, 1, 2)),
+        ("`draw_weighted`, a tenth", "draw_weighted", (scores + 0.1, n // 10, 1, 2, False)),
+        ("`plan_budget`, half of them", "plan_budget", (scores, 0.5, n // 2, 0.1, None, None, 1, 2)),
+    ):
+        gpu.set(processors=8)
+        getattr(OnGpu(gpu), op)(*arguments)
+        reads, writes = (moved / scores.nbytes for moved in gpu.traffic)
+        assert f"| {name} | {reads:.1f} | {writes:.1f} |" in readme
+
+
 def test_launches_and_waits_are_those_that_plans_are_counted_by(gpu):
     n = 140_000
     scores = torch.rand(n, generator=torch.Generator().manual_seed(0))

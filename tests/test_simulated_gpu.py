@@ -6,6 +6,7 @@ is tests/test_simulated_cuda.py. What this cannot see: time, and whatever differ
 """
 
 import ctypes
+import pathlib
 import shutil
 
 import pytest
@@ -32,7 +33,7 @@ SCRIPTS = [
     ("test_loss_triton", "INTERPRETED", "ok"),
     ("test_step_triton", "TABLE", "ok"),
     ("test_step_triton", "STEP", "ok"),
-    ("test_window_stats_triton", "INTERPRETED", "ok"),
+    ("test_window_stats_triton", "SIMULATED", "ok"),
 ]
 
 
@@ -40,6 +41,45 @@ SCRIPTS = [
 def test_compiled_kernels_match_the_reference(library, tmp_path, file, name, says):
     # Threads in a random order, from the last block to the first.
     assert simulated(script(file, name), library, tmp_path, seed=7).strip() == says
+
+
+TRAFFIC = """
+import torch
+from triton_kernels import DRIVER, load
+
+def moved(name, unit, call):
+    DRIVER.gpu.set()
+    results = call()
+    reads, writes = (x / unit for x in DRIVER.gpu.traffic)
+    print(f"| {name} | {DRIVER.gpu.launches} | {reads:.1f} | {writes:.1f} |")
+    return results
+
+loss, back, cut, stats = map(load, ("pruned_loss", "pruned_loss_backward", "gather_windows", "window_stats"))
+generator = torch.Generator().manual_seed(0)
+for dtype in (torch.float32, torch.bfloat16):
+    prediction, target = (torch.randn(4, 12, 860, generator=generator).to(dtype) for _ in range(2))
+    unit, rule = 2 * prediction.nbytes, (0.0, 0.0, 0, 1.0)
+    kind = str(dtype)[6:]
+    _, _, _, count, _ = moved(f"loss, {kind}", unit, lambda: loss.pruned_loss(
+        prediction, target, *[None] * 5, *rule, 0.5, 0.5, False))
+    moved(f"its gradient, {kind}", unit, lambda: back.pruned_loss_backward(
+        torch.tensor(1.0), None, prediction, target, *[None] * 5, *rule, count, False))
+series, start = torch.randn(60, 700, 1, generator=generator), torch.arange(0, 36, 4)
+node = torch.stack([torch.randperm(700, generator=generator)[:70].sort().values for _ in range(9)])
+for name, nodes in (("all nodes", None), ("a tenth of them", node)):
+    x, y = (torch.empty(9, 12, 700 if nodes is None else 70, 1) for _ in range(2))
+    moved(f"windows of {name}", x.nbytes + y.nbytes, lambda: cut.gather_windows(
+        series, start, nodes, *[None] * 7, [0], False, True, x, y))
+series, inverse_std = torch.randn(600, 300, generator=generator), torch.ones(300, dtype=torch.float64)
+moved("`window_stats`", series.nbytes, lambda: stats.window_stats(series, 12, 12, 1, 0, None, inverse_std, False))
+"""
+
+
+def test_bytes_moved_are_those_of_the_readme(library, tmp_path):
+    readme = (pathlib.Path(__file__).resolve().parents[1] / "kernels" / "README.md").read_text().splitlines()
+    rows = simulated(TRAFFIC, library, tmp_path).splitlines()
+    assert len(rows) == 7
+    assert [row for row in rows if row not in readme] == []
 
 
 ASSERTED = """

@@ -38,7 +38,7 @@ class Gpu:
     def __init__(self, library: pathlib.Path) -> None:
         self.library = ctypes.CDLL(str(library))
         self.library.gpu_error.restype = ctypes.c_char_p
-        for name in ("launches", "waits", "instructions"):
+        for name in ("launches", "waits", "instructions", "bytes_read", "bytes_written"):
             getattr(self.library, f"gpu_{name}").restype = Long
         self.constants: list[bytearray] = []
         self.kernels: dict[str, program.Kernel] = {}
@@ -79,6 +79,11 @@ class Gpu:
     def waits(self) -> int:
         """For the device, by the host."""
         return int(self.library.gpu_waits())
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of memory read and written by all launches, each byte once a launch."""
+        return int(self.library.gpu_bytes_read()), int(self.library.gpu_bytes_written())
 
     @property
     def error(self) -> str:

@@ -343,6 +343,11 @@ class Launch {
         throw Failure(place(block, t) + "races with a " + (before == &shadow.write ? "write" : "read") + " of thread " +
                       std::to_string(before->thread) + " of block " + std::to_string(before->block));
       }
+      if (!shared) {
+        const bool here = shadow.write.launch == gpu.launch;
+        if (writes) gpu.bytes_written += !here;
+        else gpu.bytes_read += !here && shadow.read.launch != gpu.launch;
+      }
       if (writes) {
         shadow.known = true;
         if (changes || shadow.write.launch != gpu.launch) shadow.write = now;
@@ -512,6 +517,8 @@ extern "C" {
 const char* gpu_error() { return gpu.error.c_str(); }
 int64_t gpu_launches() { return gpu.launches; }
 int64_t gpu_waits() { return gpu.waits; }
+int64_t gpu_bytes_read() { return gpu.bytes_read; }
+int64_t gpu_bytes_written() { return gpu.bytes_written; }
 int64_t gpu_instructions() { return gpu.instructions; }
 void gpu_count_wait() { ++gpu.waits; }
 int64_t gpu_processors() { return gpu.processors; }
@@ -520,7 +527,7 @@ void gpu_set(uint64_t seed, int64_t processors) {
   gpu.seed = seed;
   gpu.processors = processors;
   random_state = seed * 0x9E3779B97F4A7C15ull + 1;
-  gpu.launches = gpu.waits = 0;
+  gpu.launches = gpu.waits = gpu.bytes_read = gpu.bytes_written = 0;
   gpu.error.clear();
 }
 // Memory that kernels may use; known: all of it may be read, not only what a kernel has written.
