@@ -84,6 +84,7 @@ class Criterion(torch.nn.Module):
         Raises:
             TypeError: the sampler draws nodes, and `node` is missing: weights and scores would be those of other nodes. Of
                 samples that are pairs it may be missing, as all count 1 and have one node.
+            ValueError: the weights are not those of the nodes, or the sampler cannot keep scores of such nodes.
         """
         if node is None and self.sampler.draws_some:
             raise TypeError(
@@ -91,11 +92,18 @@ class Criterion(torch.nn.Module):
                 f"{self.sampler.node_ratio:.3g}), got None; it is sampler.nodes(index), or what WindowLoader yields"
             )
         if node_weight is None:
-            return None if node is None else self.sampler.node_weights(index, node)
-        weight = _check.floating(self.op, "node_weight", node_weight)
-        if node is None or weight.shape != node.shape:
-            expected = "None without node" if node is None else f"of the shape of node {tuple(node.shape)}"
-            raise ValueError(f"{self.op}: node_weight must be {expected}, got {tuple(weight.shape)}")
+            weight = None if node is None else self.sampler.node_weights(index, node)
+        else:
+            weight = _check.floating(self.op, "node_weight", node_weight)
+            if node is None or weight.shape != node.shape:
+                expected = "None without node" if node is None else f"of the shape of node {tuple(node.shape)}"
+                raise ValueError(f"{self.op}: node_weight must be {expected}, got {tuple(weight.shape)}")
+        # Where the sampler gave the weights it has looked at the nodes.
+        if node is not None and weight is node_weight and self.sampler.wants_pair_scores:
+            count = self.sampler.node_sampler.count
+            if node.shape[1] != count:
+                raise ValueError(f"{self.op}: node must hold {count} nodes of each window, as are drawn, got {node.shape[1]}")
+            _check.ids(self.op, "node", node, self.sampler.node_sampler.num_nodes - 1)
         return weight
 
     def weights(self, index: torch.Tensor, arguments: tuple[Any, ...]) -> torch.Tensor:

@@ -188,6 +188,7 @@ class Granularity:
         nodes = num_nodes or 1
         self.node_sampler.grow(num_windows, nodes, self._count(nodes), **settings)
         self.num_windows, self.num_nodes, self._nodes, self.count = num_windows, num_nodes, nodes, self._count(nodes)
+        self._drawn = _Drawn()  # of draws from fewer nodes
         if self._next is not None:  # told before the nodes, and the groups of them, were more
             self._next = max(self._next, self.node_sampler.fewest)
 

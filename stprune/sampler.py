@@ -249,8 +249,9 @@ class PruningSampler(Epochs):
     def forget(self, index: torch.Tensor) -> None:
         """Make samples unknown, as if never scored: their slots hold other data from now on.
 
-        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`. Every rank
-        forgets alike, or the next `set_epoch` raises a ValueError on all of them.
+        The next score replaces the unknown one. The epoch under way goes on as planned: see `ScoreTable.forget`. Nodes that
+        "priority" drew of these windows in this epoch must be drawn again. Every rank forgets alike, or the next `set_epoch`
+        raises a ValueError on all of them.
 
         Args:
             index: [B] int64 sample ids; not modified.

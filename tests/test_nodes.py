@@ -233,6 +233,46 @@ def test_weights_are_right_or_refused_after_any_write(what, write):
         assert torch.equal(sampler.node_weights(index, node), wanted.flip(1) if what == "node" else wanted)
 
 
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (torch.arange(5), "node must hold 6 nodes of each window, as are drawn, got 5"),
+        (torch.arange(6) + 19, r"node must lie in \[0, 23\], got 24"),
+        (torch.arange(6) - 1, r"node must lie in \[0, 23\], got -1"),
+    ],
+)
+def test_nodes_with_weights_of_ones_own_are_refused_before_anything_is_kept(node, message):
+    sampler = sampler_with("priority", node_ratio=0.25)
+    node = node.expand(8, -1)
+    prediction = torch.rand(8, 3, node.shape[1], requires_grad=True)
+    for criterion, values in (
+        (stprune.PrunedLoss(sampler), (prediction, prediction.detach())),
+        (stprune.PrunedMean(sampler), (prediction[:, 0],)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            criterion(*values, torch.arange(8), node, node_weight=torch.ones(node.shape))
+    assert sampler.table.num_trained == 0
+    sampler.set_epoch(1)
+
+
+def test_fewer_nodes_than_all_that_are_drawn_are_refused_before_anything_is_kept():
+    sampler = sampler_with("priority", node_ratio="auto")
+    prediction = torch.rand(8, 3, 5, requires_grad=True)
+    with pytest.raises(ValueError, match="node must hold 24 nodes of each window, as are drawn, got 5"):
+        stprune.PrunedLoss(sampler)(prediction, prediction.detach(), torch.arange(8), torch.arange(5).expand(8, -1))
+    assert sampler.table.num_trained == 0
+
+
+def test_nodes_drawn_before_there_were_more_are_refused_before_anything_is_kept():
+    sampler = sampler_with("priority", node_ratio=0.25)
+    index, prediction = torch.arange(8), torch.rand(8, 3, 6, requires_grad=True)
+    node = sampler.nodes(index)
+    sampler.grow_nodes(48)
+    with pytest.raises(ValueError, match="node must be the .8, 12. nodes that were drawn, got .8, 6."):
+        stprune.PrunedLoss(sampler)(prediction, prediction.detach(), index, node)
+    assert sampler.table.num_trained == 0
+
+
 def test_the_mean_of_known_scores_has_no_order():
     """So that every device has the same chances: a row turned around and in a random order, of scores from 1e-45 to 1e38."""
     generator = torch.Generator().manual_seed(0)
