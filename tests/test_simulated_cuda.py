@@ -63,7 +63,7 @@ class OnGpu(Kernels):
 
 
 # Slow inputs, by op: every so many of them are run.
-STEPS = {"topk": 30, "inclusion_budget": 30, "select": 12, "draw_weighted": 12, "draw_threshold": 12, "plan_budget": 21}
+STEPS = {"topk": 60, "inclusion_budget": 60, "select": 20, "draw_weighted": 20, "draw_threshold": 20, "plan_budget": 21}
 
 
 @pytest.mark.parametrize("name", INPUTS)
