@@ -50,7 +50,7 @@ def test_the_published_table_is_this_one():
 def test_launches_and_waits_of_a_plan(gpu, method, num_strata):
     scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
     strata = checked_strata("test", torch.arange(N) % num_strata, N) if num_strata else None
-    settings = {"method": resolve(method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
+    settings = {"method": resolve("test", method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
     expected = make_plan(scores, **settings, strata=strata)
     on_device, there = scores.to(CUDA), strata and strata.to(CUDA)
     gpu.forget()
