@@ -118,7 +118,7 @@ class Criterion(torch.nn.Module):
             _check.ids(self.op, "index", index, num_samples - 1)
         else:
             known = torch.isin(index, plan_ids)
-            hint = "; the ids of a batch are those of a loader that was given this sampler (sampler=)"
+            hint = "; the batch must come from a loader with this sampler (sampler=)"
             _check.members(self.op, "index", index, known, f"the plan of epoch {self.sampler.epoch}", hint=hint)
 
     def take_scores(
