@@ -361,7 +361,7 @@ def wrong(name):
         "pruned": (
             (prediction, target, index),
             ValueError,
-            r"index must hold .* of epoch 1, got 0; .* loader with this sampler",
+            "index must hold .* of epoch 1, got 0; .* loader with this sampler",
         ),
         "beyond": ((prediction, target, index + 40), ValueError, "index must hold ids of the plan of epoch 1, got 40"),
         "negative": ((prediction, target, -index - 1), ValueError, "index must hold ids of the plan of epoch 1, got -1"),
