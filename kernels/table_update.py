@@ -18,7 +18,7 @@ NUM_WARPS = 4
 BLOCK_ID = 32 * NUM_WARPS
 # Ids it compares them with at a time; more would spill registers.
 BLOCK_OTHER = 16
-# Largest batch whose ids are compared: the 1,024 comparisons of a thread take about as long as the launches that claiming costs,
+# Largest batch whose ids are compared: 1,024 comparisons of a thread take about as long as the launches that claiming costs,
 # some 2 us. By that arithmetic, not yet timed on a GPU.
 COMPARED = 1024
 # Slots for each id of a batch.
