@@ -541,7 +541,7 @@ def test_table_takes_the_bytes_it_says():
         (lambda: stprune.Cluster(GRID[:3]), ValueError, "adjacency must be square"),
         (lambda: stprune.Cluster(GRID, cluster_size=0), ValueError, "cluster_size must be at least 1"),
         (lambda: sampler_with(stprune.Cluster(GRID[:5, :5])), ValueError, "one row for each of 24 nodes, got 5"),
-        (lambda: sampler_with("observed"), ValueError, "Priority.., Stratified.g.*, Cluster.a.* or Observed.mask., got 'observed"),
+        (lambda: sampler_with("observed"), ValueError, "Priority.., Stratified.*, Cluster.* or Observed.mask., got 'observed"),
         (lambda: stprune.Observed([True]), TypeError, "mask must be a tensor or a function of window ids, got list"),
         (lambda: stprune.Observed(HOLES.long()), TypeError, "mask must be bool, got torch.int64"),
         (lambda: stprune.Observed(HOLES.view(2, 3, 4)), ValueError, "or .num_windows, num_nodes., got shape .2, 3, 4."),
