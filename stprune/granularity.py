@@ -9,7 +9,7 @@ from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.weak import WeakIdKeyDictionary
 
 from stprune.nodes import Draw, NodeSampler, resolve
@@ -95,7 +95,7 @@ class Granularity:
         self._next: int | None = None
         self._drawn = _Drawn()
         self._told = not self.auto  # somebody has said how many nodes to draw
-        chosen = resolve(node_sampler)
+        chosen = resolve(op, node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
         self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
@@ -249,6 +249,8 @@ def length_of(op: str, data_source: Any) -> int:
         return _check.integer(op, "data_source", data_source, 0, 2**62)
     if getattr(data_source, "ndim", None) == 0:
         return _check.integer(op, "data_source", data_source.item(), 0, 2**62)
+    if isinstance(data_source, DataLoader):
+        raise TypeError(f"{op}: data_source must be a data set or its length, got a DataLoader, whose length counts batches")
     if not isinstance(data_source, Sized) or isinstance(data_source, str):
         raise TypeError(
             f"{op}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "

@@ -127,7 +127,7 @@ class PruningSampler(Epochs):
         )
         self.granularity, self.draws_nodes, self.auto_nodes = units.kind, units.draws_nodes, units.auto
         self.anneal = _check.real(OP, "anneal", anneal, 0.0, 1.0)
-        rule = resolve(method)
+        rule = resolve(OP, method)
         scheduled = Schedule(schedule, num_epochs, self.keep_ratio, self.anneal)
         labels = None if strata is None else checked_strata(OP, strata, units.num_samples)
         self.min_per_stratum = checked_quota(OP, min_per_stratum, labels, rule)

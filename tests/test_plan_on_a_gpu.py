@@ -50,7 +50,7 @@ def test_the_published_table_is_this_one():
 def test_launches_and_waits_of_a_plan(gpu, method, num_strata):
     scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
     strata = checked_strata("test", torch.arange(N) % num_strata, N) if num_strata else None
-    settings = {"method": resolve(method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
+    settings = {"method": resolve("test", method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
     expected = make_plan(scores, **settings, strata=strata)
     on_device, there = scores.to(CUDA), strata and strata.to(CUDA)
     gpu.forget()
@@ -121,3 +121,18 @@ def test_launches_and_waits_between_epochs(gpu, settings, cost):
     gpu.forget()
     sampler.set_epoch(2)
     assert gpu.cost == cost
+
+
+@pytest.mark.parametrize("node_sampler", ["uniform", "priority"])
+def test_nodes_are_drawn_beside_the_ids_and_the_sampler_follows_the_loss(gpu, node_sampler, monkeypatch):
+    """What README says of a loop on a GPU: ids go there with the batch, and nothing else has to."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # a CPU build of torch cannot say
+    sampler = stprune.PruningSampler(50, num_epochs=2, num_nodes=40, node_ratio=0.1, node_sampler=node_sampler)
+    criterion, ids = stprune.PrunedLoss(sampler), torch.tensor([3, 49, 0])
+    expected, index = sampler.nodes(ids), ids.to(CUDA)
+    before = sampler.nodes(index)
+    begun, *_ = criterion.begin(index, 3, CUDA)
+    assert (sampler.table.device, begun.device) == (CUDA, CUDA)
+    for node in (before, sampler.nodes(index)):
+        assert isinstance(node, OnCuda)
+        assert torch.equal(node.inner, expected)
