@@ -93,6 +93,7 @@ class Granularity:
         self.num_windows = num_windows
         self.count = self._count(nodes)
         self._next: int | None = None
+        self._device = torch.device("cpu")
         self._drawn = _Drawn()
         self._told = not self.auto  # somebody has said how many nodes to draw
         chosen = resolve(op, node_sampler)
@@ -141,7 +142,13 @@ class Granularity:
     def _draw(self, count: int) -> None:
         if count != self.count:
             self.node_sampler.recount(count)
+            self.to(self._device)
             self.count, self.node_ratio = count, count / self._nodes
+
+    def to(self, device: torch.device) -> None:
+        """Move what the node sampler stores; what it makes anew follows."""
+        self._device = device
+        self.node_sampler.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """The node sampler's state; where the number of nodes may change: that number, or 0 for no choice yet, and the next."""
@@ -177,6 +184,7 @@ class Granularity:
         """
         nodes = num_nodes or 1
         self.node_sampler.grow(num_windows, nodes, self._count(nodes), **settings)
+        self.to(self._device)
         self.num_windows, self.num_nodes, self._nodes, self.count = num_windows, num_nodes, nodes, self._count(nodes)
         if self._next is not None:  # told before the nodes, and the groups of them, were more
             self._next = max(self._next, self.node_sampler.fewest)

@@ -136,3 +136,46 @@ def test_nodes_are_drawn_beside_the_ids_and_the_sampler_follows_the_loss(gpu, no
     for node in (before, sampler.nodes(index)):
         assert isinstance(node, OnCuda)
         assert torch.equal(node.inner, expected)
+
+
+def observed(index):
+    """Of 60 windows which of 40 nodes were observed: every third not, other ones in each window."""
+    return (torch.arange(40) + index.unsqueeze(1)) % 3 > 0
+
+
+NODES = {
+    "uniform": ("uniform", 0, 1),
+    "priority": ("priority", 0, 1),
+    "stratified": (stprune.Stratified(torch.arange(40) % 3), 5, 3),
+    "cluster": (stprune.Cluster(torch.diag(torch.ones(39), 1)), 4, 1),
+    "observed everywhere": (stprune.Observed(torch.arange(40) % 3 > 0), 1, 1),
+    "observed": (stprune.Observed(observed(torch.arange(60))), 19, 1),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("ratio", [0.2, "auto"])
+def test_a_draw_of_nodes_neither_waits_nor_fetches_from_the_host(gpu, name, ratio, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    node_sampler, torchs, ours = NODES[name]
+    sampler = stprune.PruningSampler(60, num_epochs=2, num_nodes=40, node_ratio=ratio, node_sampler=node_sampler)
+    expected = stprune.PruningSampler(60, num_epochs=2, num_nodes=40, node_ratio=0.2, node_sampler=node_sampler)
+    sampler.to(CUDA)
+    if ratio == "auto":
+        sampler.draw_next(8)
+    sampler.set_epoch(1)
+    expected.set_epoch(1)
+    host = torch.tensor([3, 59, 0])
+    index = host.to(CUDA)
+    sampler.nodes(index)
+    gpu.forget()
+    node = sampler.nodes(index)
+    weight = sampler.node_weights(index, node)
+    assert (gpu.waits, len(gpu.ops)) == ([], ours)
+    assert len(gpu.launches) == torchs
+    assert torch.equal(node.inner, expected.nodes(host))
+    wanted = expected.node_weights(host, expected.nodes(host))
+    assert (weight is None) == (wanted is None)
+    assert weight is None or torch.equal(weight.inner, wanted)
+    # From the host nothing comes along: that would wait for it, and no graph could be captured.
+    assert gpu.fetched == 0
