@@ -24,7 +24,7 @@ AUTO = "auto"
 class _Drawn(WeakIdKeyDictionary):
     """What drawn nodes count for, as long as somebody holds their tensor: a loader draws them, and later a criterion asks.
 
-    Of a tensor that was written into since nothing is known, nor in a graph that is compiled or captured, whose next run has
+    Of tensors that were written into since nothing is known, nor in a graph that is compiled or captured, whose next run has
     other nodes in the same tensor. A copy in another process is empty.
     """
 
@@ -33,15 +33,25 @@ class _Drawn(WeakIdKeyDictionary):
 
     def note(self, node: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, epoch: int) -> None:
         """Remember the weights of a draw."""
-        if not (_in_graph(node) or node.is_inference() or index.is_inference()):
-            self[node] = weight, index, (index._version, node._version, epoch)
+        if not (_in_graph(node) or any(x.is_inference() for x in (node, weight, index))):
+            self[node] = weight, index, epoch, [_as_it_is(x) for x in (node, weight, index)]
 
     def weight(self, node: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor | None:
         """What `note` was told of these very tensors, or None."""
         if _in_graph(node) or node not in self:
             return None
-        weight, of, versions = self[node]
-        return weight if of is index and versions == (index._version, node._version, epoch) else None
+        weight, of, drawn_in, before = self[node]
+        unchanged = all(_is_as(x, was) for x, was in zip((node, weight, index), before, strict=True))
+        return weight if of is index and drawn_in == epoch and unchanged else None
+
+
+def _as_it_is(tensor: torch.Tensor) -> Any:
+    """What a later write changes: on the host all that is in it, as nobody counts the writes of NumPy and `.data`."""
+    return tensor.clone() if tensor.is_cpu else tensor._version
+
+
+def _is_as(tensor: torch.Tensor, before: Any) -> bool:
+    return torch.equal(tensor, before) if isinstance(before, torch.Tensor) else bool(tensor._version == before)
 
 
 def _in_graph(tensor: torch.Tensor) -> bool:

@@ -214,6 +214,25 @@ def test_weights_of_a_draw_are_known_as_long_as_its_tensors_are_as_they_were(mon
         sampler.node_weights(index, node)
 
 
+@pytest.mark.parametrize("what", ["node", "weight", "index"])
+@pytest.mark.parametrize(
+    "write", [torch.Tensor.copy_, lambda to, x: to.data.copy_(x), lambda to, x: to.numpy().__setitem__(..., x)]
+)
+def test_weights_are_right_or_refused_after_any_write(what, write):
+    sampler = sampler_with("priority")
+    scored(sampler, 50)
+    index = torch.arange(20)
+    node, weight = sampler.draw_nodes(index)
+    wanted = weight.clone()
+    written = {"node": node, "weight": weight, "index": index}[what]
+    write(written, written.flip(-1).clone())
+    if what == "index":
+        with pytest.raises(ValueError, match="node must hold nodes that were drawn of its window"):
+            sampler.node_weights(index, node)
+    else:
+        assert torch.equal(sampler.node_weights(index, node), wanted.flip(1) if what == "node" else wanted)
+
+
 def test_the_mean_of_known_scores_has_no_order():
     """So that every device has the same chances: a row turned around and in a random order, of scores from 1e-45 to 1e38."""
     generator = torch.Generator().manual_seed(0)
@@ -254,6 +273,8 @@ def test_a_new_draw_every_epoch_and_the_same_in_any_batch(name):
     first = sampler.nodes(index)
     assert torch.equal(sampler.nodes(index.flip(0)), first.flip(0))
     assert torch.equal(sampler.nodes(index[10:11].numpy()), first[10:11])
+    assert torch.equal(sampler.nodes(index[::3]), first[::3])
+    assert torch.equal(sampler.nodes(index[7:8].expand(4)), first[[7] * 4])
     ahead = sampler.node_draw()
     sampler.set_epoch(1)
     assert not torch.equal(sampler.nodes(index), first)
@@ -341,10 +362,12 @@ def test_no_drawn_node_is_a_hole_and_every_observed_one_is_drawn_equally_often(m
 
 def test_masks_of_windows_draw_alike_in_every_form():
     index = torch.arange(50)
-    samplers = [sampler_with(stprune.Observed(mask)) for mask in (observed_of(index), observed_of)]
-    (node, weight), (others, others_weight) = (sampler.draw_nodes(index) for sampler in samplers)
-    assert torch.equal(node, others)
-    assert torch.equal(weight, others_weight)
+    forms = observed_of(index), observed_of, lambda index: observed_of(index).t().contiguous().t()
+    samplers = [sampler_with(stprune.Observed(mask)) for mask in forms]
+    (node, weight), *rest = (sampler.draw_nodes(index) for sampler in samplers)
+    for others, others_weight in rest:
+        assert torch.equal(node, others)
+        assert torch.equal(weight, others_weight)
     assert torch.equal(samplers[0].node_weights(index[3:9], node[3:9].flip(1)), weight[3:9].flip(1))
 
 
@@ -552,6 +575,7 @@ def test_table_takes_the_bytes_it_says():
         (lambda: sampler_with(stprune.Observed(lambda index: None)), ValueError, "got NoneType"),
         (lambda: stprune.Priority(storage="int4"), ValueError, "storage must be one of float32, bfloat16, int8"),
         (lambda: stprune.Priority(floor=0.0), ValueError, "floor must lie in"),
+        (lambda: stprune.Priority(floor=1e-40), ValueError, "floor must lie in .1e-36, 1., got 1e-40"),
         (lambda: stprune.Priority(beta=1.0), ValueError, "beta must lie in"),
         (lambda: sampler_with("priority", node_ratio=1.0, granularity="window"), ValueError, "must be .uniform. for"),
     ],

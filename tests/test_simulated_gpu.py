@@ -169,6 +169,7 @@ RULES = {
     ),
     "a trap": (1, "trap;", "trap"),
 }
+ROUNDED = """mov.b32 %r7, 0f3F800000; cvt.rn.f32.u32 %r8, %r1; {} %r7, %r7, %r8; st.global.u32 [%d2], %r7;"""
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -192,10 +193,32 @@ def test_rules_are_enforced(library, rule, seed):
             gpu.launch("k", (blocks, 1, 1), 32, 0, [ctypes.c_void_p(out.data_ptr())])
 
 
+@pytest.mark.parametrize(("division", "nearest"), [("div.rn.f32", True), ("div.full.f32", False), ("div.approx.f32", False)])
+def test_an_approximation_is_not_the_nearest_float(library, division, nearest):
+    """So that a kernel that promises bits and has one does not match its reference."""
+    from gpu.device import Gpu
+
+    gpu = Gpu(library)
+    gpu.define(f"{HEAD}{ROUNDED.format(division)}\nret;\n}}")
+    out = torch.zeros(32)
+    gpu.forget()
+    gpu.allow(out.data_ptr(), 128)
+    gpu.launch("k", (1, 1, 1), 32, 0, [ctypes.c_void_p(out.data_ptr())])
+    exact = 1 / torch.arange(32.0)
+    assert torch.equal(out[1:] == exact[1:], torch.full((31,), nearest))
+    torch.testing.assert_close(out, exact, rtol=2e-7, atol=0)
+
+
 def test_what_is_not_known_is_refused(library):
     from gpu.device import Gpu
     from gpu.program import Unknown
 
-    for text in ("wgmma.fence;", "mov.u32 %r1, %smid;", "cvt.rz.f32.f64 %r1, %d1;", "mov.u32 %r1, nowhere;"):
+    for text in (
+        "wgmma.fence;",
+        "mov.u32 %r1, %smid;",
+        "cvt.rz.f32.f64 %r1, %d1;",
+        "mul.rz.f32 %r1, %r1, %r1;",
+        "mov.u32 %r1, nowhere;",
+    ):
         with pytest.raises(Unknown, match=text.split()[0].split(".")[0]):
             Gpu(library).define(f"{HEAD}{text}\nret;\n}}")

@@ -80,8 +80,13 @@ for width in (4, 128):
     except RuntimeError as error:
         assert "plan_weights must have one element or one for each of 10 ids" in str(error)
 
-table.BLOCK_ID, table.BLOCK_OTHER, table.OPTIONS["num_warps"] = 32, 32, 1
-for n, size, variance, stored in ((1, 1, 1, 1), (20, 40, 1, 1), (99, 20, 0, 1), (7, 0, 1, 1), (9, 9, 0, 0)):
+# In the blocks that are used, and in small ones.
+SMALL, USED = (32, 32, 1), (table.BLOCK_ID, table.BLOCK_OTHER, table.OPTIONS["num_warps"])
+for n, size, variance, stored, blocks in (
+    (120, 150, 0, 1, USED),
+    (1, 1, 1, 1, SMALL), (20, 40, 1, 1, SMALL), (99, 20, 0, 1, SMALL), (7, 0, 1, 1, SMALL), (9, 9, 0, 0, SMALL),
+):
+    table.BLOCK_ID, table.BLOCK_OTHER, table.OPTIONS["num_warps"] = blocks
     state = table_of(n, variance=variance, stored=stored)
     index = torch.randint(0, n, (size,), generator=generator)
     values = draw(size)

@@ -122,9 +122,9 @@ class Observed(NodeSampler):
             drawn = draw_nodes(index, num_nodes=len(self._nodes), count=self.count, seed=self.seed, epoch=epoch)
             return self._nodes.to(index.device)[drawn], None
         mask = self._mask(index)
-        chances = mask.float().clamp_min(_HOLE)
+        chances = mask.float().clamp_min(_HOLE).contiguous()
         # The op directly, without checks that would wait for the device.
-        node = torch.ops.stprune.draw_nodes_weighted(chances, index, self.count, self.seed, epoch)[0]
+        node = torch.ops.stprune.draw_nodes_weighted(chances, index.contiguous(), self.count, self.seed, epoch)[0]
         return node, self._weights(mask, node)
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:

@@ -28,7 +28,7 @@ class Priority(NodeSampler):
     Args:
         storage: of the table: "float32", "bfloat16" or "int8", which take 4, 2 and 1.06 bytes a pair (see `PairTable`).
             Rounded scores change which nodes are drawn, never the unbiasedness.
-        floor: in (0, 1]; 1 draws uniformly.
+        floor: in [1e-36, 1], below which float32 keys of the draw overflow; 1 draws uniformly.
         beta: weight of a pair's old score in its new one, in [0, 1).
 
     Raises:
@@ -54,7 +54,7 @@ class Priority(NodeSampler):
 
     def __init__(self, *, storage: str = "bfloat16", floor: float = 0.25, beta: float = 0.0) -> None:
         self.storage = _check.choice(_OP, "storage", storage, STORAGES)
-        self.floor = _check.real(_OP, "floor", floor, 0.0, 1.0, low_open=True)
+        self.floor = _check.real(_OP, "floor", floor, 1e-36, 1.0)
         self.beta = _check.real(_OP, "beta", beta, 0.0, 1.0)
         if self.beta == 1.0:
             raise ValueError(f"{_OP}: beta must lie in [0, 1), got 1")
@@ -88,8 +88,9 @@ class Priority(NodeSampler):
         self.num_windows, self.num_nodes, self.count = num_windows, num_nodes, count
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
+        window = index.to(self.table.device).contiguous()
         node, weights = torch.ops.stprune.draw_nodes_by_score(
-            *self.table.columns, index.to(self.table.device), self.num_nodes, self.count, self.floor, self.seed, epoch
+            *self.table.columns, window, self.num_nodes, self.count, self.floor, self.seed, epoch
         )
         return node.to(index.device), weights.to(index.device)
 

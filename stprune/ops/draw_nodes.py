@@ -135,7 +135,8 @@ def draw_nodes_weighted(
     more than `count` of them, for their number / count, and the others of that window have no chance.
 
     Args:
-        weights: [B, N] float32, positive; +inf: unknown; not modified. Ratios within a row matter, not the scale.
+        weights: [B, N] float32, positive; +inf: unknown; not modified. Ratios within a row matter, not the scale;
+            outside [1e-36, 1e28] the float32 keys lose resolution.
         index: [B] int64 window ids in [0, 2^56), one for each row; not modified.
         count: how many nodes are kept, in [1, N].
         seed: in [0, 2^63).

@@ -467,6 +467,12 @@ bool compute(const Instruction& i, uint64_t* s, const int32_t* lists) {
     }
     default: return false;
   }
+  if (i.mode == static_cast<uint8_t>(Mode::near_)) {
+    // An approximation is not the nearest float: what needs that must not use one.
+    if (i.type != Type::f32_) throw Failure("an approximation of another type than float");
+    const float exact = as<float>(s[i.d]);
+    if (std::isfinite(exact) && exact != 0) ++s[i.d];
+  }
   return true;
 }
 

@@ -23,7 +23,7 @@ enum class Comparison : uint8_t {
 };
 enum class Mode : uint8_t {
   none_, and_, or_, xor_, up_, down_, bfly_, idx_, all_, any_, uni_, ballot_, add_, min_, max_, exch_, cas_, inc_,
-  zero_, floor_, ceil_
+  zero_, floor_, ceil_, near_
 };
 // Slots that every thread has first: what a thread knows of itself, then bases of memories.
 enum class Special : uint8_t {

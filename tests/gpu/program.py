@@ -455,6 +455,8 @@ class _Entry:
             base, offset = self._address_of(f"[{operands[1]}]", scope)
             emit("add", kind="b64", d=value(0), a=base, b=self._constant(offset))
         elif op in ("mul", "mad"):
+            if any(x in ("rz", "rm", "rp", "ftz") for x in rest) or (op == "mad" and kind in ("f32", "f64")):
+                raise Unknown(op)
             half = next((f"mul_{x}" for x in ("hi", "wide") if x in rest), "mul")
             to = value(0)
             if op == "mul":
@@ -478,8 +480,10 @@ class _Entry:
         elif op in ("prefetch", "prefetchu", "discard", "griddepcontrol", "nanosleep", "createpolicy"):
             emit("nop")
         elif op in OPS and len(operands) in (2, 3, 4):
+            if any(x in ("rz", "rm", "rp", "ftz") for x in rest):
+                raise Unknown(op)
             places = dict(zip("abc", (value(i) for i in range(1, len(operands))), strict=False))
-            emit(op, kind=kind, d=value(0), **places)
+            emit(op, kind=kind, d=value(0), mode="near" if {"approx", "full"} & set(rest) else "none", **places)
         else:
             raise Unknown(op)
 
