@@ -123,6 +123,23 @@ def test_bytes_moved_are_those_of_the_readme(gpu):
         assert f"| {name} | {reads:.1f} | {writes:.1f} |" in readme
 
 
+@pytest.mark.parametrize("name", ["select", "select ties", "draw_weighted", "inclusion_budget", "draw"])
+def test_rounds_of_several_blocks(gpu, name):
+    """Of more keys than one block of a kernel of rounds works on at a time."""
+    n = 140_000
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    arguments = {
+        "select": (scores, n // 2),
+        "select ties": ((16 * scores).floor(), n // 2),
+        "draw_weighted": (scores + 0.1, n // 2, 1, 2, False),
+        "inclusion_budget": (scores, 0.5, n / 2, 0.1),
+        "draw": (scores, round(float(scores.double().sum())), 1, 2),
+    }[name]
+    op = name.split()[0]
+    gpu.set(seed=5, processors=5)
+    assert_all_same(outcome(op, getattr(OnGpu(gpu), op), arguments), outcome(op, REFERENCES[op], arguments))
+
+
 def test_launches_and_waits_are_those_that_plans_are_counted_by(gpu):
     n = 140_000
     scores = torch.rand(n, generator=torch.Generator().manual_seed(0))

@@ -29,7 +29,7 @@ def _plain(series: Tensor, start: Tensor, node: Tensor | None, *args: Any) -> No
 
 
 _registry.define(
-    "gather_windows(Tensor series, Tensor start, Tensor? node, Tensor? mean, Tensor? std, Tensor? scale, Tensor? offset, "
+    "gather_windows(Tensor series, Tensor start, Tensor? nodes, Tensor? mean, Tensor? std, Tensor? scale, Tensor? offset, "
     "int? missing, float? fill, Tensor? time_features, int[] channels, bool normalize_target, bool parallel, "
     "Tensor(a!) x, Tensor(b!) y) -> ()",
     reference,

@@ -13,7 +13,8 @@ def _fake(*arguments: Any) -> None:
 
 
 define(
-    "keep_pairs(Tensor index, Tensor node, Tensor scores, Tensor(a!) kept_node, Tensor(b!) kept_score, Tensor(c!) fresh) -> ()",
+    "keep_pairs(Tensor index, Tensor nodes, Tensor scores, Tensor(a!) kept_node, Tensor(b!) kept_score, "
+    "Tensor(c!) fresh) -> ()",
     reference.keep_pairs,
     _fake,
 )
