@@ -47,7 +47,7 @@ def plans(n: int, device: torch.device) -> Iterator[Case]:
             plan = made()
             return plan.order(0, len(plan))
 
-        rule, shared = resolve(method), None if labels is None else checked_strata("benchmark", labels, n)
+        rule, shared = resolve("benchmark", method), None if labels is None else checked_strata("benchmark", labels, n)
 
         def into(rule: Method = rule, shared: Strata | None = shared) -> stprune.EpochPlan:
             return make_plan(keys, rule, keep_ratio=0.5, epoch=1, seed=0, strata=shared, out=buffers)

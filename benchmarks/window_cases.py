@@ -31,6 +31,8 @@ def windows(device: torch.device, *, small: bool) -> Iterator[Case]:
     yield from epochs(series)
     yield from epochs(series[:, :few].contiguous())
     yield from gathering(series)
+    for number in (nodes, 10 * few if small else MOST_NODES):
+        yield from drawing(number, device)
     for length in LENGTHS:
         yield from statistics(series, length)
     if device.type == "cuda":
@@ -144,6 +146,50 @@ def gathering(series: Tensor) -> Iterator[Case]:
         lambda: stprune.gather_windows(series, start, node=node, **length, out=few),
         {"series[rows, node]": indexed_nodes},
     )
+
+
+def drawing(nodes: int, device: torch.device) -> Iterator[Case]:
+    """A tenth of the nodes of a batch's windows, uniformly and by their last errors, against draws of torch."""
+    windows, count = 1024, max(1, nodes // 10)
+    index = torch.randperm(windows, generator=torch.Generator().manual_seed(0))[:BATCH].to(device)
+    everywhere = torch.ones(BATCH, nodes, device=device)
+    yield Case(
+        "draw_nodes",
+        f"draw_nodes B={BATCH}, a tenth of {nodes:,}",
+        BATCH,
+        8 * BATCH * count,
+        lambda: stprune.draw_nodes(index, num_nodes=nodes, count=count, seed=0, epoch=0),
+        {
+            "torch.rand + topk": lambda: torch.rand(BATCH, nodes, device=device).topk(count, sorted=False).indices,
+            "torch.multinomial": lambda: torch.multinomial(everywhere, count),
+        },
+    )
+    for storage in ("bfloat16", "int8"):
+        by_error = stprune.Priority(storage=storage).bind(num_windows=windows, num_nodes=nodes, count=count, seed=0)
+        errors = torch.randn(windows, nodes, generator=torch.Generator().manual_seed(1)).exp()
+        by_error.table.update(torch.arange(windows), torch.arange(nodes).expand(windows, -1), errors)
+        by_error.to(device)
+        held = errors.to(device, torch.bfloat16)
+
+        def chances(held: Tensor = held) -> Tensor:
+            row = held[index].float()
+            return 0.25 + 0.75 * row / row.mean(1, keepdim=True)
+
+        yield Case(
+            "draw_nodes",
+            f"draw by error B={BATCH}, a tenth of {nodes:,}, {storage}",
+            BATCH,
+            by_error.table.nbytes * BATCH // windows,
+            lambda by_error=by_error: by_error.draw(index, 1),
+            {
+                "exponential race + topk": lambda: (
+                    torch.rand(BATCH, nodes, device=device).log_().div_(chances()).topk(count, sorted=False).indices
+                ),
+                "torch.multinomial": lambda: torch.multinomial(chances(), count),
+            }
+            if storage == "bfloat16"
+            else {},
+        )
 
 
 class UsualWindows(Dataset[Any]):

@@ -126,7 +126,8 @@ class Criterion(torch.nn.Module):
             _check.ids(self.op, "index", index, num_samples - 1)
         else:
             known = torch.isin(index, plan_ids)
-            _check.members(self.op, "index", index, known, f"the plan of epoch {self.sampler.epoch}")
+            hint = "; the batch must come from a loader with this sampler (sampler=)"
+            _check.members(self.op, "index", index, known, f"the plan of epoch {self.sampler.epoch}", hint=hint)
 
     def take_scores(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.weak import WeakIdKeyDictionary
 
 from stprune.nodes import Draw, NodeSampler, resolve
@@ -103,9 +103,10 @@ class Granularity:
         self.num_windows = num_windows
         self.count = self._count(nodes)
         self._next: int | None = None
+        self._device = torch.device("cpu")
         self._drawn = _Drawn()
         self._told = not self.auto  # somebody has said how many nodes to draw
-        chosen = resolve(node_sampler)
+        chosen = resolve(op, node_sampler)
         if chosen.name != "uniform" and self.kind != "node":
             raise ValueError(f"{op}: node_sampler must be 'uniform' for granularity {self.kind!r}, got {chosen.name!r}")
         self.node_sampler = chosen.bind(num_windows=num_windows, num_nodes=nodes, count=self.count, seed=seed)
@@ -151,7 +152,13 @@ class Granularity:
     def _draw(self, count: int) -> None:
         if count != self.count:
             self.node_sampler.recount(count)
+            self.to(self._device)
             self.count, self.node_ratio = count, count / self._nodes
+
+    def to(self, device: torch.device) -> None:
+        """Move what the node sampler stores; what it makes anew follows."""
+        self._device = device
+        self.node_sampler.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """The node sampler's state; where the number of nodes may change: that number, or 0 for no choice yet, and the next."""
@@ -187,6 +194,7 @@ class Granularity:
         """
         nodes = num_nodes or 1
         self.node_sampler.grow(num_windows, nodes, self._count(nodes), **settings)
+        self.to(self._device)
         self.num_windows, self.num_nodes, self._nodes, self.count = num_windows, num_nodes, nodes, self._count(nodes)
         self._drawn = _Drawn()  # of draws from fewer nodes
         if self._next is not None:  # told before the nodes, and the groups of them, were more
@@ -260,6 +268,8 @@ def length_of(op: str, data_source: Any) -> int:
         return _check.integer(op, "data_source", data_source, 0, 2**62)
     if getattr(data_source, "ndim", None) == 0:
         return _check.integer(op, "data_source", data_source.item(), 0, 2**62)
+    if isinstance(data_source, DataLoader):
+        raise TypeError(f"{op}: data_source must be a data set or its length, got a DataLoader, whose length counts batches")
     if not isinstance(data_source, Sized) or isinstance(data_source, str):
         raise TypeError(
             f"{op}: data_source must be a length or a data set with one, got {type(data_source).__name__}; "

@@ -120,7 +120,8 @@ class PrunedLoss(Criterion):
         model: Any = None,
     ) -> None:
         super().__init__(sampler, rescale, model)
-        code, self.parameter = checked_loss(_OP, loss, huber_delta, mape_floor, quantile)
+        hint = "; a loss of your own goes through PrunedMean"
+        code, self.parameter = checked_loss(_OP, loss, huber_delta, mape_floor, quantile, hint=hint)
         self.loss = LOSSES[code]
         self.null_value, self.null_tolerance = _check.null(_OP, null_value, null_tolerance)
         self.spatial = _check.real(_OP, "spatial", spatial, 0.0, sys.float_info.max)

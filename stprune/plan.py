@@ -307,7 +307,7 @@ def plan_epoch(
     scores = _check.vector(op, "scores", _check.floating(op, "scores", scores)).detach()
     keep_ratio = _check.real(op, "keep_ratio", keep_ratio, 0.0, 1.0, low_open=True)
     seed, epoch = _check.seed_and_epoch(op, seed, epoch)
-    rule = resolve(method)
+    rule = resolve(op, method)
     labels = None if strata is None else checked_strata(op, strata, scores.numel()).to(scores.device)
     quota = checked_quota(op, min_per_stratum, labels, rule)
     return make_plan(scores, rule, keep_ratio=keep_ratio, epoch=epoch, seed=seed, strata=labels, min_per_stratum=quota)

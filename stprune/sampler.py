@@ -127,7 +127,7 @@ class PruningSampler(Epochs):
         )
         self.granularity, self.draws_nodes, self.auto_nodes = units.kind, units.draws_nodes, units.auto
         self.anneal = _check.real(OP, "anneal", anneal, 0.0, 1.0)
-        rule = resolve(method)
+        rule = resolve(OP, method)
         scheduled = Schedule(schedule, num_epochs, self.keep_ratio, self.anneal)
         labels = None if strata is None else checked_strata(OP, strata, units.num_samples)
         self.min_per_stratum = checked_quota(OP, min_per_stratum, labels, rule)
@@ -240,7 +240,6 @@ class PruningSampler(Epochs):
         units = self._units
         units.grow(num_windows, num_nodes, **node_settings)
         self._planner, self.min_per_stratum = planner, planner.min_per_stratum
-        units.node_sampler.to(self.table.device)
         self.table.grow(units.num_samples, rows=rows)
         self._memory = PlanMemory(units.num_samples)
         if self._running is not None:
@@ -273,7 +272,7 @@ class PruningSampler(Epochs):
     def to(self, device: torch.device | str) -> PruningSampler:
         """Move the table to the training device, in place; criteria do it with the first batch."""
         self.table.to(device)
-        self.node_sampler.to(self.table.device)
+        self._units.to(self.table.device)
         self._planner = self._planner.to(self.table.device)
         if self._running is not None:
             self._running.place()

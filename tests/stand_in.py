@@ -45,12 +45,17 @@ class OnCuda(torch.Tensor):
     def __bool__(self):
         return bool(self.item())
 
-    # torch's own indexing and inversion look for a GPU.
+    # torch's own indexing, inversion and nonzero look for a GPU.
     def __getitem__(self, key):
         if isinstance(key, slice):
             return torch.ops.aten.slice.Tensor(self, 0, key.start, key.stop, key.step or 1)
         if isinstance(key, int):
             return torch.ops.aten.select.int(self, 0, key)
+        if isinstance(key, tuple):
+            rows, columns = key
+            if isinstance(columns, int):
+                return torch.ops.aten.select.int(self[rows], 1, columns)
+            return torch.ops.aten.slice.Tensor(self[rows], 1, columns.start, columns.stop)
         StandIn.now.waits += ["nonzero"] * (key.dtype == torch.bool)
         return torch.ops.aten.index.Tensor(self, [key])
 
@@ -58,6 +63,9 @@ class OnCuda(torch.Tensor):
         StandIn.now.waits += ["nonzero"] * (key.dtype == torch.bool)
         value = value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=self.dtype, device=CUDA)
         torch.ops.aten.index_put_.default(self, [key], value)
+
+    def nonzero(self):
+        return torch.ops.aten.nonzero.default(self)
 
     def __invert__(self):
         return torch.bitwise_not(self)
@@ -71,6 +79,7 @@ class StandIn(TorchDispatchMode):
     Attributes:
         launches: kernels of torch's, by name; and ops of ours, as (name, number of elements).
         waits: what made the host wait, by name.
+        fetched: ops that took a tensor from the host.
     """
 
     now = None
@@ -93,7 +102,7 @@ class StandIn(TorchDispatchMode):
         super().__exit__(*error)
 
     def forget(self):
-        self.launches, self.ops, self.waits = [], [], []
+        self.launches, self.ops, self.waits, self.fetched = [], [], [], 0
 
     @property
     def cost(self):
@@ -111,6 +120,7 @@ class StandIn(TorchDispatchMode):
             return func(*args, **kwargs)
         ours = func.namespace == "stprune"
         to_host = (name == "copy_" and not isinstance(args[0], OnCuda)) or (device is not None and device.type == "cpu")
+        self.fetched += any(isinstance(x, torch.Tensor) and not isinstance(x, OnCuda) and x.dim() > 0 for x in flat)
         if to_host or name in WAITS:
             self.waits.append(name)
         elif ours:

@@ -500,7 +500,7 @@ def test_bad_nodes_change_nothing(node):
     ("kwargs", "error", "message"),
     [
         ({"sampler": 3}, TypeError, "sampler must be a PruningSampler, got int"),
-        ({"loss": "rmse"}, ValueError, "loss must be one of mae, mse, huber, mape, quantile, got 'rmse'"),
+        ({"loss": "rmse"}, ValueError, "loss must be one of mae, mse, huber, mape, quantile, got 'rmse'; .*own .* PrunedMean"),
         ({"rescale": "none"}, ValueError, "rescale must be one of per_step, epoch_sum, got 'none'"),
         ({"spatial": -1.0}, ValueError, "spatial must lie in"),
         ({"temporal": NAN}, ValueError, "temporal must lie in"),

@@ -488,8 +488,8 @@ def test_more_windows_and_nodes_draw_as_a_sampler_made_for_them(name):
     }.get(name, lambda: SAMPLERS[name])
     small = {"num_windows": 50, "num_nodes": NUM_NODES, "count": 8, "seed": 3}
     large = {"num_windows": 70, "num_nodes": 30, "count": 9, "seed": 3}
-    resolved = stprune.nodes.resolve
-    grown, made = resolved(SAMPLERS[name]).bind(**small), resolved(again()).bind(**large)
+    grown, made = (stprune.nodes.resolve("test", one) for one in (SAMPLERS[name], again()))
+    grown, made = grown.bind(**small), made.bind(**large)
     index = torch.arange(70)
     if grown.wants_scores:
         scores = torch.rand(50, NUM_NODES, generator=torch.Generator().manual_seed(1)) + 0.1
@@ -539,7 +539,7 @@ def test_growth_keeps_the_scores_of_pairs_also_those_that_wait(storage):
     ],
 )
 def test_growth_is_refused_where_something_is_missing_and_nothing_is_changed(name, sizes, message):
-    sampler = stprune.nodes.resolve(SAMPLERS[name]).bind(num_windows=50, num_nodes=NUM_NODES, count=8, seed=0)
+    sampler = stprune.nodes.resolve("test", SAMPLERS[name]).bind(num_windows=50, num_nodes=NUM_NODES, count=8, seed=0)
     before, settings = sampler.draw(torch.arange(50), 1)[0], dict(vars(sampler))
     with pytest.raises(ValueError, match=message):
         sampler.grow(*sizes)
@@ -594,8 +594,9 @@ def test_table_takes_the_bytes_it_says():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: sampler_with("fair"), ValueError, "node_sampler must be one of priority, uniform"),
-        (lambda: sampler_with(3), TypeError, "node_sampler must be a name or a NodeSampler, got int"),
+        (lambda: sampler_with("fair"), ValueError, "Sampler: node_sampler must be one of priority, uniform, or Priority"),
+        (lambda: sampler_with(3), TypeError, "PruningSampler: node_sampler must be a name or a NodeSampler, got int"),
+        (lambda: sampler_with(stprune.Priority), TypeError, "node_sampler must be .*, got the class Priority"),
         (lambda: sampler_with(stprune.Stratified(GROUPS[:5])), ValueError, "one label for each of 24 nodes, got 5"),
         (lambda: sampler_with(SAMPLERS["stratified"], node_ratio=2 / 24), ValueError, "each of 3 groups, got 2"),
         (lambda: stprune.Stratified(GROUPS.float()), TypeError, "groups must be int64"),
@@ -603,7 +604,7 @@ def test_table_takes_the_bytes_it_says():
         (lambda: stprune.Cluster(GRID[:3]), ValueError, "adjacency must be square"),
         (lambda: stprune.Cluster(GRID, cluster_size=0), ValueError, "cluster_size must be at least 1"),
         (lambda: sampler_with(stprune.Cluster(GRID[:5, :5])), ValueError, "one row for each of 24 nodes, got 5"),
-        (lambda: sampler_with("observed"), ValueError, "or Stratified.groups., Cluster.adjacency. or Observed.mask., got 'obs"),
+        (lambda: sampler_with("observed"), ValueError, "Priority.., Stratified.*, Cluster.* or Observed.mask., got 'observed"),
         (lambda: stprune.Observed([True]), TypeError, "mask must be a tensor or a function of window ids, got list"),
         (lambda: stprune.Observed(HOLES.long()), TypeError, "mask must be bool, got torch.int64"),
         (lambda: stprune.Observed(HOLES.view(2, 3, 4)), ValueError, "or .num_windows, num_nodes., got shape .2, 3, 4."),

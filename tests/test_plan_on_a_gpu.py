@@ -50,7 +50,7 @@ def test_the_published_table_is_this_one():
 def test_launches_and_waits_of_a_plan(gpu, method, num_strata):
     scores = torch.randn(N, generator=torch.Generator().manual_seed(0)).exp()
     strata = checked_strata("test", torch.arange(N) % num_strata, N) if num_strata else None
-    settings = {"method": resolve(method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
+    settings = {"method": resolve("test", method), "keep_ratio": 0.5, "epoch": 1, "seed": 0}
     expected = make_plan(scores, **settings, strata=strata)
     on_device, there = scores.to(CUDA), strata and strata.to(CUDA)
     gpu.forget()
@@ -121,3 +121,61 @@ def test_launches_and_waits_between_epochs(gpu, settings, cost):
     gpu.forget()
     sampler.set_epoch(2)
     assert gpu.cost == cost
+
+
+@pytest.mark.parametrize("node_sampler", ["uniform", "priority"])
+def test_nodes_are_drawn_beside_the_ids_and_the_sampler_follows_the_loss(gpu, node_sampler, monkeypatch):
+    """What README says of a loop on a GPU: ids go there with the batch, and nothing else has to."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # a CPU build of torch cannot say
+    sampler = stprune.PruningSampler(50, num_epochs=2, num_nodes=40, node_ratio=0.1, node_sampler=node_sampler)
+    criterion, ids = stprune.PrunedLoss(sampler), torch.tensor([3, 49, 0])
+    expected, index = sampler.nodes(ids), ids.to(CUDA)
+    before = sampler.nodes(index)
+    begun, *_ = criterion.begin(index, 3, CUDA)
+    assert (sampler.table.device, begun.device) == (CUDA, CUDA)
+    for node in (before, sampler.nodes(index)):
+        assert isinstance(node, OnCuda)
+        assert torch.equal(node.inner, expected)
+
+
+def observed(index):
+    """Of 60 windows which of 40 nodes were observed: every third not, other ones in each window."""
+    return (torch.arange(40) + index.unsqueeze(1)) % 3 > 0
+
+
+NODES = {
+    "uniform": ("uniform", 0, 1),
+    "priority": ("priority", 0, 1),
+    "stratified": (stprune.Stratified(torch.arange(40) % 3), 5, 3),
+    "cluster": (stprune.Cluster(torch.diag(torch.ones(39), 1)), 4, 1),
+    "observed everywhere": (stprune.Observed(torch.arange(40) % 3 > 0), 1, 1),
+    "observed": (stprune.Observed(observed(torch.arange(60))), 19, 1),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("ratio", [0.2, "auto"])
+def test_a_draw_of_nodes_neither_waits_nor_fetches_from_the_host(gpu, name, ratio, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    node_sampler, torchs, ours = NODES[name]
+    sampler = stprune.PruningSampler(60, num_epochs=2, num_nodes=40, node_ratio=ratio, node_sampler=node_sampler)
+    expected = stprune.PruningSampler(60, num_epochs=2, num_nodes=40, node_ratio=0.2, node_sampler=node_sampler)
+    sampler.to(CUDA)
+    if ratio == "auto":
+        sampler.draw_next(8)
+    sampler.set_epoch(1)
+    expected.set_epoch(1)
+    host = torch.tensor([3, 59, 0])
+    index = host.to(CUDA)
+    sampler.nodes(index)
+    gpu.forget()
+    node = sampler.nodes(index)
+    weight = sampler.node_weights(index, node)
+    assert (gpu.waits, len(gpu.ops)) == ([], ours)
+    assert len(gpu.launches) == torchs
+    assert torch.equal(node.inner, expected.nodes(host))
+    wanted = expected.node_weights(host, expected.nodes(host))
+    assert (weight is None) == (wanted is None)
+    assert weight is None or torch.equal(weight.inner, wanted)
+    # From the host nothing comes along: that would wait for it, and no graph could be captured.
+    assert gpu.fetched == 0

@@ -358,7 +358,11 @@ def wrong(name):
         "index": ((prediction, target, index.int()), TypeError, "index must be int64"),
         "matrix": ((prediction, target, index[:, None]), ValueError, "index must have one dimension"),
         "number": ((prediction, target, index[:4]), ValueError, "index must hold one id for each of 5 samples, got 4"),
-        "pruned": ((prediction, target, index), ValueError, "index must hold ids of the plan of epoch 1, got 0"),
+        "pruned": (
+            (prediction, target, index),
+            ValueError,
+            "index must hold .* of epoch 1, got 0; .* loader with this sampler",
+        ),
         "beyond": ((prediction, target, index + 40), ValueError, "index must hold ids of the plan of epoch 1, got 40"),
         "negative": ((prediction, target, -index - 1), ValueError, "index must hold ids of the plan of epoch 1, got -1"),
         "mask": ((prediction, target, index, mask.float()), ValueError, "mask must be bool"),

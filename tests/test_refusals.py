@@ -123,7 +123,11 @@ REFUSED = {
         ({"dim": 4}, ValueError, r"dim must lie in \[-4, 3\], got 4"),
         ({"x": X[:, 0, :, 0]}, ValueError, r"dim must lie in \[-2, 1\], got 2"),
         ({"dim": 2.0}, TypeError, "dim must be an integer, got 2.0"),
-        ({"node": NODE + 1}, ValueError, r"node must lie in \[0, 4\], got 5"),
+        (
+            {"node": NODE + 1},
+            ValueError,
+            r"node must lie in \[0, 4\], got 5; x of shape \(2, 3, 5, 1\) has .* dim=2",
+        ),
         ({"node": NODE - 1}, ValueError, r"node must lie in \[0, 4\], got -1"),
         ({"x": X[:, :, :0]}, ValueError, r"node must be empty where x has no nodes, got shape \(2, 2\)"),
         ({"node": NODE.to("meta")}, RuntimeError, "node must be on the device of x, cpu, got meta"),

@@ -8,6 +8,7 @@ objects of a build, which .ci/cuda.sh names in STPRUNE_CUDA_OBJECTS; it takes th
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -16,6 +17,7 @@ from engine_cases import REFERENCES, assert_all_same, inputs, outcome
 from stand_in import COSTS
 from test_cuda_host import FEW_SIZES, INPUTS, Kernels, taken, with_types
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 OBJECTS = os.environ.get("STPRUNE_CUDA_OBJECTS")
 pytestmark = pytest.mark.skipif(OBJECTS is None, reason="no objects of nvcc: .ci/cuda.sh makes them")
 
@@ -26,7 +28,8 @@ def gpu(tmp_path_factory):
     from triton_kernels import CUOBJDUMP
 
     objects = sorted(pathlib.Path(OBJECTS).glob("*.cu.o"))
-    gpu = device.Gpu(device.build(tmp_path_factory.mktemp("gpu"), objects))
+    names = sorted(set(re.findall(r"\b(stprune_cuda_\w+)\(", (ROOT / "csrc" / "cuda" / "launchers.h").read_text())))
+    gpu = device.Gpu(device.build(tmp_path_factory.mktemp("gpu"), objects, names), names)
     with_types(gpu.library)
     for one in objects:
         listing = subprocess.run([CUOBJDUMP, "-ptx", one], capture_output=True, text=True, check=True).stdout
@@ -63,7 +66,7 @@ class OnGpu(Kernels):
 
 
 # Slow inputs, by op: every so many of them are run.
-STEPS = {"topk": 30, "inclusion_budget": 30, "select": 12, "draw_weighted": 12, "draw_threshold": 12, "plan_budget": 21}
+STEPS = {"topk": 60, "inclusion_budget": 60, "select": 20, "draw_weighted": 20, "draw_threshold": 20, "plan_budget": 21}
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -107,7 +110,7 @@ def test_views_that_begin_at_any_element(gpu):
 def test_bytes_moved_are_those_of_the_readme(gpu):
     n = 300_000
     scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    readme = (pathlib.Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "README.md").read_text()
+    readme = (ROOT / "csrc" / "cuda" / "README.md").read_text()
     for name, op, arguments in (
         ("`select`, half of them", "select", (scores, n // 2)),
         ("`select`, a tenth", "select", (scores, n // 10)),

@@ -36,7 +36,7 @@ def series(values, day=DAY, edges=None):
     step = np.arange(len(values))
     names = tuple(map(str, range(values.shape[1])))
     tod = (step % day / day).astype(np.float32)
-    return Series("tiny", values.astype(np.float32), tod, step // day % 7, day, None, "", "", names, edges)
+    return Series("tiny", values.astype(np.float32), tod, step // day % 7, day, "", names, edges)
 
 
 def problem_of(values, **options):

@@ -46,19 +46,21 @@ METHODS: dict[str, type[Method]] = {
 """Methods by name."""
 
 
-def resolve(method: str | Method | object) -> Method:
+def resolve(op: str, method: str | Method | object) -> Method:
     """The method object for a name, an instance, or any object with `inclusion` and `weights`.
 
     Raises:
         ValueError: an unknown name.
-        TypeError: an object without the two functions.
+        TypeError: an object without the two functions, or a class.
     """
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(sorted(METHODS))} or an object, got {method!r}")
+            raise ValueError(f"{op}: method must be one of {', '.join(sorted(METHODS))} or an object, got {method!r}")
         return METHODS[method]()
     if isinstance(method, Method):
         return method
+    if isinstance(method, type):
+        raise TypeError(f"{op}: method must be an object, got the class {method.__name__}")
     if callable(getattr(method, "inclusion", None)) and callable(getattr(method, "weights", None)):
         return UserMethod(method)
-    raise TypeError(f"method must have the functions inclusion and weights, got {type(method).__name__}")
+    raise TypeError(f"{op}: method must have the functions inclusion and weights, got {type(method).__name__}")

@@ -27,7 +27,7 @@ NODE_SAMPLERS: dict[str, type[NodeSampler]] = {"uniform": Uniform, "priority": P
 and are given as objects."""
 
 
-def resolve(sampler: str | NodeSampler) -> NodeSampler:
+def resolve(op: str, sampler: str | NodeSampler) -> NodeSampler:
     """The node sampler for a name or an instance.
 
     Raises:
@@ -37,9 +37,10 @@ def resolve(sampler: str | NodeSampler) -> NodeSampler:
     if isinstance(sampler, str):
         if sampler not in NODE_SAMPLERS:
             names = ", ".join(sorted(NODE_SAMPLERS))
-            objects = "Stratified(groups), Cluster(adjacency) or Observed(mask)"
-            raise ValueError(f"node_sampler must be one of {names}, or {objects}, got {sampler!r}")
+            objects = "Priority(), Stratified(groups), Cluster(adjacency) or Observed(mask)"
+            raise ValueError(f"{op}: node_sampler must be one of {names}, or {objects}, got {sampler!r}")
         return NODE_SAMPLERS[sampler]()
     if not isinstance(sampler, NodeSampler):
-        raise TypeError(f"node_sampler must be a name or a NodeSampler, got {type(sampler).__name__}")
+        got = f"the class {sampler.__name__}" if isinstance(sampler, type) else type(sampler).__name__
+        raise TypeError(f"{op}: node_sampler must be a name or a NodeSampler, got {got}")
     return sampler

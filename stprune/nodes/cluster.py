@@ -63,12 +63,15 @@ class Cluster(NodeSampler):
         at = torch.arange(self.count)
         stretch = ((at + 1) * clusters - 1) // self.count
         gaps = (self.num_nodes - self.count) * stretch // clusters
-        self._offsets = at + gaps
+        self._offsets, self._ring = at + gaps, self.ring
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         start = draw_nodes(index, num_nodes=self.num_nodes, count=1, seed=self.seed, epoch=epoch)
         place = (start + self._offsets.to(index.device)) % self.num_nodes
-        return self.ring.to(index.device)[place].sort(dim=1).values, None
+        return self._ring.to(index.device)[place].sort(dim=1).values, None
+
+    def to(self, device: torch.device) -> None:
+        self._ring, self._offsets = self._ring.to(device), self._offsets.to(device)
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "ring": self.ring.tolist(), "cluster_size": self.cluster_size}

@@ -56,26 +56,29 @@ class Stratified(NodeSampler):
             )
         self.fewest = len(labels)
         counts = _shares(sizes.tolist(), self.count)
-        self._strata = [((label_of == label).nonzero().squeeze(1), count) for label, count in enumerate(counts)]
+        # The nodes group by group; a group's draw counts from the place of its first one.
+        self._groups = list(zip(sizes.tolist(), counts, strict=True))
+        self._members = label_of.sort(stable=True).indices
+        self._first = (sizes.cumsum(0) - sizes).repeat_interleave(torch.tensor(counts))
         share = torch.tensor(counts, dtype=torch.float64) / sizes
         self._weight = (self.count / self.num_nodes / share[label_of]).float()
         self.weighted = not bool((self._weight == 1.0).all())
 
     def draw(self, index: torch.Tensor, epoch: int) -> Draw:
         parts = []
-        for number, (members, count) in enumerate(self._strata):
+        for number, (size, count) in enumerate(self._groups):
             # A key of its own for each group: the draws of two groups are independent.
             seed = (self.seed + (number + 1) * 0x9E3779B97F4A7C15) % 2**63
-            drawn = draw_nodes(index, num_nodes=len(members), count=count, seed=seed, epoch=epoch)
-            parts.append(members.to(index.device)[drawn])
-        node = torch.cat(parts, 1).sort(dim=1).values
+            parts.append(draw_nodes(index, num_nodes=size, count=count, seed=seed, epoch=epoch))
+        place = torch.cat(parts, 1) + self._first.to(index.device)
+        node = self._members.to(index.device)[place].sort(dim=1).values
         return node, self.weights(index, node, epoch)
 
     def weights(self, index: torch.Tensor, node: torch.Tensor, epoch: int) -> torch.Tensor | None:
         return self._weight.to(node.device)[node] if self.weighted else None
 
     def to(self, device: torch.device) -> None:
-        self._weight = self._weight.to(device)
+        self._weight, self._members, self._first = (x.to(device) for x in (self._weight, self._members, self._first))
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name, "groups": self.groups.tolist()}

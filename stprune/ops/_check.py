@@ -50,10 +50,10 @@ def ids(op: str, name: str, value: torch.Tensor, high: int) -> None:
         raise ValueError(f"{op}: {name} must lie in [0, {high}], got {low if low < 0 else top}")
 
 
-def members(op: str, name: str, value: torch.Tensor, known: torch.Tensor, of: str) -> None:
-    """All ids are known, [B] bool each."""
+def members(op: str, name: str, value: torch.Tensor, known: torch.Tensor, of: str, *, hint: str = "") -> None:
+    """All ids are known, [B] bool each; else the message ends with the hint."""
     if not bool(known.all()):
-        raise ValueError(f"{op}: {name} must hold ids of {of}, got {int(value[~known][0])}")
+        raise ValueError(f"{op}: {name} must hold ids of {of}, got {int(value[~known][0])}{hint}")
 
 
 def ids_on_device(op: str, name: str, value: torch.Tensor, high: int) -> None:
@@ -92,10 +92,10 @@ def real(op: str, name: str, value: Any, low: float, high: float, *, low_open: b
     return value
 
 
-def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """`value` is one of the allowed words."""
+def choice(op: str, name: str, value: Any, allowed: tuple[str, ...], *, hint: str = "") -> str:
+    """`value` is one of the allowed words; else the message ends with the hint."""
     if value not in allowed:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {', '.join(allowed)}, got {value!r}{hint}")
     return str(value)
 
 

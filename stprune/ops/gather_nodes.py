@@ -58,7 +58,8 @@ define(
 define_autograd("gather_nodes_backward", _double_backward, _backward_setup_context)
 
 
-def _check_range(node: torch.Tensor, num_nodes: int) -> None:
+def _check_range(node: torch.Tensor, shape: tuple[int, ...], axis: int) -> None:
+    num_nodes = shape[axis]
     if node.numel() == 0:
         return
     if num_nodes == 0:
@@ -69,7 +70,9 @@ def _check_range(node: torch.Tensor, num_nodes: int) -> None:
         return
     low, high = (int(bound) for bound in torch.aminmax(node))
     if low < 0 or high >= num_nodes:
-        raise ValueError(f"gather_nodes: node must lie in [0, {num_nodes - 1}], got {low if low < 0 else high}")
+        got = low if low < 0 else high
+        hint = f"; x of shape {shape} has its nodes in dimension dim={axis}"
+        raise ValueError(f"gather_nodes: node must lie in [0, {num_nodes - 1}], got {got}{hint}")
 
 
 def gather_nodes(x: torch.Tensor, node: torch.Tensor, *, dim: int = 2) -> torch.Tensor:
@@ -116,7 +119,7 @@ def gather_nodes(x: torch.Tensor, node: torch.Tensor, *, dim: int = 2) -> torch.
     if node.device != x.device:
         raise RuntimeError(f"gather_nodes: node must be on the device of x, {x.device}, got {node.device}")
     shape = tuple(x.shape)
-    _check_range(node, shape[axis])
+    _check_range(node, shape, axis)
     inner = math.prod(shape[axis + 1 :])
     grid = x.reshape(shape[0], math.prod(shape[1:axis]), shape[axis], inner)
     # Windows of one series overlap in memory; only nodes and channels have to lie side by side, so they need no copy.

@@ -186,14 +186,14 @@ def parameter_of(loss: str, *, huber_delta: float, mape_floor: float, quantile: 
     return {"huber": huber_delta, "mape": mape_floor, "quantile": quantile}.get(loss, 1.0)
 
 
-def checked_loss(op: str, loss: Any, huber_delta: Any, mape_floor: Any, quantile: Any) -> tuple[int, float]:
-    """The loss's place in `LOSSES` and its parameter.
+def checked_loss(op: str, loss: Any, huber_delta: Any, mape_floor: Any, quantile: Any, *, hint: str = "") -> tuple[int, float]:
+    """The loss's place in `LOSSES` and its parameter; `hint` ends the message about an unknown loss.
 
     Raises:
         TypeError: a parameter is no number.
         ValueError: the loss is unknown or a parameter lies outside its range.
     """
-    loss = _check.choice(op, "loss", loss, LOSSES)
+    loss = _check.choice(op, "loss", loss, LOSSES, hint=hint)
     huber_delta = _check.real(op, "huber_delta", huber_delta, 0.0, math.inf, low_open=True)
     mape_floor = _check.real(op, "mape_floor", mape_floor, 0.0, math.inf, low_open=True)
     quantile = _check.real(op, "quantile", quantile, 0.0, 1.0, low_open=True)

@@ -22,10 +22,14 @@ FLAGS = "-std=c++20 -O2 -march=native -fno-strict-aliasing -ffp-contract=off -Wa
 Long = ctypes.c_int64
 
 
-def build(folder: pathlib.Path, objects: Sequence[pathlib.Path] = ()) -> pathlib.Path:
-    """The simulator as a library; with objects that nvcc made for the host also the CUDA runtime that they call."""
-    library = folder / "libgpu.so"
-    sources = [HERE / "simulator.cpp", *([HERE / "cuda_runtime.cpp"] if objects else [])]
+def build(folder: pathlib.Path, objects: Sequence[pathlib.Path] = (), launchers: Sequence[str] = ()) -> pathlib.Path:
+    """The simulator as a library; with objects that nvcc made for the host also the CUDA runtime that they call.
+
+    The names of functions in the objects, which are hidden there, can be called on `Gpu.library`.
+    """
+    library, found = folder / "libgpu.so", folder / "launchers.cpp"
+    found.write_text("".join(f'extern "C" {{ int {x}(); void* address_of_{x} = (void*)&{x}; }}\n' for x in launchers))
+    sources = [HERE / "simulator.cpp", *([HERE / "cuda_runtime.cpp", found] if objects else [])]
     command = [str(COMPILER), *FLAGS.split(), *map(str, [*sources, *objects]), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -35,8 +39,11 @@ def build(folder: pathlib.Path, objects: Sequence[pathlib.Path] = ()) -> pathlib
 class Gpu:
     """The simulated device: kernels by name, memory that they may use, and the order in which threads run."""
 
-    def __init__(self, library: pathlib.Path) -> None:
+    def __init__(self, library: pathlib.Path, launchers: Sequence[str] = ()) -> None:
         self.library = ctypes.CDLL(str(library))
+        for name in launchers:
+            address = ctypes.c_void_p.in_dll(self.library, f"address_of_{name}").value
+            setattr(self.library, name, self.library._FuncPtr(address))
         self.library.gpu_error.restype = ctypes.c_char_p
         for name in ("launches", "waits", "instructions", "bytes_read", "bytes_written"):
             getattr(self.library, f"gpu_{name}").restype = Long

@@ -30,7 +30,7 @@ _INSTRUCTION_BYTES = 40
 
 @dataclasses.dataclass
 class Kernel:
-    """A kernel as simulator.cpp takes it. Parameters: (offset, bytes, alignment) of each."""
+    """A kernel as simulator.cpp takes it. Parameters: (offset, bytes) of each."""
 
     name: str
     code: bytes
