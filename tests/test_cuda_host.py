@@ -258,7 +258,7 @@ class Kernels:
         return self.library.emulation_error().decode()
 
 
-@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "mixed_order"])
+@pytest.fixture(params=[0, 1, 2], ids=["in_ascending_order", "in_descending_order", "in_mixed_order"])
 def kernels(request, library):
     """The kernels with threads and blocks run in one of three orders, on a device of 1, 2 or 5 processors."""
     library.emulation_set(request.param, ctypes.c_int64((1, 2, 5)[request.param]))
