@@ -54,21 +54,15 @@ uint32_t kth_smallest(const Scratch& scratch, int64_t n, int64_t rank) {
 
 void draw_row(int64_t window, int64_t num_nodes, int64_t count, PhiloxKey key, uint32_t epoch, const Scratch& scratch,
               int64_t* out /* [count] */) {
-  const int64_t num_words = (num_nodes + 63) / 64;
   node_words(key, epoch, window, num_nodes, scratch.words);
   const uint32_t threshold = kth_smallest(scratch, num_nodes, count);
   int64_t ties;
   const int64_t num_less = kernels().below(scratch.words, num_nodes, threshold, scratch.less, scratch.equal, &ties);
-  keep_first(scratch.equal, num_words, count - num_less);
-  for (int64_t word = 0; word < num_words; ++word) scratch.less[word] |= scratch.equal[word];
-  kernels().emit(scratch.less, num_words, 0, out, count);
+  emit_drawn(scratch, num_nodes, count - num_less, count, out);
 }
 
 Tensor draw_nodes(const Tensor& index, int64_t num_nodes, int64_t count, int64_t seed, int64_t epoch) {
-  check_vector(index, "draw_nodes", "index");
-  check_dtype(index, ScalarType::Long, "draw_nodes", "index");
-  STD_TORCH_CHECK(count >= 1 && count <= num_nodes && num_nodes <= int64_t{1} << 31,
-                  "draw_nodes: count must lie in [1, num_nodes]");
+  check_draw("draw_nodes", index, num_nodes, count);
   const int64_t rows = index.numel();
   Tensor out = torch::stable::new_empty(index, {rows, count}, ScalarType::Long);
   const int64_t* windows = index.const_data_ptr<int64_t>();

@@ -60,15 +60,12 @@ struct Draw {
   // The nodes with the `count` smallest keys u / w, ties to the smaller node, and max(1, 1 / (threshold w)) of each,
   // where the threshold is the smallest key of the others.
   void row(int64_t window, const float* weights, const Scratch& scratch, int64_t* nodes, float* out) const {
-    const int64_t num_words = (num_nodes + 63) / 64;
     node_words(key, epoch, window, num_nodes, scratch.words);
     kernels().priority(weights, scratch.words, num_nodes, scratch.keys);
     const float threshold = key_at(scratch, num_nodes, count);
     int64_t ties;
     const int64_t less = kernels().compare_f32(scratch.keys, num_nodes, threshold, scratch.less, scratch.equal, &ties);
-    keep_first(scratch.equal, num_words, count - less);
-    for (int64_t word = 0; word < num_words; ++word) scratch.less[word] |= scratch.equal[word];
-    kernels().emit(scratch.less, num_words, 0, nodes, count);
+    emit_drawn(scratch, num_nodes, count - less, count, nodes);
     // A threshold that underflowed to zero would make the weights infinite.
     const double tau = 1.0 / std::max(-static_cast<double>(threshold), 0x1p-149);
     kernels().marked_weights(scratch.less, weights, num_nodes, tau, out);
@@ -97,13 +94,6 @@ std::tuple<Tensor, Tensor> drawn(const char* op, const Tensor& index, int64_t nu
   return {nodes, out};
 }
 
-void check(const char* op, const Tensor& index, int64_t num_nodes, int64_t count) {
-  check_vector(index, op, "index");
-  check_dtype(index, ScalarType::Long, op, "index");
-  STD_TORCH_CHECK(count >= 1 && count <= num_nodes && num_nodes <= int64_t{1} << 31, op,
-                  ": count must lie in [1, num_nodes]");
-}
-
 std::tuple<Tensor, Tensor> draw_nodes_weighted(const Tensor& weights, const Tensor& index, int64_t count, int64_t seed,
                                                int64_t epoch) {
   const char* op = "draw_nodes_weighted";
@@ -111,7 +101,7 @@ std::tuple<Tensor, Tensor> draw_nodes_weighted(const Tensor& weights, const Tens
   STD_TORCH_CHECK(weights.dim() == 2 && weights.size(0) == index.numel() && weights.is_contiguous(), op,
                   ": weights must be contiguous [batch, nodes]");
   const int64_t num_nodes = weights.size(1);
-  check(op, index, num_nodes, count);
+  check_draw(op, index, num_nodes, count);
   const int64_t* windows = index.const_data_ptr<int64_t>();
   const float* w = weights.const_data_ptr<float>();
   const Draw draw{num_nodes, count, philox_key(seed), static_cast<uint32_t>(epoch)};
@@ -150,7 +140,7 @@ std::tuple<Tensor, Tensor> draw_nodes_by_score(const Tensor& values, const Tenso
   check_dtype(scale, ScalarType::Float, op, "scale");
   STD_TORCH_CHECK(!levels || (scale.is_contiguous() && scale.numel() == values.size(0) * (padded / 64)), op,
                   ": scale must have one element for 64 nodes");
-  check(op, index, num_nodes, count);
+  check_draw(op, index, num_nodes, count);
   const int64_t* windows = index.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < index.numel(); ++row) {
     STD_TORCH_CHECK(windows[row] >= 0 && windows[row] < values.size(0), "Priority.draw: index must lie in [0, ",

@@ -16,6 +16,24 @@ inline void node_words(PhiloxKey key, uint32_t epoch, int64_t window, int64_t nu
                   STREAM_NODES | static_cast<uint32_t>(window >> 32) << 8, (num_nodes + 63) / 64, out);
 }
 
+// What every draw of nodes asks of its batch.
+inline void check_draw(const char* op, const Tensor& index, int64_t num_nodes, int64_t count) {
+  check_vector(index, op, "index");
+  check_dtype(index, ScalarType::Long, op, "index");
+  STD_TORCH_CHECK(count >= 1 && count <= num_nodes && num_nodes <= int64_t{1} << 31, op,
+                  ": count must lie in [1, num_nodes]");
+}
+
+// The nodes below a threshold, which are marked in scratch.less, and the first `ties` of those at it, marked in
+// scratch.equal: `count` in all. They stay marked in scratch.less.
+template <typename Scratch>
+void emit_drawn(const Scratch& scratch, int64_t num_nodes, int64_t ties, int64_t count, int64_t* out) {
+  const int64_t num_words = (num_nodes + 63) / 64;
+  keep_first(scratch.equal, num_words, ties);
+  for (int64_t word = 0; word < num_words; ++word) scratch.less[word] |= scratch.equal[word];
+  kernels().emit(scratch.less, num_words, 0, out, count);
+}
+
 // Calls body(first, last, scratch) for stretches of [0, rows) of at least `task_words` words of `padded` a row;
 // `Scratch` takes memory of Scratch::bytes(padded) bytes.
 template <typename Scratch, typename Body>

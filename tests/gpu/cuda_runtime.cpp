@@ -30,12 +30,9 @@ void** __cudaRegisterFatBinary(void*) {
 }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-char __cudaInitModule(void**) { return 1; }
 void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*, void*, void*, int*) {
   names()[host] = name;
 }
-void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
-unsigned __cudaPushCallConfiguration(Dim3, Dim3, size_t, void*) { return INVALID_VALUE; }
 int __cudaPopCallConfiguration(Dim3*, Dim3*, size_t*, void*) { return INVALID_VALUE; }
 int __cudaGetKernel(const void** kernel, const void* host) {
   *kernel = host;
@@ -57,11 +54,6 @@ int __cudaLaunchKernel(const void* host, Dim3 grid, Dim3 shape, void** arguments
 int cudaLaunchCooperativeKernel(const void* host, Dim3 grid, Dim3 shape, void** arguments, size_t dynamic, void*) {
   return launch(host, grid, shape, arguments, dynamic, 1);
 }
-int cudaMemsetAsync(void* to, int value, size_t size, void*) {
-  std::memset(to, value, size);
-  gpu_written(to, static_cast<int64_t>(size));
-  return 0;
-}
 int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) {
   std::memcpy(to, from, size);
   gpu_written(to, static_cast<int64_t>(size));
@@ -75,7 +67,6 @@ int cudaGetDevice(int* device) {
   *device = 0;
   return 0;
 }
-int cudaGetLastError() { return 0; }
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
   if (attribute != MULTIPROCESSORS) return INVALID_VALUE;
   *value = static_cast<int>(gpu_processors());

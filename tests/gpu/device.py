@@ -45,7 +45,7 @@ class Gpu:
             address = ctypes.c_void_p.in_dll(self.library, f"address_of_{name}").value
             setattr(self.library, name, self.library._FuncPtr(address))
         self.library.gpu_error.restype = ctypes.c_char_p
-        for name in ("launches", "waits", "instructions", "bytes_read", "bytes_written"):
+        for name in ("launches", "waits", "bytes_read", "bytes_written"):
             getattr(self.library, f"gpu_{name}").restype = Long
         self.constants: list[bytearray] = []
         self.kernels: dict[str, program.Kernel] = {}
@@ -59,8 +59,8 @@ class Gpu:
             flat = [x for one in k.parameters for x in one]
             numbers = (ctypes.c_int32 * len(flat))(*flat)
             self.library.gpu_define(
-                k.name.encode(), k.code, Long(len(k.code) // 40), k.slots, Long(len(k.slots) // 8), k.lists,
-                Long(len(k.lists) // 4), numbers, Long(len(k.parameters)), Long(k.shared), Long(k.local), Long(k.threads),
+                k.name.encode(), k.code, Long(len(k.code) // program.INSTRUCTION.size), k.slots, Long(len(k.slots) // 8),
+                k.lists, Long(len(k.lists) // 4), numbers, Long(len(k.parameters)), Long(k.shared), Long(k.local), Long(k.threads),
             )  # fmt: skip
         return kernels
 

@@ -29,7 +29,7 @@ struct Gpu {
   uint64_t seed = 0;
   int64_t processors = 3;
   uint32_t launch = 0;
-  int64_t launches = 0, waits = 0, instructions = 0;
+  int64_t launches = 0, waits = 0;
   // Bytes of memory that launches read and write, each byte once a launch: what a GPU with large caches moves at least.
   int64_t bytes_read = 0, bytes_written = 0;
   std::string error;

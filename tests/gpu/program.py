@@ -24,8 +24,8 @@ _FLAGS = re.search(r"enum Flag : uint8_t \{([^}]*)\}", _SOURCE)
 assert _FLAGS is not None
 FLAGS = {name: int(value) for name, value in re.findall(r"(\w+) = (\d+)", _FLAGS[1])}
 _SIZES = {name: int(re.sub(r"\D", "", name) or 8) // 8 for name in TYPES}
-_INSTRUCTION = struct.Struct("<8B6iq")
-_INSTRUCTION_BYTES = 40
+INSTRUCTION = struct.Struct("<8B6iq")
+"""The struct of the same name in instruction.h."""
 
 
 @dataclasses.dataclass
@@ -191,8 +191,7 @@ class _Entry:
         self.shared_size += size
 
     def kernel(self) -> Kernel:
-        code = b"".join(_INSTRUCTION.pack(*one) for one in self.code)
-        assert len(code) == _INSTRUCTION_BYTES * len(self.code)
+        code = b"".join(INSTRUCTION.pack(*one) for one in self.code)
         slots = b"".join((x & 2**64 - 1).to_bytes(8, "little") for x in self.slots)
         lists = struct.pack(f"<{len(self.lists)}i", *self.lists)
         return Kernel(

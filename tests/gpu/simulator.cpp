@@ -6,7 +6,7 @@
 // was allowed, or not aligned to its type; shared memory read before it is written; two threads that touch a byte, one
 // of them writing another value, with neither a barrier nor a release and acquire between them; threads that wait for
 // each other for ever; a failed assertion. Not simulated: time, caches, weak ordering, tensor cores, asynchronous
-// copies; approximate instructions are exact.
+// copies. Approximate instructions are off by the last bit (compute.h).
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -345,8 +345,10 @@ class Launch {
       }
       if (!shared) {
         const bool here = shadow.write.launch == gpu.launch;
-        if (writes) gpu.bytes_written += !here;
-        else gpu.bytes_read += !here && shadow.read.launch != gpu.launch;
+        if (writes)
+          gpu.bytes_written += !here;
+        else
+          gpu.bytes_read += !here && shadow.read.launch != gpu.launch;
       }
       if (writes) {
         shadow.known = true;
@@ -480,7 +482,6 @@ class Launch {
     auto& s = t.slots;
     for (; quantum > 0; --quantum) {
       const Instruction& i = at(t);
-      ++gpu.instructions;
       const bool skipped = i.guard >= 0 && (s[static_cast<size_t>(i.guard)] != 0) == (i.guard_negated != 0);
       if (skipped || compute(i, s.data(), program.lists.data())) {
         ++t.pc;
@@ -519,7 +520,6 @@ int64_t gpu_launches() { return gpu.launches; }
 int64_t gpu_waits() { return gpu.waits; }
 int64_t gpu_bytes_read() { return gpu.bytes_read; }
 int64_t gpu_bytes_written() { return gpu.bytes_written; }
-int64_t gpu_instructions() { return gpu.instructions; }
 void gpu_count_wait() { ++gpu.waits; }
 int64_t gpu_processors() { return gpu.processors; }
 // seed: of the threads' order, 0 for one after the other. processors: of the device.
@@ -533,7 +533,7 @@ void gpu_set(uint64_t seed, int64_t processors) {
 // Memory that kernels may use; known: all of it may be read, not only what a kernel has written.
 void gpu_allow(const void* begin, int64_t size, int known) { allow(begin, size, known != 0); }
 void gpu_allow_nothing() { gpu.memories.clear(); }
-// The host (or a memset) has written these bytes.
+// The host has written these bytes.
 void gpu_written(const void* begin, int64_t size) {
   const auto first = reinterpret_cast<uint64_t>(begin);
   const auto found = gpu.memories.upper_bound(first);
