@@ -60,7 +60,8 @@ class Gpu:
             numbers = (ctypes.c_int32 * len(flat))(*flat)
             self.library.gpu_define(
                 k.name.encode(), k.code, Long(len(k.code) // program.INSTRUCTION.size), k.slots, Long(len(k.slots) // 8),
-                k.lists, Long(len(k.lists) // 4), numbers, Long(len(k.parameters)), Long(k.shared), Long(k.local), Long(k.threads),
+                k.lists, Long(len(k.lists) // 4), numbers, Long(len(k.parameters)), Long(k.shared), Long(k.local),
+                Long(k.threads),
             )  # fmt: skip
         return kernels
 
